@@ -1,0 +1,1 @@
+"""Which configuration: the clock, the measuring, the compilation and the search."""

@@ -1,0 +1,1 @@
+"""Preparation: mask, ternary quantization and packing of a weight; int8 quantization of activations."""

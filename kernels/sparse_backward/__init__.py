@@ -1,0 +1,1 @@
+"""The backward pass of a sparse ternary layer: input gradient, weight gradient, whole training step."""

@@ -1,0 +1,1 @@
+"""Telling people: tables, figures and one HTML page from records. Needs neither torch, Triton nor a GPU."""

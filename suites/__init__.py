@@ -1,0 +1,1 @@
+"""On what, and is it good enough: layer shapes, suites, records, the runner and the gate."""

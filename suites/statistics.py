@@ -1,0 +1,89 @@
+"""Statistics of samples, derived on reading: medians, paired ratios with their interval, geometric means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from suites.record import CaseRecord, Result
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A speed-up with its interval at `CONFIDENCE`, from n paired samples; above 1 the first is faster."""
+
+    value: float
+    low: float
+    high: float
+    pairs: int
+
+
+def time_us(result: Result) -> float | None:
+    """Microseconds per call: the median of the samples, or for sustained blocks all seconds over all calls; None where not measured."""
+    if result.blocks:
+        calls = sum(block["calls"] for block in result.blocks)
+        return sum(block["seconds"] for block in result.blocks) / calls * 1e6 if calls else None
+    return float(np.median(result.samples_us)) if result.samples_us else None
+
+
+def joules_per_call(result: Result) -> float | None:
+    """Joules per call over the settled part of the sustained blocks, or None."""
+    calls = sum(block["calls"] for block in result.blocks)
+    joules = sum(block.get("joules", math.nan) for block in result.blocks)
+    return joules / calls if calls and math.isfinite(joules) else None
+
+
+def speedup(ours: Result, theirs: Result) -> Ratio | None:
+    """How many times faster `ours` is than `theirs` in the same case: the median of the round-by-round ratios, bootstrapped.
+
+    Interleaved samples are paired by round, sustained blocks by their place in the round-robin. None without pairs.
+    """
+    first, second = _series(ours), _series(theirs)
+    pairs = min(len(first), len(second))
+    if pairs == 0:
+        return None
+    logs = np.log(np.asarray(second[:pairs]) / np.asarray(first[:pairs]))
+    low, high = bootstrap_interval(logs)
+    return Ratio(math.exp(float(np.median(logs))), math.exp(low), math.exp(high), pairs)
+
+
+def _series(result: Result) -> Sequence[float]:
+    if result.blocks:
+        return [block["seconds"] / block["calls"] for block in result.blocks if block["calls"]]
+    return result.samples_us
+
+
+def bootstrap_interval(values: np.ndarray, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Percentile bootstrap of the median, seeded: equal samples give equal intervals."""
+    if len(values) == 1:
+        return float(values[0]), float(values[0])
+    draws = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    medians = np.median(values[draws], axis=1)
+    tail = (1 - confidence) / 2 * 100
+    low, high = np.percentile(medians, [tail, 100 - tail])
+    return float(low), float(high)
+
+
+def geomean(values: Sequence[float]) -> float:
+    """The geometric mean of positive values; nan for none."""
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
+
+
+def strongest(case: CaseRecord, dense_only: bool = False) -> Result | None:
+    """The fastest measured baseline that computes exactly the case's function; among the dense ones if asked."""
+    measured = [r for r in case.results if r.kind == "baseline" and r.exact and r.status == "ok" and (r.dense or not dense_only)]
+    timed = [(time, r) for r in measured if (time := time_us(r)) is not None]
+    return min(timed, key=lambda pair: pair[0])[1] if timed else None
+
+
+def best_variant(case: CaseRecord, name: str | None = None) -> Result | None:
+    """The named variant, or the fastest measured exact one; variants that are not exact count only when named."""
+    ours = [r for r in case.results if r.kind == "variant" and r.status == "ok" and (r.kernel == name if name else r.exact)]
+    timed = [(time, r) for r in ours if (time := time_us(r)) is not None]
+    return min(timed, key=lambda pair: pair[0])[1] if timed else None
