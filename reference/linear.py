@@ -1,0 +1,81 @@
+"""The linear layer on quantized operands and its straight-through gradients, in int64 and float64.
+
+Sources: BitNet b1.58, arXiv 2402.17764; gradients of masked ternary weights that stay dense, Sparse-BitNet, arXiv 2603.05168.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from reference.quantize import split_slices
+from reference.sparsity import chunk_rows
+
+
+def row_scale(w_scale: torch.Tensor, splits: Sequence[int] | None, out_features: int) -> torch.Tensor:
+    """w_scale [number of splits] repeated over the rows of its splits: float64 [out_features]."""
+    slices = split_slices(splits, out_features)
+    if w_scale.shape != (len(slices),):
+        raise ValueError(f"w_scale has shape {tuple(w_scale.shape)}, the layer {len(slices)} split(s)")
+    counts = torch.tensor([rows.stop - rows.start for rows in slices], device=w_scale.device)
+    return w_scale.double().repeat_interleave(counts, output_size=out_features)
+
+
+def accumulate(x_q: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """The integer accumulators x_q · wᵀ.
+
+    x_q: int8 [tokens, in_features]. w: [out_features, in_features] of integers, int8 or already float64.
+    Returns int64 [tokens, out_features].
+    Computed as a float64 product (integer products have no GPU path in torch), which is exact: every partial sum is an integer
+    of at most 2^14 · in_features, far below 2^53. Raises ValueError where in_features differ.
+    """
+    if x_q.shape[1] != w.shape[1]:
+        raise ValueError(f"in_features differ: activations have {x_q.shape[1]}, weights {w.shape[1]}")
+    weight = w.double().t()
+    out = torch.empty((x_q.shape[0], w.shape[0]), dtype=torch.int64, device=x_q.device)
+    for chunk in chunk_rows(x_q.shape[0], max(x_q.shape[1], w.shape[0])):
+        out[chunk] = (x_q[chunk].double() @ weight).to(torch.int64)
+    return out
+
+
+def linear(
+    x_q: torch.Tensor,
+    x_scale: torch.Tensor,
+    w_ternary: torch.Tensor,
+    w_scale: torch.Tensor,
+    splits: Sequence[int] | None,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """y = (x_q · w_ternaryᵀ) · x_scale[token] · w_scale[split] + bias, not rounded to an output type.
+
+    x_q: int8 [tokens, in_features]; x_scale: [tokens]; w_ternary: [out_features, in_features] (masked where it is sparse);
+    w_scale: [number of splits]; bias: [out_features]. Returns float64 [tokens, out_features].
+    Raises ValueError where shapes do not fit.
+    """
+    y = accumulate(x_q, w_ternary).double()
+    y *= x_scale.double()[:, None]
+    y *= row_scale(w_scale, splits, w_ternary.shape[0])
+    return y if bias is None else y.add_(bias.double())
+
+
+def input_grad(dy: torch.Tensor, w_ternary: torch.Tensor, w_scale: torch.Tensor, splits: Sequence[int] | None) -> torch.Tensor:
+    """dx = dy · (w_ternary · w_scale): the rounding of the activation is passed straight through.
+
+    dy: [tokens, out_features]; w_ternary: [out_features, in_features], masked; w_scale: [number of splits].
+    Returns float64 [tokens, in_features].
+    """
+    return (dy.double() * row_scale(w_scale, splits, w_ternary.shape[0])) @ w_ternary.double()
+
+
+def weight_grad(dy: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor) -> torch.Tensor:
+    """dw = dyᵀ · (x_q · x_scale), dense: masked positions get their gradient too, so that they can come back.
+
+    dy: [tokens, out_features]; x_q: int8 [tokens, in_features]; x_scale: [tokens]. Returns float64 [out_features, in_features].
+    """
+    return (dy.double() * x_scale.double()[:, None]).t() @ x_q.double()
+
+
+def bias_grad(dy: torch.Tensor) -> torch.Tensor:
+    """The sum of dy [tokens, out_features] over the tokens: float64 [out_features]."""
+    return dy.double().sum(dim=0)
