@@ -1,0 +1,80 @@
+"""The table of contents of the suites, and the expansion of a user's selection into cases. Needs neither torch nor a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from kernels.errors import UsageError
+from kernels.problem import Sparsity
+from suites import decode, layer, models, prefill, prepare, square, train
+from suites.case import Case, Choice, State, Suite
+from suites.models import Layer
+
+SUITES: tuple[Suite, ...] = (prefill.SUITE, decode.SUITE, layer.SUITE, prepare.SUITE, train.SUITE, square.SUITE)
+
+SUSTAINED_SUITES = ("prefill", "square")
+SUSTAINED_TOKENS = 8192
+SUSTAINED_LAYERS = ("W13", "W2")
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What a user asked for; empty means the defaults. suites, models, shapes, sparsities as on the command line; tokens as integers."""
+
+    suites: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+    shapes: tuple[str, ...] = ()
+    tokens: tuple[int, ...] = ()
+    sparsities: tuple[str, ...] = ()
+    quick: bool = False
+    state: State = "interleaved"
+
+
+def find(name: str) -> Suite:
+    """The suite of that name; UsageError lists the names there are."""
+    for suite in SUITES:
+        if suite.name == name:
+            return suite
+    raise UsageError(f"unknown suite {name!r}; allowed: {', '.join(suite.name for suite in SUITES)}")
+
+
+def plan(selection: Selection) -> tuple[Case, ...]:
+    """The cases of a selection, each once, in the order in which they are measured; UsageError where a name is unknown or nothing is left."""
+    named = tuple(map(find, selection.suites))
+    layers = tuple(layer for name in selection.models for layer in models.find(name).layers)
+    layers += tuple(map(models.parse_shape, selection.shapes))
+    suites = named or tuple(suite for suite in SUITES if suite.shaped or not layers)
+    if layers and any(not suite.shaped for suite in suites):
+        raise UsageError("suite square has no layers: leave out --model and --shape, and give its sizes as --tokens")
+    expand = _sustained if selection.state == "sustained" else _interleaved
+    cases = tuple({case.key: case for suite in suites for case in expand(suite, selection, layers)}.values())
+    if not cases:
+        raise UsageError(f"nothing to measure with --state {selection.state}; sustained are {' and '.join(SUSTAINED_SUITES)}")
+    return cases
+
+
+def _interleaved(suite: Suite, selection: Selection, layers: Sequence[Layer]) -> Iterator[Case]:
+    quick = selection.quick
+    sparsities = tuple(map(Sparsity.parse, selection.sparsities or suite.sparsities))
+    tokens = selection.tokens or (suite.quick_tokens if quick else suite.tokens)
+    chosen = tuple(layers) or (suite.quick_choice() if quick else suite.layers())
+    return suite.cases(Choice(chosen, tokens, sparsities))
+
+
+def _sustained(suite: Suite, selection: Selection, layers: Sequence[Layer]) -> Iterator[Case]:
+    if suite.name not in SUSTAINED_SUITES:
+        return
+    chosen = tuple(entry for entry in layers or suite.layers() if entry.name in SUSTAINED_LAYERS or entry.model == "custom")
+    if selection.quick:
+        chosen = tuple(entry for entry in chosen if entry in suite.quick_choice()) or chosen[:1]
+    sparsities = tuple(map(Sparsity.parse, selection.sparsities or suite.sparsities))
+    for case in suite.cases(Choice(chosen, selection.tokens or (SUSTAINED_TOKENS,), sparsities)):
+        yield replace(case, state="sustained")
+
+
+def listing(cases: Sequence[Case]) -> list[str]:
+    """One line per case, then the counts by suite."""
+    lines = [case.key for case in cases]
+    counts = {suite.name: sum(case.suite == suite.name for case in cases) for suite in SUITES}
+    return [*lines, *(f"{name}: {count} cases" for name, count in counts.items() if count), f"in all: {len(cases)} cases"]

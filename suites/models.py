@@ -1,0 +1,106 @@
+"""The linear layers of the models that are measured: names, shapes, splits; and how a user adds their own."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from kernels.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear layer: the model it belongs to, its name there, out_features N, in_features K, and the output rows of each weight scale."""
+
+    model: str
+    name: str
+    out_features: int
+    in_features: int
+    splits: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A transformer block's linear layers. q, kv: rows of the query and of each of the key and value projections; hidden, intermediate: widths."""
+
+    name: str
+    hidden: int
+    intermediate: int
+    q: int
+    kv: int
+    alias: str = ""
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        """Wqkv (fused), Wo, W13 (gate and up, fused), W2."""
+        shapes = (
+            ("Wqkv", self.hidden, (self.q, self.kv, self.kv)),
+            ("Wo", self.q, (self.hidden,)),
+            ("W13", self.hidden, (self.intermediate, self.intermediate)),
+            ("W2", self.intermediate, (self.hidden,)),
+        )
+        return tuple(Layer(self.name, name, sum(splits), width, splits) for name, width, splits in shapes)
+
+
+# From each model's published config.json.
+MODELS: tuple[Model, ...] = (
+    Model("qwen2.5-0.5b", 896, 4864, 896, 128, "0.5b"),
+    Model("qwen2.5-1.5b", 1536, 8960, 1536, 256, "1.5b"),
+    Model("qwen2.5-3b", 2048, 11008, 2048, 256, "3b"),
+    Model("qwen2.5-7b", 3584, 18944, 3584, 512, "7b"),
+    Model("bitnet-2b", 2560, 6912, 2560, 640, "bitnet"),
+    Model("llama3.2-1b", 2048, 8192, 2048, 512, "1b"),
+    Model("llama3.2-3b", 3072, 8192, 3072, 1024),
+    Model("llama3-70b", 8192, 28672, 8192, 1024, "70b"),
+)
+
+
+def find(text: str) -> Model:
+    """The model of that name or short name, or of a Hugging Face config.json (or a folder that holds one); UsageError says what is allowed."""
+    for model in MODELS:
+        if text.lower() in (model.name, model.alias) and text:
+            return model
+    path = Path(text)
+    if path.is_dir():
+        path = path / "config.json"
+    if path.suffix == ".json" or path.is_file():
+        return from_config(path)
+    names = ", ".join(f"{model.name} ({model.alias})" if model.alias else model.name for model in MODELS)
+    raise UsageError(f"unknown model {text!r}; allowed: {names}, or the path of a Hugging Face config.json")
+
+
+def from_config(path: Path) -> Model:
+    """A model from a Hugging Face config.json; UsageError names what is missing."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: not a readable config.json: {getattr(error, 'strerror', None) or error}") from None
+    if isinstance(data, dict) and isinstance(data.get("text_config"), dict):
+        data = data["text_config"]
+    if not isinstance(data, dict):
+        raise UsageError(f"{path}: not a config.json: an object is expected")
+    hidden, intermediate, heads = (_size(path, data, name) for name in ("hidden_size", "intermediate_size", "num_attention_heads"))
+    kv_heads = _size(path, data, "num_key_value_heads", heads)
+    head = _size(path, data, "head_dim", hidden // heads)
+    return Model(path.resolve().parent.name or "config", hidden, intermediate, heads * head, kv_heads * head)
+
+
+def _size(path: Path, data: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    value = default if data.get(name) is None else data[name]
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        wanted = "hidden_size, intermediate_size, num_attention_heads; optional num_key_value_heads, head_dim"
+        raise UsageError(f"{path}: {name} is {value!r}, a positive integer is needed (read are {wanted})")
+    return value
+
+
+def parse_shape(text: str) -> Layer:
+    """A user's layer from `NxK`, such as 13824x2560; UsageError otherwise."""
+    found = re.fullmatch(r"([1-9]\d*)[xX×]([1-9]\d*)", text.strip())
+    if not found:
+        raise UsageError(f"unknown shape {text!r}; allowed: out_features x in_features, such as 13824x2560")
+    rows, width = int(found[1]), int(found[2])
+    return Layer("custom", f"{rows}x{width}", rows, width, (rows,))
