@@ -1,0 +1,132 @@
+"""Comparing kernels within a case, and summing up cases: the arithmetic behind the tables, the figures and the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from reports.load import Case, Results
+from suites.record import Result
+from suites.statistics import Ratio, best_variant, bootstrap_interval, geomean, speedup, strongest, time_us
+
+STRONGEST, STRONGEST_DENSE, ROOF = "strongest", "strongest-dense", "roof"
+CHOICES = (STRONGEST, STRONGEST_DENSE, ROOF)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Ours over theirs in one case.
+
+    ratio: how many times faster ours is (over the roof: the share of it that ours reaches), or None with the reason.
+    refused: the case has no answer at all, so that nothing is missing. theirs is None over the roof; roof_us is then its time.
+    """
+
+    case: Case
+    ours: Result | None = None
+    theirs: Result | None = None
+    ratio: Ratio | None = None
+    reason: str | None = None
+    refused: bool = False
+    roof_us: float | None = None
+
+    @property
+    def our_us(self) -> float | None:
+        """Our kernel time, µs."""
+        return time_us(self.ours) if self.ours else None
+
+    @property
+    def their_us(self) -> float | None:
+        """Their kernel time, µs; over the roof its time."""
+        return time_us(self.theirs) if self.theirs else self.roof_us
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Ratios summed up: geometric mean, least and greatest, how many, and how many cases should have one and do not."""
+
+    geomean: float
+    least: float
+    greatest: float
+    count: int
+    missing: int
+
+    @property
+    def line(self) -> str:
+        """The last line of `reports.speedups`."""
+        return f"geomean {self.geomean:.3f} min {self.least:.3f} max {self.greatest:.3f} n {self.count} missing {self.missing}"
+
+
+def compare(case: Case, over: str, results: Results, variant: str | None = None) -> Comparison:
+    """The fastest exact variant (or the named one) over a baseline by name, `strongest`, `strongest-dense`, or the case's `roof`."""
+    record = case.record
+    if record.refusal is not None:
+        return Comparison(case, reason=record.refusal, refused=True)
+    if not case.measured:
+        return Comparison(case, reason=f"{record.evidence}, not measured")
+    ours = best_variant(record, variant)
+    if ours is None:
+        return Comparison(case, reason=_why_not_ours(case, variant))
+    if over == ROOF:
+        return _over_roof(case, ours, results)
+    theirs = strongest(record, dense_only=over == STRONGEST_DENSE) if over in CHOICES else record.result(over)
+    if theirs is None or theirs.status != "ok" or time_us(theirs) is None:
+        return Comparison(case, ours, reason=_why_not_theirs(case, over, theirs))
+    ratio = speedup(ours, theirs)
+    return Comparison(case, ours, theirs, ratio, None if ratio else f"{ours.kernel} and {theirs.kernel} share no paired samples")
+
+
+def _over_roof(case: Case, ours: Result, results: Results) -> Comparison:
+    roof = results.roof_us(case)
+    if roof is None:
+        return Comparison(case, ours, reason="no roof was measured in this run")
+    series = [block["seconds"] / block["calls"] * 1e6 for block in ours.blocks] or list(ours.samples_us)
+    logs = np.log(roof / np.asarray(series))
+    low, high = bootstrap_interval(logs)
+    return Comparison(case, ours, ratio=Ratio(math.exp(float(np.median(logs))), math.exp(low), math.exp(high), len(series)), roof_us=roof)
+
+
+def why(result: Result) -> str:
+    """One line: why a result has no time."""
+    if result.status == "ok":
+        return f"{result.kernel}: no samples"
+    parts = dict.fromkeys(text for text in (result.status, result.stage, result.reason) if text)
+    return f"{result.kernel}: {', '.join(parts)}"
+
+
+def _why_not_ours(case: Case, variant: str | None) -> str:
+    ours = [r for r in case.record.results if r.kind == "variant" and (r.kernel == variant if variant else r.exact)]
+    if not ours:
+        return f"no result of {variant}" if variant else "none of our variants has a result"
+    return "; ".join(map(why, ours))
+
+
+def _why_not_theirs(case: Case, over: str, theirs: Result | None) -> str:
+    if theirs is not None:
+        return why(theirs)
+    if over not in CHOICES:
+        return f"no result of {over}"
+    tried = [r for r in case.record.results if r.kind == "baseline" and (r.dense if over == STRONGEST_DENSE else r.exact)]
+    return "; ".join(map(why, tried)) or ("no dense baseline" if over == STRONGEST_DENSE else "no baseline computes exactly this")
+
+
+def summarize(comparisons: Iterable[Comparison]) -> Summary:
+    """Geometric mean, least, greatest and counts; refused cases count nowhere."""
+    wanted = [item for item in comparisons if not item.refused]
+    values = [item.ratio.value for item in wanted if item.ratio]
+    edges = (min(values), max(values)) if values else (math.nan, math.nan)
+    return Summary(geomean(values), *edges, len(values), len(wanted) - len(values))
+
+
+def sparsities(cases: Iterable[Case]) -> list[str]:
+    """The sparsities that occur: dense first, then by group."""
+    found = {case.problem.sparsity for case in cases}
+    return [str(sparsity) for sparsity in sorted(found, key=lambda s: (s.m, s.n))]
+
+
+def in_order(names: Iterable[str], preferred: Sequence[str]) -> list[str]:
+    """The distinct names: the preferred first in their order, then the others sorted."""
+    found = set(names)
+    return [name for name in preferred if name in found] + sorted(found - set(preferred))

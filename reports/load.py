@@ -1,0 +1,199 @@
+"""Reading results: record files into one frozen value, and into a pandas frame with a row per kernel and case."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, get_args
+
+import pandas as pd
+
+import suites
+from kernels.errors import RecordError, TerSparseError, UsageError
+from kernels.gpu import GPUS, by_name
+from kernels.problem import Problem
+from suites.record import CaseRecord, Result, RoofRecord, RunRecord, Status, read
+from suites.statistics import joules_per_call, time_us
+
+TERA = 1e12
+EVIDENCE = ("measured", "compiled", "interpreted", "projected")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A case record with its problem parsed."""
+
+    record: CaseRecord
+    problem: Problem
+
+    @property
+    def shape(self) -> str:
+        """NxK: out_features by in_features (0xK where an op has no weight)."""
+        return f"{self.problem.out_features}x{self.problem.in_features}"
+
+    @property
+    def measured(self) -> bool:
+        """Whether its times were taken on a device."""
+        return self.record.evidence == "measured"
+
+    def tops(self, us: float) -> float | None:
+        """Tera operations per second, zeros included, when a call takes `us` microseconds; None where only bytes count."""
+        return self.record.operations / us * 1e6 / TERA if self.record.operations else None
+
+    def tbs(self, us: float) -> float:
+        """Compulsory terabytes per second when a call takes `us` microseconds."""
+        return self.record.compulsory_bytes / us * 1e6 / TERA
+
+    def joules_per_top(self, result: Result) -> float | None:
+        """Joules per 10^12 operations over the sustained blocks, or None."""
+        joules = joules_per_call(result)
+        return joules / self.record.operations * TERA if joules is not None and self.record.operations else None
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that was read, for one GPU.
+
+    gpu: profile name. source: where it was read from, for the reader. cases: one per key and kind of evidence, the last written wins.
+    """
+
+    gpu: str
+    source: str
+    runs: tuple[RunRecord, ...] = ()
+    roofs: tuple[RoofRecord, ...] = ()
+    cases: tuple[Case, ...] = ()
+
+    @property
+    def measured(self) -> tuple[Case, ...]:
+        """The cases that were measured on the device."""
+        return tuple(case for case in self.cases if case.measured)
+
+    @cached_property
+    def rates(self) -> dict[str, dict[str, float]]:
+        """Best measured roof by unit (B/s, op/s) and name, over all runs."""
+        best: dict[str, dict[str, float]] = {}
+        for roof in self.roofs:
+            names = best.setdefault(roof.unit, {})
+            names[roof.name] = max(roof.value, names.get(roof.name, 0.0))
+        return best
+
+    def roof_us(self, case: Case) -> float | None:
+        """The least time at the measured roofs, µs: the larger of the compulsory bytes at the best bandwidth and the operations at the
+        best rate of any type; None where no roof was measured."""
+        own = [roof for roof in self.roofs if roof.run == case.record.run] or self.roofs
+        bandwidth = max((roof.value for roof in own if roof.unit == "B/s"), default=0.0)
+        rate = max((roof.value for roof in own if roof.unit == "op/s"), default=0.0)
+        if not bandwidth or (case.record.operations and not rate):
+            return None
+        arithmetic = case.record.operations / rate if case.record.operations else 0.0
+        return max(case.record.compulsory_bytes / bandwidth, arithmetic) * 1e6
+
+
+def accepted_path(gpu: str) -> Path:
+    """Where the committed results of a GPU are; the file need not exist. UsageError for a name that is neither a profile nor there."""
+    folder = Path(suites.__file__).parent / "accepted"
+    known = {profile.name for profile in GPUS} | {file.stem for file in folder.glob("*.jsonl")}
+    return folder / f"{gpu if gpu in known else by_name(gpu).name}.jsonl"
+
+
+def load(gpu: str, runs: Sequence[str | Path] = ()) -> Results:
+    """The results of `gpu`: those in `runs` (folders or .jsonl files), or the committed ones where none is given.
+
+    gpu: a profile's name, the name of an unlisted GPU that the runs carry, or "auto": the runs' own, else h200. Without committed
+    results an empty `Results`. Raises RecordError for what cannot be read, UsageError for an unknown GPU or runs of another one.
+    """
+    if not runs:
+        path = accepted_path("h200" if gpu == "auto" else gpu)
+        return _gather(path.stem, [path] if path.exists() else [], f"committed results of {path.stem}")
+    paths = [Path(run) for run in runs]
+    for path in paths:
+        if not path.exists():
+            raise RecordError(f"{path}: no such file or folder; a run is a folder or a .jsonl file")
+    return _gather(gpu, paths, ", ".join(map(str, paths)))
+
+
+def _gather(gpu: str, paths: Iterable[Path], source: str) -> Results:
+    heads: list[RunRecord] = []
+    roofs: dict[tuple[str, str], RoofRecord] = {}
+    cases: dict[tuple[str, str], Case] = {}
+    for path in paths:
+        for record in read(path):
+            if isinstance(record, RunRecord):
+                gpu = record.gpu if gpu == "auto" else gpu
+                if record.gpu != gpu:
+                    raise UsageError(f"{path}: results of {record.gpu}, but --gpu {gpu} is claimed; use --gpu {record.gpu}")
+                heads.append(record)
+            elif isinstance(record, RoofRecord):
+                roofs[record.run, record.name] = _checked_roof(record, path)
+            else:
+                cases[record.key, record.evidence] = _checked_case(record, path)
+    return Results(gpu, source, tuple(heads), tuple(roofs.values()), tuple(cases.values()))
+
+
+def _checked_roof(roof: RoofRecord, path: Path) -> RoofRecord:
+    if not _positive(roof.value) or roof.unit not in ("B/s", "op/s"):
+        raise RecordError(f"{path}: roof {roof.name!r}: {roof.value!r} {roof.unit!r} is not a positive number of B/s or op/s")
+    return roof
+
+
+def _checked_case(record: CaseRecord, path: Path) -> Case:
+    where = f"{path}: case {record.label!r}"
+    try:
+        case = Case(record, Problem.from_dict(dict(record.problem)))
+    except (TerSparseError, KeyError, TypeError, AttributeError, ValueError) as error:
+        raise RecordError(f"{where}: bad problem: {error}") from None
+    if record.evidence not in EVIDENCE:
+        raise RecordError(f"{where}: evidence {record.evidence!r}; allowed: {', '.join(EVIDENCE)}")
+    for name in ("operations", "compulsory_bytes"):
+        if not isinstance(getattr(record, name), int) or getattr(record, name) < 0:
+            raise RecordError(f"{where}: {name} {getattr(record, name)!r} is not a whole number")
+    for result in record.results:
+        fault = _fault(result)
+        if fault:
+            raise RecordError(f"{where}: {result.kernel}: {fault}")
+    return case
+
+
+def _fault(result: Result) -> str | None:
+    if result.status not in get_args(Status):
+        return f"status {result.status!r}; allowed: {', '.join(get_args(Status))}"
+    if not all(map(_positive, (*result.samples_us, *result.call_us))):
+        return "samples must be positive numbers of microseconds"
+    for block in result.blocks:
+        if not isinstance(block, dict) or not _positive(block.get("seconds")) or not _positive(block.get("calls")):
+            return "each block needs seconds and calls, positive numbers"
+    if result.projected_us is not None and not _positive(result.projected_us):
+        return "projected_us must be a positive number of microseconds"
+    return None
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+
+
+COLUMNS = (
+    "suite", "model", "layer", "op", "shape", "out_features", "in_features", "tokens", "sparsity", "cache", "state", "evidence", "label",
+    "kernel", "kind", "status", "exact", "dense", "us", "call_us", "tops", "tbs", "joules_per_top", "weight_bytes", "projected_us",
+)
+
+
+def frame(results: Results) -> pd.DataFrame:
+    """A row per kernel and case, with the derived figures; the columns are `COLUMNS`, times in microseconds."""
+    rows = [_row(case, result) for case in results.cases for result in case.record.results]
+    table: pd.DataFrame = pd.DataFrame(rows, columns=list(COLUMNS))
+    return table
+
+
+def _row(case: Case, result: Result) -> tuple[Any, ...]:
+    record, problem = case.record, case.problem
+    us = time_us(result)
+    call = sorted(result.call_us)[len(result.call_us) // 2] if result.call_us else None
+    return (
+        record.suite, record.model, record.layer, problem.op, case.shape, problem.out_features, problem.in_features, problem.tokens,
+        str(problem.sparsity), record.cache, record.state, record.evidence, record.label, result.kernel, result.kind, result.status,
+        result.exact, result.dense, us, call, case.tops(us) if us else None, case.tbs(us) if us else None, case.joules_per_top(result),
+        result.weight_bytes, result.projected_us,
+    )
