@@ -71,18 +71,19 @@ def compare(actual: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance =
         return Mismatch(actual.numel(), actual.numel(), reason=f"shape {tuple(actual.shape)} instead of {tuple(expected.shape)}")
     if not actual.numel():
         return None
-    flat = (actual[None], expected[None]) if actual.dim() < 2 else (actual, expected)
+    rows = actual.shape[0] if actual.dim() else 1
     absolute = tolerance.absolute
     if isinstance(absolute, torch.Tensor):
-        absolute = absolute.to(actual.device).expand(actual.shape)
-        absolute = absolute[None] if actual.dim() < 2 else absolute
+        absolute = absolute.to(actual.device).expand(actual.shape).reshape(rows, -1)
+    values, truth = actual.reshape(rows, -1), expected.reshape(rows, -1)
     found = []
-    for chunk in chunk_rows(flat[0].shape[0], flat[0][0].numel()):
+    for chunk in chunk_rows(*values.shape):
         limit = absolute[chunk] if isinstance(absolute, torch.Tensor) else absolute
-        mismatch = _compare_chunk(flat[0][chunk], flat[1][chunk], tolerance.ulps, limit)
+        mismatch = _compare_chunk(values[chunk], truth[chunk], tolerance.ulps, limit)
         if mismatch:
-            row = (mismatch.index[0] + chunk.start, *mismatch.index[1:])
-            found.append(replace(mismatch, index=row[2 - len(row) :] if actual.dim() >= 2 else row[1 : 1 + actual.dim()]))
+            row, column = mismatch.index
+            position = torch.tensor((row + chunk.start) * values.shape[1] + column)
+            found.append(replace(mismatch, index=tuple(int(i) for i in torch.unravel_index(position, actual.shape))))
     return combine(found, actual.numel())
 
 
@@ -96,31 +97,25 @@ def combine(mismatches: Iterable[Mismatch | None], total: int) -> Mismatch | Non
 
 
 def _compare_chunk(actual: torch.Tensor, expected: torch.Tensor, ulps: float, absolute: float | torch.Tensor) -> Mismatch | None:
-    """`compare` on a part; indices count from the start of the part."""
+    """`compare` on some rows [rows, columns]; the index counts from the first of them."""
     if actual.is_floating_point():
         excess = _excess(actual, expected.double(), ulps, absolute)
     else:
         wide = torch.float64 if expected.is_floating_point() else torch.int64
-        distance = (actual.to(wide) - expected.to(wide)).double().abs()
-        excess = torch.where(distance == 0, 0.0, 1.0 + distance)
-    wrong = excess > 1
-    count = int(wrong.sum())
+        excess = (actual.to(wide) - expected.to(wide)).double().abs().nan_to_num(torch.inf)
+    count = int(excess.count_nonzero())
     if not count:
         return None
-    position = int(excess.argmax())
-    index = tuple(int(i) for i in torch.unravel_index(torch.tensor(position), actual.shape))
-    worst = (float(actual[index]), float(expected[index]), float(excess[index]))
-    return Mismatch(count, actual.numel(), index, *worst)
+    row, column = divmod(int(excess.argmax()), actual.shape[1])
+    worst = (float(actual[row, column]), float(expected[row, column]), float(excess[row, column]))
+    return Mismatch(count, actual.numel(), (row, column), *worst)
 
 
 def _excess(actual: torch.Tensor, expected: torch.Tensor, ulps: float, absolute: float | torch.Tensor) -> torch.Tensor:
-    """How many times the tolerance each element is off, at most 1 where it is right; infinite where nothing can excuse it."""
+    """Zero where an element is right, else how many times what is tolerated it is off; infinite where nothing can excuse it."""
     value = actual.double()
-    unit = ulp(expected, actual.dtype)
-    limit = torch.maximum(ulps * unit, torch.as_tensor(absolute, dtype=torch.float64, device=actual.device))
+    limit = torch.maximum(ulps * ulp(expected, actual.dtype), torch.as_tensor(absolute, dtype=torch.float64, device=actual.device))
     distance = (value - expected).abs()
-    excess = torch.where(distance <= limit, 0.0, distance / limit)
-    excess = torch.where(value.isfinite() & expected.isfinite() & (distance > limit), excess.clamp(min=1 + 1e-12), excess)
     overflow = value.isinf() & (expected.sign() == value.sign()) & (expected.abs() + limit > torch.finfo(actual.dtype).max)
-    same = (value == expected) | (value.isnan() & expected.isnan()) | overflow
-    return torch.where(same, 0.0, excess.nan_to_num(torch.inf, torch.inf))
+    right = (value == expected) | (value.isnan() & expected.isnan()) | overflow | (distance.isfinite() & (distance <= limit))
+    return torch.where(right, 0.0, (distance / limit).nan_to_num(torch.inf))
