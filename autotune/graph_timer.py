@@ -1,0 +1,154 @@
+"""The timer of `CudaClock`: two CUDA graphs per kernel, one that sets the state and one that is timed."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from autotune.clock import MAX_COPIES, Block, Call, Unmeasurable
+
+LEAD_US = 150.0
+"""The untimed lead of a turn lasts at least this long, so that the host has queued the timed graph before the device reaches it."""
+QUEUE_SECONDS = 0.05
+CALL_TIME_US = 2000.0
+FLUSHES = 4
+_cuda: Any = torch.cuda  # its Stream and Event carry no annotations
+
+
+class GraphTimer:
+    """CUDA graph replay of n calls between events.
+
+    A turn is a lead and a body. Hot: the lead is the same call, at least once, so that the first call of a turn is never timed. Cold: the
+    lead reads twice the L2, so that nothing of an earlier turn is left in it, and the body rotates through the copies; where there
+    are `MAX_COPIES` of them, too small to exceed the L2 together, a turn plays each at most once. Both graphs share one memory pool.
+    """
+
+    def __init__(self, calls: Sequence[Call], cold: bool, turn_us: float) -> None:
+        self._calls, self._pool = calls, torch.cuda.graph_pool_handle()
+        self._stream = _cuda.Stream()
+        self._start, self._end = _cuda.Event(enable_timing=True), _cuda.Event(enable_timing=True)
+        self._graphs: list[torch.cuda.CUDAGraph] = []
+        self._flush: torch.Tensor | None = _flush_buffer() if cold else None
+        self._last: object = None
+        self._warm_up()
+        try:
+            self._build(turn_us)
+        except BaseException:
+            self.close()
+            raise
+
+    def _warm_up(self) -> None:
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            for call in (self._calls[0], *self._calls):
+                call()
+            if self._flush is not None:
+                self._flush.sum()
+        torch.cuda.synchronize()
+
+    def _build(self, turn_us: float) -> None:
+        probe_calls = min(4, max(2, len(self._calls)))
+        probe = self._capture(self._rotation(probe_calls))
+        probe.replay()
+        self.call_us = max(0.1, self._time(probe) / probe_calls)
+        self.calls_per_turn = max(1, min(MAX_COPIES, round(turn_us / self.call_us)))
+        if self._flush is not None:
+            self._lead = self._capture([self._flush.sum] * FLUSHES)
+        else:
+            self._lead = self._capture(self._rotation(max(1, min(MAX_COPIES, round(LEAD_US / self.call_us)))))
+        self._body = self._capture(self._rotation(self.calls_per_turn))
+        self.sample()
+
+    def _rotation(self, count: int) -> Iterable[Call]:
+        return itertools.islice(itertools.cycle(self._calls), count)
+
+    def _capture(self, calls: Iterable[Call]) -> torch.cuda.CUDAGraph:
+        """A graph of these calls, instantiated. Not `torch.cuda.graph`, which empties the allocator's cache at each capture."""
+        graph = torch.cuda.CUDAGraph()
+        failure: RuntimeError | None = None
+        self._graphs.append(graph)
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+            try:
+                for call in calls:
+                    self._last = call()
+            except RuntimeError as error:
+                failure = error
+            finally:
+                try:
+                    graph.capture_end()
+                except RuntimeError as error:
+                    failure = failure or error
+        if isinstance(failure, torch.OutOfMemoryError):
+            raise failure
+        if failure is not None:
+            torch.cuda.synchronize()  # raises, and so wins, where the device itself has faulted
+            raise Unmeasurable(f"cannot be captured in a CUDA graph: {_line(failure)}") from failure
+        return graph
+
+    def _time(self, graph: torch.cuda.CUDAGraph) -> float:
+        self._start.record()
+        graph.replay()
+        self._end.record()
+        self._end.synchronize()
+        return float(self._start.elapsed_time(self._end)) * 1e3
+
+    def sample(self) -> float:
+        """One turn: lead, then n calls between events; microseconds per call."""
+        self._lead.replay()
+        return self._time(self._body) / self.calls_per_turn
+
+    def call_time(self) -> float:
+        """Events around a few plain calls on an idle device, microseconds per call."""
+        count = max(2, min(10, round(CALL_TIME_US / self.call_us)))
+        torch.cuda.synchronize()
+        self._start.record()
+        for call in self._rotation(count):
+            call()
+        self._end.record()
+        self._end.synchronize()
+        return float(self._start.elapsed_time(self._end)) * 1e3 / count
+
+    def block(self, seconds: float) -> Block:
+        """Replays back to back, about 0.1 s of them queued, until `seconds` have passed. Unmeasurable where cold copies fit the L2."""
+        if self._flush is not None and len(self._calls) >= MAX_COPIES:
+            raise Unmeasurable("a sustained cold block needs copies that exceed the L2; these are too small")
+        replays = max(1, round(QUEUE_SECONDS * 1e6 / (self.call_us * self.calls_per_turn)))
+        marks = [_cuda.Event(), _cuda.Event()]
+        done, stop = 0, time.perf_counter() + seconds
+        self._start.record()
+        while done < 2 or time.perf_counter() < stop:
+            if done >= 2:
+                marks[done % 2].synchronize()
+            for _ in range(replays):
+                self._body.replay()
+            marks[done % 2].record()
+            done += 1
+        self._end.record()
+        self._end.synchronize()
+        return Block(float(self._start.elapsed_time(self._end)) * 1e-3, done * replays * self.calls_per_turn)
+
+    def outputs(self) -> object:
+        """What the last captured call returned; every replay of the body writes it again."""
+        return self._last
+
+    def close(self) -> None:
+        """Free both graphs, their pool and the calls."""
+        torch.cuda.synchronize()
+        for graph in self._graphs:
+            graph.reset()
+        self._graphs, self._calls, self._last, self._flush = [], (), None, None
+
+
+def _flush_buffer() -> torch.Tensor:
+    size = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+    return torch.zeros(2 * size // 4, dtype=torch.float32, device="cuda")
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,181 @@
+"""Tuned configs: a generated, committed JSON file per GPU, looked up by problem, never applied when its kernel has changed since."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kernels.errors import OutputError, RecordError
+from kernels.gpu import Gpu
+from kernels.kernel import Kernel
+from kernels.problem import Problem
+from kernels.space import Config, config_to_dict
+
+SCHEMA = "tersparse-tuned/1"
+FOLDER = Path(__file__).resolve().parent / "tuned"
+REACH = 4.0
+"""Largest ratio of tokens over which a tuned config is carried."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tuned config.
+
+    kernel, op, out_features, in_features, tokens, sparsity, dtype: what it is for. config: as JSON. us, default_us: measured time of the
+    winner and of the default config, microseconds. source: hash of the kernel's module. versions: of the libraries it was measured with.
+    ties: other configs within the noise of the winner. date: when, ISO 8601.
+    """
+
+    kernel: str
+    op: str
+    out_features: int
+    in_features: int
+    tokens: int
+    sparsity: str
+    dtype: str
+    config: Mapping[str, Any]
+    us: float
+    default_us: float
+    source: str
+    versions: Mapping[str, str | None] = field(default_factory=dict)
+    ties: tuple[Mapping[str, Any], ...] = ()
+    date: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, int, int, int, str, str]:
+        """What an entry is unique by, and sorted by."""
+        return (self.op, self.kernel, self.out_features, self.in_features, self.tokens, self.sparsity, self.dtype)
+
+    def fits(self, kernel: Kernel, problem: Problem) -> bool:
+        """Whether it is for that kernel and layer, at whatever number of tokens."""
+        shape = (self.out_features, self.in_features, self.sparsity, self.dtype)
+        wanted = (problem.out_features, problem.in_features, str(problem.sparsity), problem.dtype)
+        return (self.op, self.kernel) == (kernel.op, kernel.name) and shape == wanted
+
+
+def source_hash(kernel: Kernel) -> str:
+    """A hash of the source text that `kernel` is made of: the modules of its `prepare` and config, and of the Triton functions they use."""
+    pending = {_module_of(kernel.prepare), kernel.space.config_type.__module__}
+    texts: dict[str, str] = {}
+    while pending:
+        module = sys.modules[pending.pop()]
+        texts[module.__name__] = inspect.getsource(module)
+        functions = (value.fn for value in vars(module).values() if type(value).__module__.startswith("triton.") and hasattr(value, "fn"))
+        pending |= {function.__module__ for function in functions} - texts.keys()
+    return hashlib.sha256("\0".join(texts[name] for name in sorted(texts)).encode()).hexdigest()[:16]
+
+
+def _module_of(function: Any) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(inspect.unwrap(function).__module__)
+
+
+def path_of(gpu: Gpu) -> Path:
+    """The file of that GPU."""
+    return FOLDER / f"{gpu.name}.json"
+
+
+def read(path: Path) -> tuple[Entry, ...]:
+    """The entries of a file, none where there is no file. Raises RecordError for a file that is not of this schema."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ()
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RecordError(f"{path}: not a readable table of tuned configs: {error}") from None
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("entries"), list):
+        raise RecordError(f"{path}: not a table of tuned configs with schema {SCHEMA!r}")
+    return tuple(_entry(row, f"{path}: entry {number}") for number, row in enumerate(data["entries"], 1))
+
+
+def _entry(row: Any, where: str) -> Entry:
+    try:
+        entry = Entry(**{**row, "ties": tuple(row.get("ties", ()))})
+    except (TypeError, AttributeError) as error:
+        raise RecordError(f"{where}: {error}") from None
+    numbers = (entry.out_features, entry.in_features, entry.tokens)
+    texts = (entry.kernel, entry.op, entry.sparsity, entry.dtype, entry.source)
+    times = (entry.us, entry.default_us)
+    if not (
+        all(type(value) is int for value in numbers) and all(isinstance(value, str) for value in texts)
+        and all(isinstance(value, (int, float)) for value in times) and isinstance(entry.config, dict)
+    ):
+        raise RecordError(f"{where}: a field has the wrong type")
+    return entry
+
+
+def write(path: Path, entries: Iterable[Entry]) -> None:
+    """Replace the file by these entries, sorted, the last of equal keys winning; through a temporary file. OutputError when it fails."""
+    rows = {entry.key: entry for entry in entries}
+    lines = ",\n".join("  " + json.dumps(asdict(rows[key]), sort_keys=True) for key in sorted(rows))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(f'{{"schema": "{SCHEMA}", "entries": [\n{lines}\n]}}\n', encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
+    table.cache_clear()
+
+
+@functools.cache
+def table(path: Path) -> tuple[Entry, ...]:
+    """The entries of a file, read once per process."""
+    return read(path)
+
+
+def lookup(kernel: Kernel, problem: Problem, gpu: Gpu, path: Path | None = None) -> tuple[Config, str]:
+    """The config for a problem and where it is from: "tuned" or "default".
+
+    The entry of exactly these tokens, else of the nearest tokens within a factor of `REACH` of the same layer, else the kernel's default.
+    Entries that `verdict` speaks against are passed over. path: another file than the GPU's own.
+    """
+    found = [entry for entry in table(path or path_of(gpu)) if entry.fits(kernel, problem)]
+    for entry in sorted(found, key=lambda entry: _distance(entry.tokens, problem.tokens)):
+        if verdict(entry, kernel, problem, gpu) is None:
+            return kernel.space.from_dict(entry.config), "tuned"
+    return kernel.default_config(problem, gpu), "default"
+
+
+def verdict(entry: Entry, kernel: Kernel, problem: Problem, gpu: Gpu) -> str | None:
+    """Why an entry that fits the layer is not applied to this problem, or None."""
+    if entry.source != source_hash(kernel):
+        return "stale: the kernel's source has changed since it was tuned"
+    if _distance(entry.tokens, problem.tokens) > REACH:
+        return f"tuned for {entry.tokens} tokens, more than a factor of {REACH:g} away"
+    try:
+        config = kernel.space.from_dict(entry.config)
+    except TypeError as error:
+        return f"not a config of this kernel: {error}"
+    reason = kernel.space.reject(problem, gpu, config)
+    return None if reason is None else f"rejected: {reason}"
+
+
+def _distance(tuned: int, wanted: int) -> float:
+    low, high = sorted((max(1, tuned), max(1, wanted)))
+    return high / low
+
+
+def explain(kernel: Kernel, problem: Problem, gpu: Gpu, path: Path | None = None) -> str:
+    """Lines that say which config `lookup` gives for a problem, and why not another."""
+    config, source = lookup(kernel, problem, gpu, path)
+    lines = [f"{kernel} for {problem} on {gpu.name}: {source} {config_to_dict(config)}"]
+    found = [entry for entry in table(path or path_of(gpu)) if entry.fits(kernel, problem)]
+    for entry in sorted(found, key=lambda entry: _distance(entry.tokens, problem.tokens)):
+        reason = verdict(entry, kernel, problem, gpu)
+        gain = f"{entry.us:.2f} µs, default {entry.default_us:.2f} µs"
+        head = f"  entry of {entry.date or 'unknown date'} for {entry.tokens} tokens ({gain})"
+        lines.append(f"{head}: {reason or 'usable'}; {dict(entry.config)}")
+    if not found:
+        lines.append("  no entry for this layer; its default config is a heuristic")
+    return "\n".join(lines)
