@@ -182,7 +182,7 @@ def _checksum(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> str
     described = ";".join(f"{name}={value}" for name, value in sorted(metadata.items()) if name != "checksum")
     digest = hashlib.sha256(described.encode())
     for name in ("data", "w_scale"):
-        digest.update(tensors[name].contiguous().view(torch.uint8).numpy())
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
