@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from autotune.clock import MAX_COPIES, Block, Call, Unmeasurable
+from autotune.failures import one_line
 
 LEAD_US = 150.0
 """The untimed lead of a turn lasts at least this long, so that the host has queued the timed graph before the device reaches it."""
@@ -87,7 +88,7 @@ class GraphTimer:
             raise failure
         if failure is not None:
             torch.cuda.synchronize()  # raises, and so wins, where the device itself has faulted
-            raise Unmeasurable(f"cannot be captured in a CUDA graph: {_line(failure)}") from failure
+            raise Unmeasurable(f"cannot be captured in a CUDA graph: {one_line(failure)}") from failure
         return graph
 
     def _time(self, graph: torch.cuda.CUDAGraph) -> float:
@@ -147,8 +148,3 @@ class GraphTimer:
 def _flush_buffer() -> torch.Tensor:
     size = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
     return torch.zeros(2 * size // 4, dtype=torch.float32, device="cuda")
-
-
-def _line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,181 @@
+"""Cross-compilation without a device: what the compiler made of a kernel, read from the machine code."""
+
+from __future__ import annotations
+
+import collections
+import io
+import os
+import pickle
+import queue
+import re
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from autotune.failures import one_line
+from autotune.worker import Worker
+from kernels.errors import Failure, UsageError
+from kernels.gpu import Gpu
+from kernels.kernel import CompileUnit
+
+UNIT_SECONDS = 120.0
+_MATRIX = {"IMMA", "HMMA", "QMMA", "IGMMA", "HGMMA", "QGMMA", "WARPGROUP"}
+_INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)((?:\.\w+)*)", re.MULTILINE)
+_USAGE = re.compile(r"\b(REG|STACK|LOCAL):(\d+)")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a unit became.
+
+    registers: per thread. spills: bytes of local memory per thread (0 without spilling). shared_bytes: per block. instructions: how often each
+    appears in the machine code, by name without modifiers; matrix instructions also with their first ("IGMMA.SP",
+    "WARPGROUP.DEPBAR"). seconds: what compiling took, near nothing where Triton's own cache had it.
+    """
+
+    registers: int
+    spills: int
+    shared_bytes: int
+    instructions: Mapping[str, int]
+    seconds: float
+
+
+def refuse_interpreter() -> None:
+    """UsageError in a process of Triton's interpreter, where nothing is compiled."""
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        raise UsageError("this process runs Triton's interpreter (TRITON_INTERPRET is set); compile in a process without it")
+
+
+def compile_unit(unit: CompileUnit, gpu: Gpu) -> Compiled | Failure:
+    """Compile for the GPU's architecture in this process; Failure("compile", one line) where that does not work, shared memory included.
+
+    Raises UsageError in a process of Triton's interpreter.
+    """
+    refuse_interpreter()
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import compile as triton_compile
+
+    started = time.perf_counter()
+    try:
+        kernel = triton_compile(_source(unit), target=GPUTarget("cuda", gpu.capability, 32), options=dict(unit.options))
+    except Exception as error:  # whatever a compiler throws at a candidate is that candidate's failure
+        return Failure("compile", f"{type(error).__name__}: {one_line(error)}")
+    seconds = time.perf_counter() - started
+    shared = int(kernel.metadata.shared)
+    if shared > gpu.shared_bytes:
+        return Failure("compile", f"needs {shared} bytes of shared memory, {gpu.name} gives a block {gpu.shared_bytes}")
+    try:
+        usage, instructions = _machine_code(kernel.asm["cubin"])
+    except (OSError, subprocess.SubprocessError) as error:
+        return Failure("compile", f"the machine code cannot be read: {one_line(error)}")
+    return Compiled(usage["REG"], usage["STACK"] + usage["LOCAL"], shared, instructions, seconds)
+
+
+def _source(unit: CompileUnit) -> Any:
+    from triton.compiler import ASTSource
+    from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
+
+    function = unit.function
+    names = list(function.arg_names)
+    signature = {name: unit.signature[name] for name in names}
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in unit.divisible}
+    constants = {(names.index(name),): value for name, value in unit.constexprs.items()}
+    kind = GluonASTSource if isinstance(function, GluonJITFunction) else ASTSource
+    return kind(function, signature, constants, attributes)
+
+
+def _machine_code(cubin: bytes) -> tuple[dict[str, int], dict[str, int]]:
+    """(REG, STACK, LOCAL) and instruction counts of a cubin."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        usage = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True, timeout=60).stdout
+        code = subprocess.run([tool, "-sass", file.name], capture_output=True, text=True, check=True, timeout=60).stdout
+    found = {"REG": 0, "STACK": 0, "LOCAL": 0}
+    for name, value in _USAGE.findall(usage):
+        found[name] = max(found[name], int(value))
+    return found, count_instructions(code)
+
+
+def count_instructions(sass: str) -> dict[str, int]:
+    """Instructions by name in a listing of machine code; matrix instructions also by name and first modifier."""
+    counts: collections.Counter[str] = collections.Counter()
+    for name, modifiers in _INSTRUCTION.findall(sass):
+        counts[name] += 1
+        if name in _MATRIX and modifiers:
+            counts[name + "." + modifiers.split(".")[1]] += 1
+    return dict(sorted(counts.items()))
+
+
+def compile_all(
+    units: Sequence[CompileUnit], gpu: Gpu, workers: int | None = None, timeout: float = UNIT_SECONDS,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Compiled | Failure]:
+    """Compile units in parallel child processes, in order; equal units once. timeout: seconds per unit, over which it fails.
+
+    workers: processes, by default one per core this process may use. progress(done, total) is called from several threads.
+    """
+    refuse_interpreter()
+    keys = [_pickled(unit) for unit in units]
+    distinct = list(dict.fromkeys(keys))
+    results: dict[bytes, Compiled | Failure] = {}
+    waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    for key in distinct:
+        waiting.put(key)
+    stop = threading.Event()
+
+    def work() -> None:
+        with Worker() as worker:
+            while not stop.is_set():
+                try:
+                    key = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                results[key] = worker.call("autotune.compile:compile_pickled", (key, gpu), timeout)
+                if progress:
+                    progress(len(results), len(distinct))
+
+    count = min(len(distinct), workers or len(os.sched_getaffinity(0)))
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        stop.set()
+    return [results[key] for key in keys]
+
+
+def compile_pickled(data: bytes, gpu: Gpu) -> Compiled | Failure:
+    """`compile_unit` of what `compile_all` sends to its child processes."""
+    unit: CompileUnit = pickle.loads(data)
+    return compile_unit(unit, gpu)
+
+
+class _UnitPickler(pickle.Pickler):
+    """Triton functions travel as module and name."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if type(value).__module__.startswith("triton.") and hasattr(value, "fn") and hasattr(value, "arg_names"):
+            return _find, (value.fn.__module__, value.fn.__qualname__)
+        return NotImplemented
+
+
+def _pickled(unit: CompileUnit) -> bytes:
+    buffer = io.BytesIO()
+    _UnitPickler(buffer).dump(unit)
+    return buffer.getvalue()
+
+
+def _find(module: str, name: str) -> Any:
+    return getattr(import_module(module), name)

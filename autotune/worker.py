@@ -1,0 +1,168 @@
+"""A child process that runs jobs one after another: what faults or hangs kills only the child, and the next job gets a new one."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import IO, Any
+
+from autotune.failures import failure_of, one_line, poisons_device
+from kernels.errors import Failure, TerSparseError
+
+START_SECONDS = 120.0
+_SERVE = "import sys; sys.path[:] = {path!r}; from autotune.worker import serve; serve({handle}, {parent})"
+
+
+class Worker:
+    """Runs `function(*arguments)` of an importable module in a child process with a session of its own; use as a context manager.
+
+    environment: variables added to the child's. The child starts with the first job, keeps its caches between jobs, and is killed with its
+    whole process group on a timeout, on its death, on Ctrl+C in the parent, and by `close`. Not to be shared by threads.
+    """
+
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = dict(environment or {})
+        self._child: subprocess.Popen[bytes] | None = None
+        self._channel: Connection | None = None
+        self._log: IO[bytes] | None = None
+
+    def call(self, function: str, arguments: tuple[Any, ...], timeout: float) -> Any:
+        """The job's result, or a Failure: timeout, died of a signal, out of memory, or what the function raised.
+
+        function: "module:name". timeout: seconds. A TerSparseError of the job is raised here: it is bad input, not a candidate's failure.
+        """
+        answers = list(self.stream(function, arguments, timeout))
+        return answers[-1] if answers else None
+
+    def stream(self, function: str, arguments: tuple[Any, ...], timeout: float) -> Iterator[Any]:
+        """The items of a job that yields, as they come; a Failure as the last item where it does not finish. timeout: seconds per item."""
+        try:
+            started = self._start()
+            if started is not None:
+                yield started
+                return
+            assert self._channel is not None
+            self._channel.send((function, arguments))
+            yield from self._receive(timeout)
+        except (EOFError, BrokenPipeError, ConnectionResetError):
+            yield self._obituary()
+        except TerSparseError:
+            raise  # the child has answered and lives
+        except BaseException:
+            self.close()
+            raise
+
+    def _receive(self, timeout: float) -> Iterator[Any]:
+        assert self._channel is not None
+        while True:
+            if not self._channel.poll(timeout):
+                self.close()
+                yield Failure("timeout", f"no answer within {timeout:g} s; killed")
+                return
+            kind, value = self._channel.recv()
+            if kind == "done":
+                return
+            if kind == "raise":
+                raise value
+            yield value
+            if kind == "fatal":
+                self.close()
+            if kind in ("fatal", "failed"):
+                return
+
+    def _start(self) -> Failure | None:
+        if self._child is not None and self._child.poll() is None:
+            return None
+        self.close()
+        self._channel, theirs = Pipe()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed in close(), it outlives this function
+        code = _SERVE.format(path=sys.path, handle=theirs.fileno(), parent=os.getpid())
+        self._child = subprocess.Popen(
+            [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, pass_fds=[theirs.fileno()],
+            start_new_session=True, env={**os.environ, **self._environment},
+        )
+        theirs.close()
+        if not self._channel.poll(START_SECONDS):
+            self.close()
+            return Failure("timeout", f"the worker process did not start within {START_SECONDS:g} s")
+        self._channel.recv()
+        return None
+
+    def _obituary(self) -> Failure:
+        """What the dead child died of, with the last line it wrote."""
+        assert self._child is not None
+        assert self._log is not None
+        code = self._child.wait()
+        self._log.seek(0)
+        lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
+        self.close()
+        how = f"died of {signal.Signals(-code).name}" if code < 0 else f"exited with status {code}"
+        telling = [line for line in lines if "error" in line.lower()]
+        last = (telling or lines)[-1:]
+        return Failure("launch", f"the worker process {how}" + "".join(f": {line[:200]}" for line in last))
+
+    def close(self) -> None:
+        """Kill the child and everything it started."""
+        if self._child is not None:
+            try:
+                os.killpg(self._child.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass  # the whole group is gone already
+            self._child.wait()
+            self._child = None
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def serve(handle: int, parent: int) -> None:
+    """The child's side: answers jobs until the parent closes the channel; exits, too, when the parent is gone."""
+    channel = Connection(handle)
+    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    channel.send(("ready", None))
+    while True:
+        try:
+            function, arguments = channel.recv()
+        except EOFError:
+            return
+        _answer(channel, function, arguments)
+
+
+def _follow(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+def _answer(channel: Connection, function: str, arguments: tuple[Any, ...]) -> None:
+    module, _, name = function.partition(":")
+    try:
+        result = getattr(importlib.import_module(module), name)(*arguments)
+        for item in result if isinstance(result, Iterator) else (result,):
+            channel.send(("item", item))
+        channel.send(("done", None))
+    except TerSparseError as error:
+        channel.send(("raise", type(error)(one_line(error))))
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        channel.send(("fatal" if poisons_device(error) else "failed", failure_of(error)))

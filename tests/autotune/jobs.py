@@ -1,0 +1,65 @@
+"""Jobs for the worker's tests: they really hang, crash and raise."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+from kernels.errors import ShapeError
+
+
+def add(first: int, second: int) -> int:
+    return first + second
+
+
+def process() -> int:
+    return os.getpid()
+
+
+def variable(name: str) -> str | None:
+    return os.environ.get(name)
+
+
+def count(limit: int) -> Iterator[int]:
+    yield from range(limit)
+
+
+def count_then_abort(limit: int) -> Iterator[int]:
+    yield from range(limit)
+    os.abort()
+
+
+def hang_with_child(path: str) -> None:
+    grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    with open(path, "w") as file:
+        file.write(f"{os.getpid()} {grandchild.pid}")
+    time.sleep(600)
+
+
+def segfault() -> None:
+    ctypes.string_at(0)
+
+
+def leave(status: int) -> None:
+    print("some last words", file=sys.stderr, flush=True)
+    os._exit(status)
+
+
+def divide(number: int) -> float:
+    return 1 / number
+
+
+def bad_input() -> None:
+    raise ShapeError("x is 3-D, expected 2-D")
+
+
+def cuda_fault() -> None:
+    raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with `TORCH_USE_CUDA_DSA` to enable assertions.")
+
+
+def out_of_memory() -> None:
+    raise RuntimeError("CUDA out of memory. Tried to allocate 3.00 GiB.")
