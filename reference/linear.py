@@ -22,21 +22,25 @@ def row_scale(w_scale: torch.Tensor, splits: Sequence[int] | None, out_features:
     return w_scale.double().repeat_interleave(counts, output_size=out_features)
 
 
+def _product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    """x · wᵀ in float64, some tokens at a time: x [tokens, in_features], w [out_features, in_features]."""
+    if x.shape[1] != w.shape[1]:
+        raise ValueError(f"in_features differ: activations have {x.shape[1]}, weights {w.shape[1]}")
+    weight = w.double().t()
+    out = torch.empty((x.shape[0], w.shape[0]), dtype=torch.float64, device=x.device)
+    for chunk in chunk_rows(x.shape[0], max(x.shape[1], w.shape[0])):
+        torch.mm(x[chunk].double(), weight, out=out[chunk])
+    return out
+
+
 def accumulate(x_q: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """The integer accumulators x_q · wᵀ.
 
-    x_q: int8 [tokens, in_features]. w: [out_features, in_features] of integers, int8 or already float64.
-    Returns int64 [tokens, out_features].
-    Computed as a float64 product (integer products have no GPU path in torch), which is exact: every partial sum is an integer
-    of at most 2^14 · in_features, far below 2^53. Raises ValueError where in_features differ.
+    x_q: int8 [tokens, in_features]. w: int8 [out_features, in_features]. Returns int64 [tokens, out_features]. Either may already be
+    float64, of integers. Computed as a float64 product (torch has no integer product on a GPU), which is exact: every partial sum is
+    an integer of at most 2^14 · in_features, far below 2^53. Raises ValueError where in_features differ.
     """
-    if x_q.shape[1] != w.shape[1]:
-        raise ValueError(f"in_features differ: activations have {x_q.shape[1]}, weights {w.shape[1]}")
-    weight = w.double().t()
-    out = torch.empty((x_q.shape[0], w.shape[0]), dtype=torch.int64, device=x_q.device)
-    for chunk in chunk_rows(x_q.shape[0], max(x_q.shape[1], w.shape[0])):
-        out[chunk] = (x_q[chunk].double() @ weight).to(torch.int64)
-    return out
+    return _product(x_q, w).to(torch.int64)
 
 
 def linear(
@@ -49,11 +53,12 @@ def linear(
 ) -> torch.Tensor:
     """y = (x_q · w_ternaryᵀ) · x_scale[token] · w_scale[split] + bias, not rounded to an output type.
 
-    x_q: int8 [tokens, in_features]; x_scale: [tokens]; w_ternary: [out_features, in_features] (masked where it is sparse);
-    w_scale: [number of splits]; bias: [out_features]. Returns float64 [tokens, out_features].
+    x_q: int8 [tokens, in_features], or values of any float type; x_scale: [tokens]; w_ternary: int8 or float64 [out_features, in_features],
+    masked where it is sparse; w_scale: [number of splits]; bias: [out_features]. Returns float64 [tokens, out_features]; the
+    product is exact for int8 as in `accumulate`.
     Raises ValueError where shapes do not fit.
     """
-    y = accumulate(x_q, w_ternary).double()
+    y = _product(x_q, w_ternary)
     y *= x_scale.double()[:, None]
     y *= row_scale(w_scale, splits, w_ternary.shape[0])
     return y if bias is None else y.add_(bias.double())
