@@ -1,0 +1,73 @@
+"""`python -m reports.build`: one HTML file from records, which opens offline; its path is the last line printed.
+
+Exit codes: 0 the page is written, also where nothing was measured yet · 2 a wrong argument, a bad results file, an unwritable place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from kernels.errors import OutputError, TerSparseError
+from reports.load import Results, load
+from reports.page import headline_figure, render
+from reports.svg import standalone
+
+EXAMPLE = "example: python -m reports.build --gpu h200 --out report.html"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    made = argparse.ArgumentParser(prog="python -m reports.build", description="Write the report: one HTML file.", epilog=EXAMPLE)
+    made.add_argument("--gpu", required=True, help="profile name, such as h200; auto: the runs' own")
+    made.add_argument("--run", action="append", default=[], metavar="RUN", help="a run's folder or .jsonl; left out: committed results")
+    made.add_argument("--compare", nargs=2, metavar=("A", "B"), help="set two runs side by side, B against A; without --run the page is B's")
+    made.add_argument("--out", metavar="report.html", help="where to write; left out: report-GPU.html here, or in the one run's folder")
+    made.add_argument("--figure", metavar="headline.svg", help="write the headline figure as an SVG file of its own, and no page")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    try:
+        options = parser().parse_args(argv)
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    try:
+        compared = (load(options.gpu, options.compare[:1]), load(options.gpu, options.compare[1:])) if options.compare else None
+        results = load(options.gpu, options.run) if options.run or compared is None else compared[1]
+        if options.figure:
+            path = Path(options.figure)
+            text = standalone(headline_figure(results))
+        else:
+            path = Path(options.out) if options.out else default_path(results, options.run)
+            text = render(results, compared)
+        write(path, text)
+    except TerSparseError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    if not results.measured:
+        print(f"{results.source}: nothing measured")
+    print(path)
+    return 0
+
+
+def default_path(results: Results, runs: Sequence[str]) -> Path:
+    """`report-<gpu>.html` in the folder of the one run, or in the current one."""
+    folder = Path(runs[0]) if len(runs) == 1 and Path(runs[0]).is_dir() else Path()
+    return folder / f"report-{results.gpu}.html"
+
+
+def write(path: Path, text: str) -> None:
+    """Write the file, its folder too; OutputError says why not."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

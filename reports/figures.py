@@ -1,0 +1,244 @@
+"""The figures of the report: headline, speed-up over tokens, roofline, sustained rate and energy, projections."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from reports.compare import Comparison, Summary
+from reports.load import TERA, Case, Results
+from reports.svg import GRID, INK, MARKERS, MUTED, SERIES, Figure, draw
+from suites.record import Result
+from suites.statistics import geomean, time_us
+
+WIDTH = 5.2  # inches of 72 units: a panel is as wide as a phone
+PARTS = ("forward", "input-grad", "weight-grad", "step")
+_TICKS = tuple(base * 10.0**power for power in range(-3, 5) for base in (1, 1.5, 2, 3, 5, 7))
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a speed-up panel: its name, and per number of tokens the geometric mean, least and greatest ratio."""
+
+    name: str
+    points: tuple[tuple[int, float, float, float], ...]
+
+
+def times(value: float) -> str:
+    """A ratio for people: 1.42×, 12.3×, 120×."""
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}×"
+
+
+def slug(text: str) -> str:
+    """Text as part of an id."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"
+
+
+def _ratio_axis(axes: Axes, low: float, high: float, vertical: bool) -> None:
+    """A logarithmic axis for ratios from low to high with at most seven plain ticks, 1 among them."""
+    low, high = min(low, 0.9) / 1.08, max(high, 1.12) * 1.08
+    ticks = [tick for tick in _TICKS if low <= tick <= high]
+    while len(ticks) > 7:
+        keep = ticks.index(1.0) % 2
+        ticks = ticks[keep::2]
+    (axes.set_yscale if vertical else axes.set_xscale)("log")
+    (axes.set_ylim if vertical else axes.set_xlim)(low, high)
+    axis = axes.yaxis if vertical else axes.xaxis
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+    (axes.axhline if vertical else axes.axvline)(1.0, color=INK, linewidth=1.0)
+
+
+def headline(groups: Sequence[tuple[str, Summary]], over: str, gpu: str) -> Figure:
+    """Geometric mean (dot) and range from worst to best case (bar) of each named group, over a baseline."""
+    shown = [(name, summary) for name, summary in groups if summary.count]
+    title = f"Speed-up over {over}, {gpu}"
+    told = "; ".join(f"{name}: {times(s.geomean)}, from {times(s.least)} to {times(s.greatest)}, {s.count} cases" for name, s in shown)
+
+    def plot(axes: Axes) -> None:
+        for place, (_, summary) in enumerate(shown):
+            colour = SERIES[0] if summary.geomean >= 1 else SERIES[1]
+            axes.plot([summary.least, summary.greatest], [place, place], color=colour, linewidth=7, alpha=0.28, solid_capstyle="round")
+            axes.plot([summary.geomean], [place], marker="o" if summary.geomean >= 1 else "D", color=colour, markersize=8)
+            axes.annotate(
+                times(summary.geomean), (summary.geomean, place), (0, 8), textcoords="offset points", ha="center", color=INK, weight="bold"
+            )
+        _ratio_axis(axes, min(s.least for _, s in shown), max(s.greatest for _, s in shown), vertical=False)
+        axes.set_yticks(range(len(shown)), [name for name, _ in shown])
+        axes.set_ylim(len(shown) - 0.5, -0.75)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(f"times as fast as {over} (dot: geomean; bar: worst to best case)")
+
+    return draw("headline", title, f"{title}. {told or 'nothing was measured'}.", (7.2, 0.9 + 0.44 * max(len(shown), 1)), plot)
+
+
+def line_of(name: str, comparisons: Sequence[Comparison]) -> Line:
+    """The comparisons that have a ratio, gathered by tokens."""
+    by_tokens: dict[int, list[float]] = {}
+    for item in comparisons:
+        if item.ratio:
+            by_tokens.setdefault(item.case.problem.tokens, []).append(item.ratio.value)
+    return Line(name, tuple((tokens, geomean(values), min(values), max(values)) for tokens, values in sorted(by_tokens.items())))
+
+
+def over_tokens(figure_id: str, title: str, groups: Sequence[Sequence[Line]], limits: tuple[float, float], ylabel: str) -> Figure:
+    """Speed-up over tokens for one model. groups: lines that share a colour (the name of the first is in the legend); limits: of y, so
+    that the panels of a family can be compared."""
+    every = sorted({point[0] for group in groups for line in group for point in line.points})
+    told = ". ".join(
+        f"{line.name}: " + ", ".join(f"{times(mean)} at {tokens} tokens" for tokens, mean, _, _ in line.points)
+        for group in groups
+        for line in group
+        if line.points
+    )
+
+    def plot(axes: Axes) -> None:
+        axes.set_xscale("log", base=2)
+        drawn = [group for group in groups if any(line.points for line in group)]
+        for place, group in enumerate(drawn):
+            colour, label = SERIES[place % len(SERIES)], group[0].name.split(" · ")[0]
+            for line in (line for line in group if line.points):
+                x, y, low, high = zip(*line.points, strict=True)
+                shift = [tokens * 2 ** (0.09 * (place - (len(drawn) - 1) / 2)) for tokens in x]
+                axes.vlines(shift, low, high, color=colour, alpha=0.35, linewidth=3)
+                axes.plot(shift, y, color=colour, marker=MARKERS[place % len(MARKERS)], label=label)
+                label = "_nolegend_"
+        _ratio_axis(axes, *limits, vertical=True)
+        axes.xaxis.set_major_locator(FixedLocator(every))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1024:g}k" if value >= 1024 else f"{value:g}"))
+        axes.set_xlabel("tokens")
+        axes.set_ylabel(ylabel)
+        axes.set_title(title, loc="left", weight="bold", fontsize=11, color=INK, pad=24)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=4)
+
+    return draw(figure_id, title, f"{title}: {ylabel}. {told}.", (WIDTH, 3.3), plot)
+
+
+def limits_of(families: Sequence[Sequence[Sequence[Line]]]) -> tuple[float, float]:
+    """The least and greatest ratio of many panels."""
+    points = [point for groups in families for group in groups for line in group for point in line.points]
+    return min((point[2] for point in points), default=1.0), max((point[3] for point in points), default=1.0)
+
+
+def roofline(figure_id: str, title: str, results: Results, families: Sequence[tuple[str, Sequence[Comparison]]]) -> Figure:
+    """Rate over arithmetic intensity of the fastest variant of each case, a series per family, under the measured roofs."""
+    bandwidth = max(results.rates.get("B/s", {}).values(), default=0.0)
+    rates = sorted(results.rates.get("op/s", {}).items(), key=lambda item: item[1])
+    dots = {name: [dot for item in items if (dot := _dot(item))] for name, items in families}
+    every = [dot for some in dots.values() for dot in some]
+    told = "; ".join(f"{name}: {len(some)} cases up to {max(y for _, y in some):.0f} TOPS" for name, some in dots.items() if some)
+    roofs = ", ".join([f"{bandwidth / TERA:.2f} TB/s"] + [f"{name} {rate / TERA:.0f} TOPS" for name, rate in rates])
+
+    def plot(axes: Axes) -> None:
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        xs = [x for x, _ in every] or [1.0, 1e4]
+        low, high = min(xs) / 1.6, max(xs) * 1.6
+        for name, rate in rates:
+            start = max(rate / bandwidth, low) if bandwidth else low
+            axes.plot([start, max(high, start * 1.2)], [rate / TERA] * 2, color=MUTED, linewidth=1)
+            axes.annotate(name, (high, rate / TERA), (0, 2), textcoords="offset points", ha="right", color=MUTED, fontsize=8.5)
+        if bandwidth:
+            knee = max((rate for _, rate in rates), default=bandwidth * high) / bandwidth
+            axes.plot([low, knee], [low * bandwidth / TERA, knee * bandwidth / TERA], color=MUTED, linewidth=1)
+        for place, (name, some) in enumerate((name, some) for name, some in dots.items() if some):
+            x, y = zip(*some, strict=True)
+            axes.plot(x, y, linestyle="none", marker=MARKERS[place], color=SERIES[place], alpha=0.75, markersize=4, label=name)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_xlabel("operations per compulsory byte")
+        axes.set_ylabel("TOPS")
+        axes.set_title(title, loc="left", weight="bold", fontsize=11, color=INK, pad=24)
+        if every:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=4)
+
+    return draw(figure_id, title, f"{title}. Roofs: {roofs}. {told}.", (WIDTH, 3.9), plot)
+
+
+def _dot(item: Comparison) -> tuple[float, float] | None:
+    record, us = item.case.record, item.our_us
+    if not us or not record.operations or not record.compulsory_bytes:
+        return None
+    return record.operations / record.compulsory_bytes, record.operations / us / 1e6
+
+
+def by_case(
+    figure_id: str, title: str, cases: Sequence[tuple[str, Case]], kernels: Sequence[str], ours: Sequence[str],
+    value: Callable[[Case, Result], float | None], xlabel: str,
+) -> Figure:  # fmt: skip
+    """A row per case and a mark per kernel: for sustained rates and joules. ours: the names whose marks are filled."""
+    rows = [(label, [(name, mark) for name in kernels if (mark := _value(case, name, value)) is not None]) for label, case in cases]
+    told = ". ".join(f"{label}: " + ", ".join(f"{kernel} {figure:.3g}" for kernel, figure in marks) for label, marks in rows)
+
+    def plot(axes: Axes) -> None:
+        for place, kernel in enumerate(kernels):
+            spots = [(figure, row) for row, (_, marks) in enumerate(rows) for name, figure in marks if name == kernel]
+            if spots:
+                x, y = zip(*spots, strict=True)
+                colour = SERIES[place % len(SERIES)]
+                face = colour if kernel in ours else "none"
+                axes.plot(x, y, linestyle="none", marker=MARKERS[place % len(MARKERS)], color=colour, markerfacecolor=face, label=kernel)
+        axes.set_xlim(left=0)
+        axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(xlabel)
+        height = 14 * math.ceil(len(kernels) / 2) + 10
+        axes.set_title(title, loc="left", weight="bold", fontsize=11, color=INK, pad=height, x=-0.35)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.35, 1.01), ncols=2)
+        axes.grid(color=GRID, axis="both")
+
+    return draw(figure_id, title, f"{title}, {xlabel}. {told}.", (WIDTH, 1.3 + 0.16 * len(kernels) + 0.24 * len(rows)), plot)
+
+
+def _value(case: Case, kernel: str, value: Callable[[Case, Result], float | None]) -> float | None:
+    result = case.record.result(kernel)
+    return value(case, result) if result and result.status == "ok" else None
+
+
+def sustained_tops(case: Case, result: Result) -> float | None:
+    """TOPS over the sustained blocks, or None."""
+    us = time_us(result)
+    return case.tops(us) if us else None
+
+
+def projected(figure_id: str, title: str, cases: Sequence[Case], kernels: Sequence[str]) -> Figure:
+    """Projected TOPS over tokens, a line per kernel, means over the layers; says on its face that nothing was measured."""
+    lines: dict[str, dict[int, list[float]]] = {kernel: {} for kernel in kernels}
+    for case in cases:
+        for result in case.record.results:
+            rate = case.tops(result.projected_us) if result.projected_us else None
+            if rate and result.kernel in lines:
+                lines[result.kernel].setdefault(case.problem.tokens, []).append(rate)
+    means = {kernel: [(tokens, geomean(rates)) for tokens, rates in sorted(points.items())] for kernel, points in lines.items() if points}
+    told = ". ".join(f"{name}: " + ", ".join(f"{rate:.0f} TOPS at {tokens}" for tokens, rate in line) for name, line in means.items())
+    full = f"{title}: projected, not measured"
+
+    def plot(axes: Axes) -> None:
+        axes.set_xscale("log", base=2)
+        for place, (kernel, line) in enumerate(means.items()):
+            x, y = zip(*line, strict=True)
+            colour, marker = SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
+            axes.plot(x, y, color=colour, linestyle=(0, (2, 2)), marker=marker, markerfacecolor="none", label=kernel)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(FixedLocator(sorted({tokens for line in means.values() for tokens, _ in line})))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_xlabel("tokens")
+        axes.set_ylabel("projected TOPS")
+        height = 14 * math.ceil(len(means) / 2) + 10
+        axes.set_title(full, loc="left", weight="bold", fontsize=11, color=INK, pad=height)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2)
+
+    return draw(figure_id, full, f"{full}. {told}.", (WIDTH, 3.1 + 0.1 * len(means)), plot)

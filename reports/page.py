@@ -1,0 +1,188 @@
+"""The page: one HTML file that opens offline, from results alone; equal results give equal bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from reports import tables
+from reports.compare import Comparison, in_order, sparsities
+from reports.figures import (
+    PARTS,
+    Line,
+    by_case,
+    headline,
+    limits_of,
+    line_of,
+    over_tokens,
+    projected,
+    roofline,
+    slug,
+    sustained_tops,
+    times,
+)
+from reports.load import TERA, Case, Results
+from reports.published import FOOTPRINT, PUBLISHED, ours_beside, weight_share
+from reports.svg import DARK, LIGHT, Figure
+from suites.record import Result
+
+HEADLINE_OPS = ("gemm", "layer", "step", "prepare", "activation")
+OVER = "the strongest baseline"
+
+
+def render(results: Results, compared: tuple[Results, Results] | None = None) -> str:
+    """The HTML of the report. compared: two runs whose cases are set side by side as well."""
+    groups = tables.groups(results)
+    context: dict[str, Any] = {
+        "results": results,
+        "light": LIGHT,
+        "dark": DARK,
+        "groups": [group for group in groups if group.op in HEADLINE_OPS],
+        "about": tables.ABOUT,
+        "best": _best(groups),
+        "headline": headline_figure(results, groups) if any(group.summary.count for group in groups) else None,
+        "speedups": speedup_figures(groups),
+        "rooflines": roofline_figures(results, groups),
+        "sustained": sustained_figures(results),
+        "tables": tables.case_rows(results),
+        "missing": tables.not_measured(results),
+        "statuses": tables.statuses(results),
+        "conditions": tables.conditions(results.measured),
+        "roofs": [(name, value, unit) for unit, names in sorted(results.rates.items()) for name, value in sorted(names.items())],
+        "published": [(entry, ours_beside(entry, results)) for entry in PUBLISHED],
+        "footprint": FOOTPRINT,
+        "weight_share": weight_share(results),
+        "projections": projection_figures(results),
+        "unmeasured": {kind: _evidence(results, kind) for kind in ("projected", "compiled", "interpreted")},
+        "changes": (*compared, *tables.changes(*compared)) if compared else None,
+    }
+    return _environment().get_template("page.html").render(context)
+
+
+def _environment() -> Environment:
+    made = Environment(
+        loader=PackageLoader("reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters.update(times=times, num=number, pairs=tables.pairs, slug=slug, rate=_rate)
+    return made
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number with about `digits` significant digits and no exponent; a dash for None."""
+    if value is None:
+        return "–"
+    whole = len(str(int(abs(value)))) if abs(value) >= 1 else 0
+    return f"{value:.{max(0, digits - whole)}f}"
+
+
+def _rate(value: float, unit: str) -> str:
+    return f"{value / TERA:.2f} TB/s" if unit == "B/s" else f"{value / TERA:.0f} TOPS"
+
+
+def _best(groups: Sequence[tables.Group]) -> tables.Group | None:
+    """The group that the first sentence speaks of: the first suite's with most cases that has a ratio."""
+    able = [group for group in groups if group.summary.count and group.op in HEADLINE_OPS]
+    return able[0] if able else None
+
+
+def headline_figure(results: Results, groups: Sequence[tables.Group] | None = None) -> Figure:
+    """Geometric mean and range of every headline group over its strongest baseline."""
+    shown = tables.groups(results) if groups is None else groups
+    return headline([(group.name, group.summary) for group in shown if group.op in HEADLINE_OPS], OVER, results.gpu.upper())
+
+
+def speedup_figures(groups: Sequence[tables.Group]) -> list[tuple[str, str, list[Figure]]]:
+    """The speed-up panels, a model each: (heading, note, figures) for inference, layers and training."""
+    plans = (
+        ("Inference: the GEMM", "Decode (cold, up to 64 tokens) and prefill (hot) against the strongest baseline of each case.", ("decode", "prefill")),
+        ("Inference: the whole layer", "bf16 in, bf16 out, activation quantization included.", ("layer",)),
+        ("Training", "Forward, input gradient, weight gradient and the whole step; the weight is prepared once per step.", ("train",)),
+    )  # fmt: skip
+    families = []
+    for heading, note, suites in plans:
+        own = [group for group in groups if group.suite in suites]
+        models = in_order((item.case.record.model for group in own for item in group.comparisons), ())
+        lines = {model: [some for some in _lines(own, model, suites) if any(line.points for line in some)] for model in models}
+        lines = {model: some for model, some in lines.items() if some}
+        limits = limits_of(list(lines.values()))
+        label = "times as fast as the strongest"
+        drawn = [over_tokens(f"fig-{slug(heading)}-{place}", model or "shapes", some, limits, label) for place, (model, some) in enumerate(lines.items())]
+        if drawn:
+            families.append((heading, note, drawn))
+    return families
+
+
+def _lines(groups: Sequence[tables.Group], model: str, suites: Sequence[str]) -> list[list[Line]]:
+    """Lines that share a colour: per sparsity one line per suite; in training per part and sparsity."""
+    def line(name: str, group: tables.Group) -> Line:
+        return line_of(name, [item for item in group.comparisons if item.case.record.model == model])
+
+    found = sparsities(item.case for group in groups for item in group.comparisons)
+    if suites == ("train",):
+        return [[line(f"{part} {s}", g)] for s in found for part in ("step",) for g in groups if (g.op, g.sparsity) == (part, s)] + [
+            [line(f"{part} {s}", g) for s in found for g in groups if (g.op, g.sparsity) == (part, s)] for part in PARTS[:-1]
+        ]
+    return [[line(f"{s} · {g.suite}", g) for suite in suites for g in groups if (g.suite, g.sparsity) == (suite, s)] for s in found]
+
+
+def roofline_figures(results: Results, groups: Sequence[tables.Group]) -> list[Figure]:
+    """Two rooflines: inference by suite, training by part."""
+    def family(names: Sequence[str], attribute: str) -> list[tuple[str, list[Comparison]]]:
+        return [(name, [i for g in groups if getattr(g, attribute) == name for i in g.comparisons]) for name in names]
+
+    plans = (("Roofline, inference", family(("decode", "prefill", "layer", "square"), "suite")), ("Roofline, training", family(PARTS, "op")))
+    return [
+        roofline(f"fig-{slug(title)}", title, results, families) for title, families in plans if any(i.our_us for _, some in families for i in some)
+    ]
+
+
+def sustained_figures(results: Results) -> list[Figure]:
+    """Rate and joules of the sustained cases, our fastest kernels first."""
+    cases = [case for case in results.measured if case.record.state == "sustained"]
+    if not cases:
+        return []
+    marked: dict[str, int] = {}
+    for case in cases:
+        for result in case.record.results:
+            if result.blocks and result.exact and result.status == "ok":
+                marked[result.kernel] = marked.get(result.kernel, 0) + (100 if result.kind == "variant" else 1)
+    kernels = sorted(marked, key=lambda name: (-marked[name], name))[:6]
+    ours = [name for name in kernels if marked[name] >= 100]
+    labels = [(f"{c.record.model or 'square'} {c.record.layer or c.problem.in_features} {c.problem.sparsity}", c) for c in cases]
+
+    def joules(case: Case, result: Result) -> float | None:
+        return case.joules_per_top(result)
+
+    return [
+        by_case("fig-sustained-rate", "Sustained rate", labels, kernels, ours, sustained_tops, "TOPS, more is better"),
+        by_case("fig-sustained-energy", "Energy", labels, kernels, ours, joules, "joules per 10¹² operations, less is better"),
+    ]
+
+
+def projection_figures(results: Results) -> list[Figure]:
+    """Projected rates, a panel per model; each says that nothing was measured."""
+    cases = [case for case in results.cases if case.record.evidence == "projected" and case.record.operations]
+    kernels = in_order((r.kernel for case in cases for r in case.record.results if r.projected_us), ())[:6]
+    models = in_order((case.record.model for case in cases), ()) if kernels else []
+    figures = []
+    for place, model in enumerate(models):
+        own = [case for case in cases if case.record.model == model]
+        figures.append(projected(f"fig-projected-{place}", model or "shapes", own, kernels))
+    return figures
+
+
+def _evidence(results: Results, kind: str) -> list[tuple[Case, Result]]:
+    """Every result of the cases with this kind of evidence; equal compilations of one kernel are shown once."""
+    seen: set[tuple[str, str]] = set()
+    rows = []
+    for case in results.cases:
+        for result in case.record.results if case.record.evidence == kind else ():
+            key = (result.kernel + case.problem.op, tables.pairs(result.config) + tables.pairs(result.compiled))
+            if kind != "compiled" or key not in seen:
+                rows.append((case, result))
+            seen.add(key)
+    return rows
+
+

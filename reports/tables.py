@@ -1,0 +1,259 @@
+"""The page's tables as plain values: headline groups, cases with every kernel, what was not measured, conditions, comparison of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kernels.gpu import GPUS, Gpu
+from reports.compare import STRONGEST, Comparison, Summary, compare, in_order, sparsities, summarize, why
+from reports.load import TERA, Case, Results
+from suites.record import Result
+from suites.statistics import Ratio, geomean, time_us
+
+SUITES = ("prefill", "decode", "layer", "prepare", "train", "square")
+ABOUT = {
+    "prefill": "the GEMM with its scaling epilogue, many tokens",
+    "decode": "the same GEMM, few tokens, weights out of cache",
+    "layer": "the operator a user calls: bf16 in, bf16 out",
+    "prepare": "mask, quantize and pack a master weight; quantize activations",
+    "train": "one linear layer: forward, both gradients, and the whole step",
+    "square": "tokens = out_features = in_features",
+}
+CUSPARSELT = ("cusparselt-int8-scaled", "cusparselt-bf16")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The cases of a suite with one sparsity and one op, compared with their strongest baseline and with cuSPARSELt."""
+
+    suite: str
+    op: str
+    sparsity: str
+    comparisons: tuple[Comparison, ...]
+    summary: Summary
+    cusparselt: Summary
+    cusparselt_name: str
+
+    @property
+    def name(self) -> str:
+        """For people: suite, op where a suite has several, sparsity."""
+        op = f" {self.op}" if self.suite in ("train", "prepare") and self.op != self.suite else ""
+        return f"{self.suite}{op} {self.sparsity}" if self.op != "activation" else f"{self.suite}{op}"
+
+    @property
+    def winners(self) -> list[tuple[str, int]]:
+        """Our kernels by the number of cases in which they are our fastest."""
+        return _counted(item.ours.kernel for item in self.comparisons if item.ours)
+
+    @property
+    def rivals(self) -> list[tuple[str, int]]:
+        """The baselines by the number of cases in which they are the strongest."""
+        return _counted(item.theirs.kernel for item in self.comparisons if item.theirs)
+
+
+def _counted(names: Iterable[str]) -> list[tuple[str, int]]:
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name] = counts.get(name, 0) + 1
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def groups(results: Results) -> list[Group]:
+    """Every interleaved measured group, in the order of the suites."""
+    cases = [case for case in results.measured if case.record.state == "interleaved"]
+    made = []
+    for suite in in_order((case.record.suite for case in cases), SUITES):
+        own = [case for case in cases if case.record.suite == suite]
+        for op in in_order((case.problem.op for case in own), ("step", "forward", "input-grad", "weight-grad", "prepare", "activation")):
+            for sparsity in sparsities(case for case in own if case.problem.op == op):
+                made.append(_group(suite, op, sparsity, own, results))
+    return made
+
+
+def _group(suite: str, op: str, sparsity: str, cases: Iterable[Case], results: Results) -> Group:
+    own = [case for case in cases if case.problem.op == op and str(case.problem.sparsity) == sparsity]
+    comparisons = tuple(compare(case, STRONGEST, results) for case in own)
+    name = next((n for n in CUSPARSELT if any((r := case.record.result(n)) and r.status == "ok" for case in own)), "")
+    over = [compare(case, name, results) for case in own if case.record.result(name)] if name else []
+    return Group(suite, op, sparsity, comparisons, summarize(comparisons), summarize(over), name)
+
+
+@dataclass(frozen=True)
+class KernelRow:
+    """One kernel within a case, as text and numbers for the page. over: how many times faster our fastest is."""
+
+    name: str
+    ours: bool
+    status: str
+    us: float | None
+    call_us: float | None
+    tops: float | None
+    over: float | None
+    joules: float | None
+    weight_mb: float | None
+    remark: str
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """One case of the table, with every kernel in it."""
+
+    comparison: Comparison
+    what: str
+    shape: str
+    cusparselt: Ratio | None
+    kernels: tuple[KernelRow, ...]
+    flag: str
+
+    @property
+    def tops(self) -> float | None:
+        """Our rate, TOPS."""
+        us = self.comparison.our_us
+        return self.comparison.case.tops(us) if us else None
+
+    @property
+    def tbs(self) -> float | None:
+        """Our compulsory traffic, TB/s."""
+        us = self.comparison.our_us
+        return self.comparison.case.tbs(us) if us else None
+
+    @property
+    def joules(self) -> float | None:
+        """Our joules per 10^12 operations."""
+        return self.comparison.case.joules_per_top(self.comparison.ours) if self.comparison.ours else None
+
+
+def case_rows(results: Results) -> list[tuple[str, list[CaseRow]]]:
+    """Every measured case by suite (sustained ones apart), in the order of the suites."""
+    gpu = next((profile for profile in GPUS if profile.name == results.gpu), None)
+    tables: dict[str, list[CaseRow]] = {}
+    for case in results.measured:
+        name = case.record.suite if case.record.state == "interleaved" else f"{case.record.suite}, sustained"
+        tables.setdefault(name, []).append(_case_row(case, results, gpu))
+    order = in_order(tables, [entry for suite in SUITES for entry in (suite, f"{suite}, sustained")])
+    return [(name, tables[name]) for name in order]
+
+
+def _case_row(case: Case, results: Results, gpu: Gpu | None) -> CaseRow:
+    record, problem = case.record, case.problem
+    comparison = compare(case, STRONGEST, results)
+    name = next((n for n in CUSPARSELT if (r := record.result(n)) and r.status == "ok"), None)
+    what = " · ".join(part for part in (record.layer, problem.op if record.suite in ("train", "prepare") else "") if part)
+    shape = f"{problem.out_features}×{problem.in_features}" if problem.out_features else f"K = {problem.in_features}"
+    kernels = tuple(_kernel_row(case, result, comparison) for result in record.results)
+    over = compare(case, name, results).ratio if name else None
+    return CaseRow(comparison, what, shape, over, kernels, impossible(case, comparison.ours, results, gpu))
+
+
+def _kernel_row(case: Case, result: Result, comparison: Comparison) -> KernelRow:
+    us, ours = time_us(result) if result.status == "ok" else None, comparison.our_us
+    rate = case.tops(us) if us else None
+    call = float(np.median(result.call_us)) if result.call_us else None
+    remark = why(result).removeprefix(f"{result.kernel}: ") if us is None else _remark(result)
+    weight = result.weight_bytes / 1e6 if result.weight_bytes else None
+    over = us / ours if us and ours and result is not comparison.ours else None
+    joules = case.joules_per_top(result)
+    return KernelRow(result.kernel, result.kind == "variant", result.status, us, call, rate, over, joules, weight, remark)
+
+
+def _remark(result: Result) -> str:
+    parts = [] if result.exact else ["not exactly this function"]
+    if result.config:
+        parts.append(f"{pairs(result.config)} ({result.config_source})")
+    return "; ".join([*parts, pairs(result.notes)] if result.notes else parts)
+
+
+def pairs(mapping: Mapping[str, Any]) -> str:
+    """A mapping on one line: `block_n=128 stages=3`, nested ones in brackets."""
+    return " ".join(f"{key}={'[' + pairs(value) + ']' if isinstance(value, Mapping) else value}" for key, value in mapping.items())
+
+
+def impossible(case: Case, ours: Result | None, results: Results, gpu: Gpu | None) -> str:
+    """Why a time cannot be true, or "": compulsory bytes from a cold cache faster than the measured bandwidth, or operations faster than
+    the tensor cores' datasheet rate (twice the dense one for a sparse weight)."""
+    us = time_us(ours) if ours else None
+    if not us:
+        return ""
+    bandwidth = max(results.rates.get("B/s", {}).values(), default=0.0)
+    if bandwidth and case.record.cache == "cold" and case.tbs(us) * TERA > 1.02 * bandwidth:
+        return "above the measured bandwidth: impossible from a cold cache"
+    peak = max(gpu.peak.values(), default=0.0) * (1 if str(case.problem.sparsity) == "dense" else 2) if gpu else 0.0
+    rate = case.tops(us)
+    return "above the tensor cores' peak: impossible" if peak and rate and rate * TERA > peak else ""
+
+
+def not_measured(results: Results) -> list[tuple[str, str, int, str]]:
+    """What has no time in measured cases: kernel (or "every kernel"), why, how many cases, and one of them."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for case in results.measured:
+        where = f"{case.record.suite} {case.record.model} {case.record.label}"
+        if case.record.refusal:
+            found.setdefault(("every kernel", case.record.refusal), []).append(where)
+        for result in case.record.results:
+            if result.status != "ok" or time_us(result) is None:
+                found.setdefault((result.kernel, why(result).removeprefix(f"{result.kernel}: ")), []).append(where)
+    return [(kernel, reason, len(places), places[0]) for (kernel, reason), places in sorted(found.items())]
+
+
+def statuses(results: Results) -> dict[str, int]:
+    """How many results of measured cases have each status."""
+    return dict(_counted(result.status for case in results.measured for result in case.record.results))
+
+
+def conditions(cases: Iterable[Case]) -> list[tuple[str, str]]:
+    """The conditions around the cases: least, median and greatest of what is a number, the distinct values of what is not."""
+    values: dict[str, list[Any]] = {}
+    for case in cases:
+        for name, value in _leaves(case.record.conditions):
+            values.setdefault(name, []).append(value)
+    return [(name, _spread(found)) for name, found in sorted(values.items())]
+
+
+def _leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key} ")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _spread(found: list[Any]) -> str:
+    numbers = [value for value in found if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    if len(numbers) == len(found):
+        low, middle, high = min(numbers), float(np.median(numbers)), max(numbers)
+        return f"{low:g}" if low == high else f"{low:g} to {high:g}, median {middle:g}"
+    counts = _counted(str(value) for value in found)
+    return "; ".join(f"{name} ({count})" for name, count in counts[:8]) + ("; …" if len(counts) > 8 else "")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One case in two runs. time: how many times faster ours is in the second; ratio: change of the speed-up over the strongest."""
+
+    case: Case
+    first: Comparison
+    second: Comparison
+    time: float
+    ratio: float | None
+
+
+def changes(first: Results, second: Results) -> tuple[list[Change], int, Summary, Summary]:
+    """The cases measured in both runs with ours in both, the largest change first; how many were not; times and ratios summed up."""
+    before = {case.record.key: case for case in first.measured}
+    after = {case.record.key: case for case in second.measured}
+    rows = []
+    for key in [key for key in before if key in after]:
+        a, b = compare(before[key], STRONGEST, first), compare(after[key], STRONGEST, second)
+        if a.our_us and b.our_us:
+            rows.append(Change(after[key], a, b, a.our_us / b.our_us, b.ratio.value / a.ratio.value if a.ratio and b.ratio else None))
+    rows.sort(key=lambda row: (row.time, row.case.record.key))
+    alone = len(before.keys() | after.keys()) - len(rows)
+    return rows, alone, _sum([row.time for row in rows], alone), _sum([row.ratio for row in rows if row.ratio], alone)
+
+
+def _sum(values: list[float], missing: int) -> Summary:
+    return Summary(geomean(values), min(values, default=float("nan")), max(values, default=float("nan")), len(values), missing)
