@@ -65,10 +65,10 @@ def unavailable(problem: Problem, gpu: Gpu) -> str | None:
 def search(operands: SparseOperands, transpose_result: bool) -> CuSparseLtConfig:
     """The library's own search for one order of the result, with its time; runs the candidates on the device."""
     began = time.perf_counter()
-    bindings = getattr(torch._C, "_cusparselt", None)
+    mm_search = getattr(getattr(torch._C, "_cusparselt", None), "mm_search", None)
     columns = operands.x.t()
-    if hasattr(bindings, "mm_search"):
-        found = bindings.mm_search(operands.compressed, columns, None, None, operands.out_dtype, transpose_result)
+    if mm_search is not None:
+        found = mm_search(operands.compressed, columns, None, None, operands.out_dtype, transpose_result)
         alg_id, split_k, split_k_mode = (int(value) for value in found[:3])
     else:
         found = torch._cslt_sparse_mm_search(operands.compressed, columns, out_dtype=operands.out_dtype, transpose_result=transpose_result)

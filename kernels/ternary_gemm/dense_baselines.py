@@ -77,9 +77,9 @@ def prepare_int8(problem: Problem, inputs: Inputs, config: Config) -> Prepared:
         torch._int_mm(operand.x_q, weight.t(), out=acc)
         return finish(acc)
 
-    notes = {"library": "torch._int_mm", "padded_tokens": rows, "padded_in_features": columns, "padded_out_features": outputs}
+    padded = {"padded_tokens": rows, "padded_in_features": columns, "padded_out_features": outputs}
     touched = nbytes(operand.x_q, operand.x_scale, weight, finish.row_scale, linear.bias, acc, finish.y)
-    return Prepared(run, finish.buffers, touched, nbytes(weight, linear.w_scale), notes)
+    return Prepared(run, finish.buffers, touched, nbytes(weight, linear.w_scale), {"library": "torch._int_mm", **padded})
 
 
 def _int8_units(problem: Problem, config: Config) -> tuple[CompileUnit, ...]:

@@ -170,7 +170,9 @@ def _layer_units(problem: Problem, config: Config) -> tuple[CompileUnit, ...]:
 _SPACE = ConfigSpace(Fp8Config)
 
 KERNELS: tuple[Kernel, ...] = (
-    Kernel("dense-fp8", "gemm", "baseline", prepare_gemm, _default, _SPACE, _unavailable, _resolve, exact=False, judged="fp8-raw", dense=True),
+    Kernel(
+        "dense-fp8", "gemm", "baseline", prepare_gemm, _default, _SPACE, _unavailable, _resolve, exact=False, judged="fp8", dense=True
+    ),
     Kernel(
         "dense-fp8", "layer", "baseline", prepare_layer, _default, _SPACE, _unavailable, _resolve, exact=False, judged="fp8", dense=True,
         compile_units=_layer_units,

@@ -78,11 +78,9 @@ def compile_units(acc: torch.dtype, y: torch.dtype, bias: bool, transposed: bool
     """What `launch_scaling` compiles for accumulators and outputs of these types, with sizes that are multiples of 16."""
     tile_t, tile_n = TRANSPOSED_TILE if transposed else ROW_MAJOR_TILE
     near, far = ("stride_at", "stride_an") if transposed else ("stride_an", "stride_at")
-    signature = {
-        "acc": _TYPES[acc], "x_scale": "*fp32", "row_scale": "*fp32", "bias": "*fp32", "y": _TYPES[y],
-        "tokens": "i32", "out_features": "i32", "stride_at": "i32", "stride_an": "i32", "stride_yt": "i32", "HAS_BIAS": "constexpr", "TILE_T": "constexpr", "TILE_N": "constexpr",
-    }  # fmt: skip
-    signature[near] = "constexpr"
+    signature = dict.fromkeys(("acc", "x_scale", "row_scale", "bias", "y"), "*fp32") | {"acc": _TYPES[acc], "y": _TYPES[y]}
+    signature |= dict.fromkeys(("tokens", "out_features", "stride_at", "stride_an", "stride_yt"), "i32")
+    signature |= dict.fromkeys((near, "HAS_BIAS", "TILE_T", "TILE_N"), "constexpr")
     divisible = ("acc", "x_scale", "row_scale", "bias", "y", "tokens", "out_features", "stride_yt", far)
     constexprs = {near: 1, "HAS_BIAS": bias, "TILE_T": tile_t, "TILE_N": tile_n}
     return (CompileUnit(scale_accumulators, signature, constexprs, divisible, {"num_warps": WARPS}),)

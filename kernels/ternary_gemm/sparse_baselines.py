@@ -183,7 +183,7 @@ KERNELS: tuple[Kernel, ...] = (
     _scaled("cusparselt-int8-scaled", "gemm", lifted=False),
     _scaled("cusparselt-int8-scaled", "layer", lifted=False),
     _raw("cusparselt-bf16", "bf16", judged="float", exact=True),
-    _raw("cusparselt-fp8", "fp8", judged="fp8-raw", exact=False),
+    _raw("cusparselt-fp8", "fp8", judged="fp8", exact=False),
     _scaled("slidesparse", "gemm", lifted=True),
     _scaled("slidesparse", "layer", lifted=True),
 )
