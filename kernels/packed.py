@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from kernels.errors import NonFiniteError, OutputError, PackError, ShapeError, SparsityError, UsageError
 from kernels.problem import Sparsity
@@ -114,6 +112,9 @@ def unpack(packed: PackedTernary) -> torch.Tensor:
 
 def save(packed: PackedTernary, path: str | os.PathLike[str]) -> None:
     """Write a safetensors file: tensors `data` and `w_scale`, the rest in its metadata. Raises OutputError where it cannot be written."""
+    from safetensors import SafetensorError  # here: packing and unpacking work without the file format's library
+    from safetensors.torch import save_file
+
     tensors = {"data": packed.data.cpu(), "w_scale": packed.w_scale.cpu().contiguous()}
     metadata = {
         "format": _FORMAT, "layout": packed.layout, "version": str(packed.version), "sparsity": str(packed.sparsity),
@@ -128,6 +129,8 @@ def save(packed: PackedTernary, path: str | os.PathLike[str]) -> None:
 
 def load(path: str | os.PathLike[str]) -> PackedTernary:
     """Read what `save` wrote, onto the CPU. Raises PackError, in one line, for a missing, damaged, foreign or other-version file."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(os.fspath(path), framework="pt") as file:
             metadata = file.metadata() or {}

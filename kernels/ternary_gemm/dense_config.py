@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal
 
 from kernels.gpu import Gpu
@@ -28,11 +29,34 @@ class DenseConfig:
     transposed: bool = True
 
 
+@dataclass(frozen=True)
+class Device:
+    """What the choice of a config depends on: a hashable excerpt of `Gpu`."""
+
+    capability: int
+    sms: int
+    shared_bytes: int
+
+    @classmethod
+    def of(cls, gpu: Gpu) -> Device:
+        """The excerpt of a GPU."""
+        return cls(gpu.capability, gpu.sms, gpu.shared_bytes)
+
+
+REGISTERS = 65_536
+"""32-bit registers of a multiprocessor, sm_80 and up."""
+
+MIN_SHARED_BYTES = 80 * 1024
+"""Every number of tokens has a tile that fits this much shared memory."""
+
 # (block_n, block_t, block_k, num_warps, num_stages): at most 128 accumulators a thread; compiled without spills (docs/kernels.md).
-_FEW_TOKENS = ((64, 16, 512, 4, 4), (64, 16, 1024, 4, 3), (128, 16, 512, 4, 4), (64, 32, 512, 4, 4), (128, 32, 512, 4, 4), (64, 64, 512, 4, 3),
-               (128, 64, 256, 4, 4))
-_HOPPER = ((128, 128, 256, 4, 3), (128, 128, 256, 4, 2), (128, 64, 256, 4, 3), (128, 256, 256, 8, 3), (256, 128, 256, 8, 3),
-           (256, 128, 256, 8, 4), (256, 128, 512, 8, 2))
+_FEW_TOKENS = (
+    (64, 16, 512, 4, 4), (64, 16, 1024, 4, 3), (128, 16, 512, 4, 4), (64, 32, 512, 4, 4), (128, 32, 512, 4, 4), (64, 64, 512, 4, 3),
+    (128, 64, 256, 4, 4),
+)
+_HOPPER = (
+    (128, 128, 256, 4, 3), (128, 128, 256, 4, 2), (128, 64, 256, 4, 3), (128, 256, 256, 8, 3), (256, 128, 256, 8, 3), (256, 128, 512, 8, 2),
+)
 _PORTABLE = ((128, 128, 256, 8, 3), (128, 64, 256, 4, 3), (128, 128, 256, 4, 2), (64, 128, 256, 4, 2), (64, 64, 256, 4, 2))
 TILES = tuple(dict.fromkeys(_FEW_TOKENS + _HOPPER + _PORTABLE))
 """Every tile of the space."""
@@ -56,82 +80,72 @@ def shared_bytes(config: DenseConfig, capability: int, packed: bool = True) -> i
     return config.num_stages * x + (config.num_stages - (1 if packed else 0)) * w
 
 
-def _reject_with(packed: bool, problem: Problem, gpu: Gpu, config: DenseConfig) -> str | None:
+def _refusal(out_features: int, in_features: int, tokens: int, gpu: Device, packed: bool, config: DenseConfig) -> str | None:
     tile = (config.block_n, config.block_t, config.block_k, config.num_warps, config.num_stages)
-    if tile not in tiles_for(problem.tokens, gpu.capability):
-        return f"tile {tile} is not one worth trying for {problem.tokens} tokens on {gpu.architecture}"
-    return _cannot(packed, problem.in_features, gpu.capability, gpu.shared_bytes, config) or _wasteful(problem, gpu, config)
-
-
-def _cannot(packed: bool, in_features: int, capability: int, shared: int, config: DenseConfig) -> str | None:
-    needed = shared_bytes(config, capability, packed)
-    if needed > shared:
-        return f"needs {needed} bytes of shared memory, {shared} are there"
-    if not packed and config.unpack != "asm":
-        return "int8 weights are not unpacked; asm stands for both"
+    if tile not in tiles_for(tokens, gpu.capability):
+        return f"tile {tile} is not one worth trying for {tokens} tokens on sm_{gpu.capability}"
+    needed = shared_bytes(config, gpu.capability, packed)
+    if needed > gpu.shared_bytes:
+        return f"needs {needed} bytes of shared memory, {gpu.shared_bytes} are there"
     if (config.split_k - 1) * config.block_k >= in_features:
         return f"in_features {in_features} has no {config.split_k} blocks of {config.block_k}"
-    return None
-
-
-def _wasteful(problem: Problem, gpu: Gpu, config: DenseConfig) -> str | None:
-    tiles = -(-problem.out_features // config.block_n) * -(-problem.tokens // config.block_t)
-    if config.split_k > 1 and (config.split_k // 2) * tiles >= 2 * gpu.sms:
-        return f"{tiles} tiles fill {gpu.sms} multiprocessors without {config.split_k} shares"
-    if config.group > 1 and problem.tokens <= config.block_t:
-        return "one token tile needs no grouping"
-    if not config.transposed and config.group > 1:
-        return "the untransposed order is tried without grouping only"
-    if not config.transposed and (problem.tokens <= 64 or config.split_k > 1):
-        return "few tokens waste the rows of an untransposed tile"
+    tiles = ceil(out_features / config.block_n) * ceil(tokens / config.block_t)
+    if config.split_k > 1 and (tiles > gpu.sms or tiles * config.split_k > 3 * gpu.sms):
+        return f"{tiles} tiles need no {config.split_k} shares on {gpu.sms} multiprocessors"
+    if config.group > 1 and (tokens <= config.block_t or config.split_k > 1):
+        return "one token tile, or one wave of shares, needs no grouping"
+    if not config.transposed and (config.split_k > 1 or config.group > 1 or config.num_warps < 8):
+        return "the untransposed order is tried on tiles of 8 warps, plainly"
     return None
 
 
 def _reject(problem: Problem, gpu: Gpu, config: DenseConfig) -> str | None:
-    return _reject_with(True, problem, gpu, config)
+    return _refusal(problem.out_features, problem.in_features, problem.tokens, Device.of(gpu), True, config)
 
 
 def _reject_int8(problem: Problem, gpu: Gpu, config: DenseConfig) -> str | None:
-    return _reject_with(False, problem, gpu, config)
+    return _refusal(problem.out_features, problem.in_features, problem.tokens, Device.of(gpu), False, config)
 
 
+SPLITS = (1, 2, 4, 8, 16)
 _AXES = {
     "block_n": tuple(sorted({tile[0] for tile in TILES})), "block_t": tuple(sorted({tile[1] for tile in TILES})),
     "block_k": tuple(sorted({tile[2] for tile in TILES})), "num_warps": (4, 8), "num_stages": (2, 3, 4),
-    "split_k": (1, 2, 4, 8, 16), "group": (1, 8), "transposed": (True, False),
+    "split_k": SPLITS, "group": (1, 8), "transposed": (True, False),
 }
 space = ConfigSpace(DenseConfig, _AXES, _reject)
 int8_space = ConfigSpace(DenseConfig, _AXES, _reject_int8)
 
 
 @functools.lru_cache(maxsize=4096)
-def choose(out_features: int, in_features: int, tokens: int, capability: int, sms: int, shared: int, packed: bool) -> DenseConfig:
-    """The config with the least estimated time: waves of programs, each paying for its tile's products and a fixed start and end.
+def choose(out_features: int, in_features: int, tokens: int, gpu: Device, packed: bool = True) -> DenseConfig:
+    """The allowed config with the least estimated time.
 
-    A program's rate is that of its multiprocessor shared among the programs resident there; 3,000 clocks of start, epilogue and
-    drain are an estimate, not a measurement.
+    Programs run in waves of as many as fit the multiprocessors; each pays for its tile's products, at a rate shared among the
+    residents, and for a fixed start and end. 3,000 products a clock and 3,000 clocks are estimates, not measurements.
     """
-    best, least = None, float("inf")
-    for block_n, block_t, block_k, num_warps, num_stages in tiles_for(tokens, capability):
-        for split_k in (1, 2, 4, 8, 16):
-            config = DenseConfig(block_n, block_t, block_k, num_warps, num_stages, split_k, 1 if tokens <= block_t else 8)
-            if _cannot(packed, in_features, capability, shared, config) is not None:
-                continue
-            resident = max(1, min(shared // (shared_bytes(config, capability, packed) + 1024), 8 // num_warps))
-            programs = -(-out_features // block_n) * -(-tokens // block_t) * split_k
-            waves = -(-programs // (resident * sms))
-            steps = -(-(-(-in_features // block_k)) // split_k)
-            clocks = waves * resident * (max(block_n, 64) * max(block_t, 32) * block_k * steps / 3000 + 3000 / resident + 500 * (split_k > 1))
-            if clocks < least:
-                best, least = config, clocks
-    return best or DenseConfig(64, 16, 256, 4, 2)
+
+    def clocks(config: DenseConfig) -> float:
+        threads = 32 * config.num_warps
+        registers = threads * (config.block_n * config.block_t // threads + 90)
+        resident = max(1, min(gpu.shared_bytes // shared_bytes(config, gpu.capability, packed), REGISTERS // registers))
+        waves = ceil(ceil(out_features / config.block_n) * ceil(tokens / config.block_t) * config.split_k / (resident * gpu.sms))
+        steps = ceil(ceil(in_features / config.block_k) / config.split_k)
+        products = config.block_n * max(config.block_t, 32) * config.block_k * steps
+        return waves * (resident * products / 3000 + 3000 + 1500 * (config.split_k > 1))
+
+    candidates = (
+        DenseConfig(*tile, split_k=split_k, group=1 if tokens <= tile[1] or split_k > 1 else 8)
+        for tile in tiles_for(tokens, gpu.capability) for split_k in SPLITS
+    )
+    return min((config for config in candidates if _refusal(out_features, in_features, tokens, gpu, packed, config) is None), key=clocks)
 
 
 def default_config(problem: Problem, gpu: Gpu) -> DenseConfig:
     """The heuristic choice on packed weights."""
-    return choose(problem.out_features, problem.in_features, problem.tokens, gpu.capability, gpu.sms, gpu.shared_bytes, True)
+    return choose(problem.out_features, problem.in_features, problem.tokens, Device.of(gpu))
 
 
 def int8_default_config(problem: Problem, gpu: Gpu) -> DenseConfig:
     """The heuristic choice on int8 weights."""
-    return choose(problem.out_features, problem.in_features, problem.tokens, gpu.capability, gpu.sms, gpu.shared_bytes, False)
+    return choose(problem.out_features, problem.in_features, problem.tokens, Device.of(gpu), packed=False)

@@ -31,7 +31,7 @@ def unpack_field(packed, FIELD_INDEX: tl.constexpr, ASM: tl.constexpr):
         return ((packed << (6 - 2 * FIELD_INDEX)) & 0xC0).to(tl.int8, bitcast=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("tokens",))
 def dense_gemm(x_ptr, x_scale_ptr, w_ptr, w_scale_ptr, ends_ptr, bias_ptr, y_ptr, partial_ptr, counter_ptr,
                tokens, out_features, x_width, x_stride, w_width,
                SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, RAW: tl.constexpr, PACKED: tl.constexpr, EVEN_K: tl.constexpr,
@@ -46,10 +46,10 @@ def dense_gemm(x_ptr, x_scale_ptr, w_ptr, w_scale_ptr, ends_ptr, bias_ptr, y_ptr
     n_tiles = tl.cdiv(out_features, BLOCK_N)
     t_tiles = tl.cdiv(tokens, BLOCK_T)
     tile = tl.program_id(0)
-    first = tile // (GROUP * n_tiles) * GROUP
-    height = tl.minimum(t_tiles - first, GROUP)
+    group_start = tile // (GROUP * n_tiles) * GROUP
+    height = tl.minimum(t_tiles - group_start, GROUP)
     inside = tile % (GROUP * n_tiles)
-    t_base = (first + inside % height) * BLOCK_T
+    t_base = (group_start + inside % height) * BLOCK_T
     n_base = inside // height * BLOCK_N
 
     span: tl.constexpr = BLOCK_K // 4
@@ -60,15 +60,9 @@ def dense_gemm(x_ptr, x_scale_ptr, w_ptr, w_scale_ptr, ends_ptr, bias_ptr, y_ptr
     x_tile = x_ptr + t_base.to(tl.int64) * x_stride
     w_tile = w_ptr + n_base.to(tl.int64) * w_width
     x_offsets = token_local[:, None] * x_stride + column[None, :]
-    if PACKED:
-        w_offsets = row_local[:, None] * w_width + byte[None, :]
-    else:
-        w_offsets = row_local[:, None] * w_width + column[None, :]
+    w_offsets = row_local[:, None] * w_width + (byte if PACKED else column)[None, :]
 
-    if TRANSPOSED:
-        acc = tl.zeros((BLOCK_N, BLOCK_T), tl.int32)
-    else:
-        acc = tl.zeros((BLOCK_T, BLOCK_N), tl.int32)
+    acc = tl.zeros((BLOCK_N, BLOCK_T) if TRANSPOSED else (BLOCK_T, BLOCK_N), tl.int32)
     steps = tl.cdiv(x_width, BLOCK_K)
     share = tl.cdiv(steps, SPLIT_K)
     start = tl.program_id(1) * share
@@ -90,10 +84,8 @@ def dense_gemm(x_ptr, x_scale_ptr, w_ptr, w_scale_ptr, ends_ptr, bias_ptr, y_ptr
                 w = tl.load(w_tile + k + w_offsets)
             else:
                 w = tl.load(w_tile + k + w_offsets, mask=(k + column < w_width)[None, :], other=0)
-            if TRANSPOSED:
-                acc = tl.dot(w, tl.trans(x), acc, out_dtype=tl.int32)
-            else:
-                acc = tl.dot(x, tl.trans(w), acc, out_dtype=tl.int32)
+            first, second = (w, x) if TRANSPOSED else (x, w)
+            acc = tl.dot(first, tl.trans(second), acc, out_dtype=tl.int32)
 
     if SPLIT_K > 1:
         acc, owner = reduce_splits(acc, partial_ptr, counter_ptr, tile, n_tiles * t_tiles, tl.program_id(1), SPLIT_K,

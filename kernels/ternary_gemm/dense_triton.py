@@ -6,7 +6,8 @@ Y[T, N] = X · Wᵀ · x_scale[t] · w_scale[split(n)] + bias, from int8 X and a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from triton.runtime.jit import JITFunction
@@ -17,7 +18,16 @@ from kernels.inputs import DTYPES, GemmInputs, Inputs, pad_rows
 from kernels.kernel import CompileUnit, Kernel, Outputs, Prepared
 from kernels.packed import PackedTernary, pack
 from kernels.problem import Problem
-from kernels.ternary_gemm.dense_config import DenseConfig, choose, default_config, int8_default_config, int8_space, space
+from kernels.ternary_gemm.dense_config import (
+    MIN_SHARED_BYTES,
+    DenseConfig,
+    Device,
+    choose,
+    default_config,
+    int8_default_config,
+    int8_space,
+    space,
+)
 from kernels.ternary_gemm.dense_kernel import dense_gemm
 
 MAX_IN_FEATURES = 131_072
@@ -42,6 +52,9 @@ class Int8Weight:
         return self.data.numel() + 4 * self.w_scale.numel()
 
 
+Weight: TypeAlias = PackedTernary | Int8Weight
+
+
 @dataclass(frozen=True)
 class Workspace:
     """What split-K needs: int32 partial tiles, and one int32 counter per tile that each launch leaves at zero."""
@@ -54,12 +67,12 @@ class Workspace:
 class Gemm:
     """The GEMM bound to everything but the activations' address. bias: float32 [N]. out: [T, N] contiguous."""
 
-    weight: PackedTernary | Int8Weight
+    weight: Weight
     x_scale: torch.Tensor
     bias: torch.Tensor | None
     out: torch.Tensor
     config: DenseConfig
-    workspace: Workspace | None = field(default=None)
+    workspace: Workspace | None
 
     def launch(self, x_q: torch.Tensor) -> None:
         """One launch on the current stream. x_q: rows as `aligned_rows` gives them."""
@@ -70,10 +83,12 @@ class Gemm:
         width = _width(weight.in_features)
         space_needed = self.workspace or Workspace(weight.split_ends, weight.split_ends)
         tiles = -(-out_features // config.block_n) * -(-tokens // config.block_t)
+        constants = _compile_time(config, len(weight.splits), self.bias is not None, self.out.dtype == torch.int32,
+                                  isinstance(weight, PackedTernary), weight.in_features, asm=x_q.is_cuda)
         dense_gemm[(tiles, config.split_k)](
             x_q, self.x_scale, weight.data, weight.w_scale, weight.split_ends, weight.w_scale if self.bias is None else self.bias,
             self.out, space_needed.partial, space_needed.counter, tokens, out_features, width, x_q.stride(0), weight.data.shape[1],
-            **_constants(config, weight, self.bias is not None, self.out.dtype == torch.int32, asm=x_q.is_cuda),
+            **constants,
             num_warps=config.num_warps, num_stages=config.num_stages,
         )
 
@@ -88,13 +103,13 @@ def ternary_gemm(x_q: torch.Tensor, x_scale: torch.Tensor, packed: PackedTernary
     check(x_q, x_scale, packed, bias, out_dtype)
     if config is None:
         gpu = (detect(x_q.device.index or 0) if x_q.is_cuda else None) or by_name("a100")
-        config = choose(packed.out_features, packed.in_features, x_q.shape[0], gpu.capability, gpu.sms, gpu.shared_bytes, True)
+        config = choose(packed.out_features, packed.in_features, x_q.shape[0], Device.of(gpu))
     out = torch.empty((x_q.shape[0], packed.out_features), dtype=out_dtype, device=x_q.device)
     Gemm(packed, x_scale, bias, out, config, workspace(config, out)).launch(aligned_rows(x_q))
     return out
 
 
-def check(x_q: torch.Tensor, x_scale: torch.Tensor, weight: PackedTernary | Int8Weight, bias: torch.Tensor | None,
+def check(x_q: torch.Tensor, x_scale: torch.Tensor, weight: Weight, bias: torch.Tensor | None,
           out_dtype: torch.dtype) -> None:
     """Raises ShapeError, naming what was given and what is needed, unless these fit one another."""
     n, k = weight.data.shape[0], weight.in_features
@@ -145,10 +160,6 @@ def _width(in_features: int) -> int:
     return -(-in_features // 16) * 16
 
 
-def _constants(config: DenseConfig, weight: PackedTernary | Int8Weight, bias: bool, raw: bool, asm: bool) -> dict[str, object]:
-    return _compile_time(config, len(weight.splits), bias, raw, isinstance(weight, PackedTernary), weight.in_features, asm)
-
-
 def _compile_time(config: DenseConfig, splits: int, bias: bool, raw: bool, packed: bool, in_features: int, asm: bool) -> dict[str, object]:
     """Inline assembly does not run in the interpreter: CPU tensors (asm=False) take the plain arithmetic that gives the same values."""
     return {
@@ -158,7 +169,7 @@ def _compile_time(config: DenseConfig, splits: int, bias: bool, raw: bool, packe
     }
 
 
-def bind(problem: Problem, x_q: torch.Tensor, x_scale: torch.Tensor, weight: PackedTernary | Int8Weight, bias: torch.Tensor | None,
+def bind(problem: Problem, x_q: torch.Tensor, x_scale: torch.Tensor, weight: Weight, bias: torch.Tensor | None,
          config: DenseConfig) -> Gemm:
     """The GEMM with its output and workspace allocated, for repeated launches and graph capture. Raises ShapeError."""
     out_dtype = DTYPES[problem.dtype]
@@ -167,7 +178,7 @@ def bind(problem: Problem, x_q: torch.Tensor, x_scale: torch.Tensor, weight: Pac
     return Gemm(weight, x_scale, bias, out, config, workspace(config, out))
 
 
-def _prepare_with(make_weight: Callable[[Problem, GemmInputs], PackedTernary | Int8Weight]) -> Callable[[Problem, Inputs, DenseConfig], Prepared]:
+def _prepare_with(make_weight: Callable[[Problem, GemmInputs], Weight]) -> Callable[[Problem, Inputs, DenseConfig], Prepared]:
     def prepare(problem: Problem, inputs: Inputs, config: DenseConfig) -> Prepared:
         assert isinstance(inputs, GemmInputs)
         weight = make_weight(problem, inputs)
@@ -204,7 +215,8 @@ def _units_with(packed: bool) -> Callable[[Problem, DenseConfig], Sequence[Compi
         pointers = {"x_ptr": "*i8", "x_scale_ptr": "*fp32", "w_ptr": "*u8" if packed else "*i8", "w_scale_ptr": "*fp32", "ends_ptr": "*i32",
                     "bias_ptr": "*fp32", "y_ptr": out, "partial_ptr": "*i32", "counter_ptr": "*i32"}
         sizes = dict.fromkeys(("tokens", "out_features", "x_width", "x_stride", "w_width"), "i32")
-        constants = _compile_time(config, len(problem.splits), problem.bias, problem.dtype == "int32", packed, problem.in_features, asm=True)
+        raw, splits = problem.dtype == "int32", len(problem.splits)
+        constants = _compile_time(config, splits, problem.bias, raw, packed, problem.in_features, asm=True)
         divisible = (*pointers, "x_width", "x_stride", "w_width", *(("out_features",) if problem.out_features % 16 == 0 else ()))
         first = config.block_n if config.transposed else config.block_t
         expects = {80: "IMMA", 90: "IGMMA", 100: "IMMA"} if first >= 64 else {80: "IMMA"}
@@ -218,6 +230,8 @@ def refusal(problem: Problem, gpu: Gpu) -> str | None:
     """Why this kernel cannot do the problem on that GPU, or None."""
     if gpu.capability < 80:
         return f"needs sm_80 or later, {gpu.name} is {gpu.architecture}"
+    if gpu.shared_bytes < MIN_SHARED_BYTES:
+        return f"needs {MIN_SHARED_BYTES} bytes of shared memory a block, {gpu.name} has {gpu.shared_bytes}"
     if problem.in_features > MAX_IN_FEATURES:
         return f"in_features {problem.in_features} is above {MAX_IN_FEATURES}"
     return None

@@ -40,8 +40,8 @@ def store_tile(acc, token, row, x_scale_ptr, w_scale_ptr, ends_ptr, bias_ptr, y_
                SPLITS: tl.constexpr, HAS_BIAS: tl.constexpr, RAW: tl.constexpr, TRANSPOSED: tl.constexpr):
     """Y[token, row] = acc · x_scale[token] · w_scale[split(row)] + bias[row] in float32, rounded once; RAW stores the int32.
 
-    acc: int32 [rows, tokens] where TRANSPOSED, else [tokens, rows]; token, row: their indices. Y is row-major; a transposed tile is
-    turned after rounding, so that the exchange through shared memory moves output-sized values and stores are coalesced along rows.
+    acc: int32 [rows, tokens] where TRANSPOSED, else [tokens, rows]; token, row: their indices. Y is row-major [tokens, out_features];
+    the exchange through shared memory that makes its stores contiguous comes after rounding, on output-sized values.
     """
     if RAW:
         out = acc
@@ -60,6 +60,8 @@ def store_tile(acc, token, row, x_scale_ptr, w_scale_ptr, ends_ptr, bias_ptr, y_
                 value += bias[None, :]
         out = value.to(y_ptr.dtype.element_ty)
     if TRANSPOSED:
-        out = tl.trans(out)
-    offsets = token.to(tl.int64)[:, None] * out_features + row[None, :]
-    tl.store(y_ptr + offsets, out, mask=(token < tokens)[:, None] & (row < out_features)[None, :])
+        offsets = token.to(tl.int64)[None, :] * out_features + row[:, None]
+        tl.store(y_ptr + offsets, out, mask=(token < tokens)[None, :] & (row < out_features)[:, None])
+    else:
+        offsets = token.to(tl.int64)[:, None] * out_features + row[None, :]
+        tl.store(y_ptr + offsets, out, mask=(token < tokens)[:, None] & (row < out_features)[None, :])
