@@ -62,7 +62,8 @@ class CaseRecord:
 
     problem: `Problem.to_dict()`. label: `str(problem)`. operations, compulsory_bytes: what any kernel must do and move.
     conditions: NVML before and after (clocks MHz, power W, temperature °C, throttle reasons). evidence: measured, or what else it is.
-    refusal: why the case has no answer at all (a group that does not divide in_features), with no results then.
+    refusal: why the case has no answer at all (a group that does not divide in_features), with no results then. seconds: how long it
+    took in all; phases: seconds by phase (inputs, search, prepare, check, bind, measure).
     """
 
     run: str
@@ -80,6 +81,7 @@ class CaseRecord:
     conditions: Mapping[str, Any] = field(default_factory=dict)
     refusal: str | None = None
     seconds: float = 0.0
+    phases: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def key(self) -> str:
@@ -227,15 +229,16 @@ class Writer:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _cut_unfinished_line(path)
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
 
     def write(self, record: Record) -> None:
         """Append one record and wait until it is on the disk."""
+        rest = memoryview((to_line(record) + "\n").encode())
         try:
-            self._file.write(to_line(record) + "\n")
-            self._file.flush()
+            while rest:
+                rest = rest[self._file.write(rest) :]
             os.fsync(self._file.fileno())
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be written: {error.strerror}; what was measured before is kept") from None
@@ -252,11 +255,16 @@ class Writer:
 
 
 def _cut_unfinished_line(path: Path) -> None:
-    if not path.exists():
+    if not path.is_file():
         return
     content = path.read_bytes()
     if content and not content.endswith(b"\n"):
         path.write_bytes(content[: content.rfind(b"\n") + 1])
+
+
+def latest(records: Iterable[Record], evidence: Evidence = "measured") -> dict[str, CaseRecord]:
+    """The cases of that evidence by key; where a case was written twice, the later one counts."""
+    return {record.key: record for record in records if isinstance(record, CaseRecord) and record.evidence == evidence}
 
 
 def to_plain(record: Record) -> dict[str, Any]:

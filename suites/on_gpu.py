@@ -1,0 +1,150 @@
+"""A run on a device: what is left to measure, the run's head, roofs, cases, summary and report."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from autotune import conditions
+from autotune.clock import Clock
+from autotune.conditions import Monitor
+from autotune.measure import FULL, METHOD, QUICK, SUSTAINED, Plan
+from kernels.errors import GpuMismatch, UsageError
+from kernels.gpu import Gpu
+from kernels.kernel import Kernel
+from kernels.problem import Op
+from suites.case import Case
+from suites.command import accepted_file, first_that_applies
+from suites.executor import ON_DEVICE, DeviceArguments, Executor, Local, Worker, catalogued
+from suites.gate import decided
+from suites.progress import Reporter, phases, table
+from suites.record import CaseRecord, Record, RoofRecord, RunRecord, Writer, latest, read
+from suites.run import Reporting
+from suites.session import Outcome, Session, commit_of, now, run_id
+from suites.trial import Bench
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What tests put in the place of a device: clock, kernels and monitor; everything then runs in this process, on the CPU."""
+
+    clock: Clock
+    kernels: Sequence[Kernel]
+    monitor: Monitor
+    plan: Plan | None = None
+    roofs: tuple[RoofRecord, ...] = ()
+
+
+def run(
+    args: argparse.Namespace, arguments: tuple[str, ...], gpu: Gpu, cases: Sequence[Case], path: Path, lab: Lab | None,
+    build_report: Reporting,
+) -> int:
+    """Measure what is not yet in the file at `path`, print the summary, build the report; the exit code of all that is in the file."""
+    existing, outcome = _existing(path, gpu), Outcome()
+    for record in latest(existing).values():
+        outcome.add(record)
+    left = [case for case in cases if case.key not in outcome.records]
+    kernels, plan, identity = _kernels(args, cases, lab), _plan(args, lab), run_id(gpu.name)
+    executor = _executor(args, gpu, identity, plan, lab, kernels)
+    try:
+        with Writer(path) as writer:
+            writer.write(_head(args, arguments, gpu, identity, executor))
+            session = Session(executor, writer, identity, plan, kernels, _decided(args, gpu))
+            print(f"suites.run: {gpu.name}: {len(left)} cases to measure, {len(cases) - len(left)} already there; results in {path}")
+            _measure(session, left, outcome, roofs=not any(isinstance(record, RoofRecord) for record in existing))
+    except KeyboardInterrupt:
+        line = shlex.join(["python", "-m", "suites.run", *_without_folder(arguments), "--out", str(path.parent), "--resume"])
+        print(f"\nsuites.run: what was measured is kept; go on with: {line}", file=sys.stderr)
+        raise
+    finally:
+        executor.close()
+    summarize(outcome)
+    return first_that_applies((outcome.exit_code, build_report(gpu, [path.parent], path.parent / "report.html")))
+
+
+def _existing(path: Path, gpu: Gpu) -> list[Record]:
+    records = list(read(path)) if path.is_file() and path.stat().st_size else []
+    for record in records:
+        if isinstance(record, RunRecord) and (record.gpu, record.evidence) != (gpu.name, "measured"):
+            raise GpuMismatch(f"{path} holds {record.evidence} results of {record.gpu}, this is a measurement on {gpu.name}; name another --out")
+    return records
+
+
+def _measure(session: Session, cases: Sequence[Case], outcome: Outcome, roofs: bool) -> None:
+    if roofs and cases:
+        for roof in session.roofs():
+            print(f"  roof {roof.name}: {roof.value / 1e12:.4g} T{roof.unit}")
+    with Reporter(len(cases)) as reporter:
+        session.measure(cases, outcome, reporter.case)
+
+
+def _plan(args: argparse.Namespace, lab: Lab | None) -> Plan:
+    if lab is not None and lab.plan is not None:
+        return lab.plan
+    if args.state == "sustained":
+        return SUSTAINED
+    return QUICK if args.quick else FULL
+
+
+def _kernels(args: argparse.Namespace, cases: Sequence[Case], lab: Lab | None) -> Callable[[Op], Sequence[Kernel]]:
+    """The kernels by op, filtered by --kernel; UsageError for a name that no case has."""
+    every: Callable[[Op], Sequence[Kernel]] = catalogued()
+    if lab is not None:
+        fakes = lab.kernels
+        every = lambda op: [kernel for kernel in fakes if kernel.op == op]  # noqa: E731 (one of two functions of the same type)
+    names = dict.fromkeys(kernel.name for op in dict.fromkeys(case.problem.op for case in cases) for kernel in every(op))
+    for name in args.kernel:
+        if name not in names:
+            raise UsageError(f"unknown kernel {name!r}; allowed here: {', '.join(names)}")
+    return lambda op: [kernel for kernel in every(op) if not args.kernel or kernel.name in args.kernel]
+
+
+def _executor(
+    args: argparse.Namespace, gpu: Gpu, identity: str, plan: Plan, lab: Lab | None, kernels: Callable[[Op], Sequence[Kernel]],
+) -> Executor:
+    if lab is None:
+        return Worker(ON_DEVICE, DeviceArguments(gpu, args.device, identity, plan.turn_us, tuple(args.kernel)))
+    roofs = lab.roofs
+    return Local(Bench(gpu, lab.clock, lab.monitor, kernels, "cpu"), identity, lambda: list(roofs))
+
+
+def _head(args: argparse.Namespace, arguments: tuple[str, ...], gpu: Gpu, identity: str, executor: Executor) -> RunRecord:
+    commit, dirty = commit_of(ROOT, args.commit)
+    fake = isinstance(executor, Local)
+    return RunRecord(
+        identity, gpu.name, now().isoformat(timespec="seconds"), commit, dirty, METHOD, "fake" if fake else "cuda-graph",
+        {} if fake else conditions.device_facts(args.device), conditions.library_versions(), arguments,
+    )
+
+
+def _decided(args: argparse.Namespace, gpu: Gpu) -> Callable[[CaseRecord], bool]:
+    """For --until-decided: whether the gate could judge a record; else everything is."""
+    if not args.until_decided:
+        return lambda record: True
+    file = accepted_file(gpu.name)
+    accepted = latest(list(read(file))) if file.is_file() else {}
+    return lambda record: decided(record, accepted.get(record.key), gpu)
+
+
+def _without_folder(arguments: Sequence[str]) -> list[str]:
+    pairs = zip(("", *arguments), arguments, strict=False)
+    return [text for before, text in pairs if before != "--out" and text not in ("--out", "--resume") and not text.startswith("--out=")]
+
+
+def summarize(outcome: Outcome) -> None:
+    """Print the table of a run, where its time went, and what is wrong with it."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    console.print(table(list(outcome.records.values())))
+    for line in (phases(list(outcome.records.values())), *(text for _, text in outcome.troubles[:20])):
+        if line:
+            console.print(line, soft_wrap=True)
+    if len(outcome.troubles) > 20:
+        console.print(f"and {len(outcome.troubles) - 20} more; the report has them all")

@@ -1,0 +1,138 @@
+"""Measuring one case: every kernel of its op checked, then all of them timed together, then checked again."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+
+from autotune.measure import Plan, interleaved, sustained
+from kernels.errors import Failure
+from kernels.inputs import Weights, make_inputs, make_weights
+from kernels.kernel import Kernel
+from kernels.problem import Problem
+from suites.case import Case
+from suites.floors import compulsory_bytes
+from suites.record import CaseRecord, Result
+from suites.trial import Bench, Copies, Fault, Trial, as_failure, plain_result
+
+SUSTAINED_BASELINES = ("cusparselt-int8", "cusparselt-int8-scaled", "dense-bf16", "dense-fp8", "dense-int8")
+SCARCE = 0.35
+"""Cached blocks go back to the device when less than this share of its memory is free."""
+
+
+class Phases:
+    """Where a case's time goes, seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Adds the time that the block takes."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - started
+
+
+class WeightStore:
+    """The weight of the layer at hand, kept while cases share it."""
+
+    def __init__(self) -> None:
+        self._key: object = None
+        self._weights: Weights | None = None
+
+    def get(self, problem: Problem, device: str) -> Weights:
+        """This problem's weight; the one before is dropped."""
+        key = (problem.out_features, problem.in_features, problem.splits, problem.sparsity, problem.dtype, device)
+        if key != self._key or self._weights is None:
+            self._weights = None
+            self._weights, self._key = make_weights(problem, device), key
+        return self._weights
+
+
+def kernels_of(case: Case, bench: Bench) -> Sequence[Kernel]:
+    """The kernels that take part: all of the op; sustained only exact variants and the strongest named baselines, since each costs seconds."""
+    kernels = bench.kernels(case.problem.op)
+    if case.state == "interleaved":
+        return kernels
+    return [kernel for kernel in kernels if (kernel.kind == "variant" and kernel.exact) or kernel.name in SUSTAINED_BASELINES]
+
+
+def run_case(
+    case: Case, bench: Bench, plan: Plan, weights: WeightStore, run: str = "", excluded: Mapping[str, Failure] | None = None,
+) -> CaseRecord:
+    """The record of a case.
+
+    excluded: kernels that are not run again, with the failure they are recorded with. Raises Fault where the device's context is lost
+    (the caller's process cannot go on); everything else that goes wrong is in the record.
+    """
+    started, phases = time.monotonic(), Phases()
+    before = bench.monitor.snapshot()
+    results, reason = (), case.problem.refusal
+    if reason is None:
+        results = _results(case, bench, plan, weights, phases, excluded or {})
+        _release(bench)
+    return CaseRecord(
+        run=run, suite=case.suite, model=case.model, layer=case.layer, state=case.state, cache=case.cache,
+        problem=case.problem.to_dict(), label=str(case.problem), operations=case.problem.operations,
+        compulsory_bytes=compulsory_bytes(case.problem), results=results, refusal=reason,
+        conditions={"before": before, "after": bench.monitor.snapshot()}, seconds=round(time.monotonic() - started, 3),
+        phases={name: round(seconds, 3) for name, seconds in phases.seconds.items()},
+    )
+
+
+def _results(
+    case: Case, bench: Bench, plan: Plan, weights: WeightStore, phases: Phases, excluded: Mapping[str, Failure],
+) -> tuple[Result, ...]:
+    kernels = kernels_of(case, bench)
+    bench.mark("\tinputs")
+    try:
+        with phases.timed("inputs"):
+            shared = weights.get(case.problem, bench.device) if case.problem.op != "activation" else None
+            copies = Copies(make_inputs(case.problem, bench.device, weights=shared))
+    except RuntimeError as error:
+        failure = as_failure(error)
+        if failure.stage != "memory":
+            raise Fault(None, failure) from error
+        return tuple(plain_result(kernel, failure) for kernel in kernels)
+    trials = [Trial(kernel, case, bench, plan, phases) for kernel in kernels]
+    for trial in trials:
+        trial.failure = excluded.get(trial.kernel.name)
+    try:
+        for trial in trials:
+            if trial.failure is None:
+                trial.open(copies)
+        _measure(trials, case, bench, plan, phases)
+        for trial in trials:
+            trial.check_again(copies)
+    finally:
+        for trial in trials:
+            trial.close()
+    return tuple(trial.result() for trial in trials)
+
+
+def _measure(trials: Sequence[Trial], case: Case, bench: Bench, plan: Plan, phases: Phases) -> None:
+    timers = {trial.kernel.name: trial.timer for trial in trials if trial.timer is not None}
+    try:
+        with phases.timed("measure"):
+            taken = sustained(timers, plan, bench.monitor) if case.state == "sustained" else interleaved(timers, plan)
+    except RuntimeError as error:
+        raise Fault(None, as_failure(error)) from error
+    for trial in trials:
+        trial.samples = taken.get(trial.kernel.name, trial.samples)
+
+
+def _release(bench: Bench) -> None:
+    """Give memory back where it is short: returning it after every case would cost more than the case."""
+    if bench.device == "cpu":
+        return
+    free, total = torch.cuda.mem_get_info()
+    if free < SCARCE * total:
+        gc.collect()
+        torch.cuda.empty_cache()

@@ -1,0 +1,134 @@
+"""A run: cases measured one after the other, each record on the disk before the next begins."""
+
+from __future__ import annotations
+
+import subprocess
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+
+from autotune.measure import Plan
+from kernels.kernel import Kernel
+from kernels.problem import Op
+from suites.case import Case
+from suites.command import INCONCLUSIVE, first_that_applies
+from suites.executor import Executor, measure_case
+from suites.floors import compulsory_bytes
+from suites.quality import troubles
+from suites.record import CaseRecord, RoofRecord, Writer
+from suites.trial import Fault, plain_result
+
+LOST_IN_A_ROW = 3
+"""So many cases in a row whose process dies before any kernel runs end the run: the machine is broken, not the case."""
+ATTEMPTS = 4
+"""How often `--until-decided` measures a case, twice as long each time."""
+
+Report = Callable[[Case, CaseRecord], None]
+
+
+@dataclass
+class Outcome:
+    """What a run came to: records by key, and the exit codes that apply with the line for each."""
+
+    records: dict[str, CaseRecord] = field(default_factory=dict)
+    troubles: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, record: CaseRecord) -> None:
+        """Take in a case."""
+        self.records[record.key] = record
+        self.troubles += [(code, f"{record.key}: {text}") for code, text in troubles(record)]
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of what was measured."""
+        return first_that_applies(code for code, _ in self.troubles)
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a run needs.
+
+    kernels: by op, to name them in the record of a case whose process died. decided: whether a record needs no more samples.
+    """
+
+    executor: Executor
+    writer: Writer
+    run: str
+    plan: Plan
+    kernels: Callable[[Op], Sequence[Kernel]]
+    decided: Callable[[CaseRecord], bool] = lambda record: True
+
+    def measure(self, cases: Sequence[Case], outcome: Outcome, report: Report) -> None:
+        """Measure and write every case; `outcome` holds what is done even when an interrupt ends this early."""
+        lost = 0
+        for case in cases:
+            try:
+                record, lost, reason = self._until_decided(case), 0, ""
+            except Fault as fault:
+                record, lost, reason = self._lost(case, fault), lost + 1, str(fault.failure)
+            self.writer.write(record)
+            outcome.add(record)
+            report(case, record)
+            if lost >= LOST_IN_A_ROW:
+                outcome.troubles.append((INCONCLUSIVE, f"given up: the measuring process keeps dying: {reason}"))
+                return
+
+    def _until_decided(self, case: Case) -> CaseRecord:
+        plan = self.plan
+        record = measure_case(self.executor, case, plan)
+        for _ in range(ATTEMPTS - 1):
+            if record.refusal or self.decided(record):
+                break
+            plan = longer(plan)
+            record = measure_case(self.executor, case, plan)
+        return replace(record, run=self.run)
+
+    def _lost(self, case: Case, fault: Fault) -> CaseRecord:
+        results = tuple(plain_result(kernel, fault.failure) for kernel in self.kernels(case.problem.op))
+        return CaseRecord(
+            self.run, case.suite, case.model, case.layer, case.state, case.cache, case.problem.to_dict(), str(case.problem),
+            case.problem.operations, compulsory_bytes(case.problem), results,
+        )
+
+    def roofs(self) -> list[RoofRecord]:
+        """Measure and write the ceilings of the device."""
+        roofs = [replace(roof, run=self.run) for roof in self.executor.roofs()]
+        for roof in roofs:
+            self.writer.write(roof)
+        return roofs
+
+
+def longer(plan: Plan) -> Plan:
+    """The same plan with twice the samples and the time."""
+    return replace(
+        plan, rounds=2 * plan.rounds, max_rounds=2 * plan.max_rounds, seconds=2 * plan.seconds, blocks=2 * plan.blocks,
+    )
+
+
+def now() -> datetime:
+    """The time, UTC."""
+    return datetime.now(timezone.utc)
+
+
+def run_id(gpu: str) -> str:
+    """An identifier for a run: time, GPU and four random digits."""
+    return f"{now():%Y%m%dT%H%M%SZ}-{gpu}-{uuid.uuid4().hex[:4]}"
+
+
+def commit_of(folder: Path, given: str | None) -> tuple[str, bool]:
+    """Commit of the code and whether it was changed since; the given one where there is no git, else "unknown"."""
+    if given:
+        return given, False
+    top = _git(folder, "rev-parse", "--show-toplevel")
+    head = _git(folder, "rev-parse", "HEAD") if top and Path(top).resolve() == folder.resolve() else ""
+    return (head or "unknown", bool(head and _git(folder, "status", "--porcelain", "--untracked-files=no")))
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
