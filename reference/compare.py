@@ -64,7 +64,7 @@ def compare(actual: torch.Tensor, expected: torch.Tensor, tolerance: Tolerance =
     """None where every element of `actual` is within the tolerance of `expected`, else what is wrong.
 
     Both have one shape; `expected` is float64 or integer. A NaN or an infinity is right only where it is expected: a NaN where the
-    expected value is NaN, an infinity where it is that infinity or is too large for the type of `actual`.
+    expected value is NaN, an infinity where it is that infinity or so large that the type of `actual` has none nearer.
     A wrong shape is a mismatch, not an exception.
     """
     if actual.shape != expected.shape:
@@ -116,6 +116,8 @@ def _excess(actual: torch.Tensor, expected: torch.Tensor, ulps: float, absolute:
     value = actual.double()
     limit = torch.maximum(ulps * ulp(expected, actual.dtype), torch.as_tensor(absolute, dtype=torch.float64, device=actual.device))
     distance = (value - expected).abs()
-    overflow = value.isinf() & (expected.sign() == value.sign()) & (expected.abs() + limit > torch.finfo(actual.dtype).max)
+    largest = torch.tensor(torch.finfo(actual.dtype).max, dtype=torch.float64, device=actual.device)
+    reached = limit.isfinite() & (expected.abs() + limit >= largest + ulp(largest, actual.dtype))
+    overflow = value.isinf() & (expected.sign() == value.sign()) & reached
     right = (value == expected) | (value.isnan() & expected.isnan()) | overflow | (distance.isfinite() & (distance <= limit))
     return torch.where(right, 0.0, (distance / limit).nan_to_num(torch.inf))
