@@ -1,0 +1,222 @@
+"""Mask, ternary quantization and packing of a master weight in two passes over it: a reduction for the scales, then everything else.
+
+Floor: two reads of the master and a quarter of a byte written per weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+import triton
+
+from kernels.errors import NonFiniteError, ShapeError
+from kernels.gpu import Gpu
+from kernels.inputs import DTYPES, Inputs, PrepareInputs
+from kernels.kernel import CompileUnit, Kernel, Outputs, Prepared
+from kernels.mask_quantize.two_pass_kernels import absmean_kernel, pack_kernel
+from kernels.packed import PackedTernary, packed_width
+from kernels.problem import Problem, Sparsity
+from kernels.space import Config, ConfigSpace
+
+SUM_PROGRAMS = 1024
+"""Partial sums per split, at most: one wave of 256-thread programs on a large GPU, one load of the program that adds them."""
+
+_POINTERS = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+
+
+@dataclass(frozen=True)
+class TwoPassConfig:
+    """sum_block: weights per step of the reduction. rows × blocks: tile of the second pass, blocks of 256 columns. Warps of both."""
+
+    sum_block: int = 8192
+    sum_warps: int = 8
+    rows: int = 8
+    blocks: int = 2
+    warps: int = 4
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """What the launches share, made once by `allocate_workspace` and reusable on one stream at a time.
+
+    partials float64 [S, SUM_PROGRAMS]; counters int32 [S], zero between launches; bounds int64 [S + 1], first row of each split and
+    the end; limits int32 [S]; nonfinite int32 [S], 1 where a split held a NaN or an infinity (its scales are NaN, its weights zeros).
+    """
+
+    partials: torch.Tensor
+    counters: torch.Tensor
+    bounds: torch.Tensor
+    limits: torch.Tensor
+    nonfinite: torch.Tensor
+    splits: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PrepareBuffers:
+    """Outputs of `launch_prepare` with their workspace: packed uint8 [N, packed_width(K)], w_scale and inv_scale float32 [S]."""
+
+    packed: torch.Tensor
+    w_scale: torch.Tensor
+    inv_scale: torch.Tensor
+    workspace: Workspace
+
+
+def allocate_workspace(splits: Sequence[int], device: torch.device | str) -> Workspace:
+    """A workspace for these splits (output rows per scale, in order)."""
+    count = len(splits)
+    return Workspace(
+        partials=torch.zeros((count, SUM_PROGRAMS), dtype=torch.float64, device=device),
+        counters=torch.zeros(count, dtype=torch.int32, device=device),
+        bounds=torch.tensor([0, *accumulate(splits)], dtype=torch.int64, device=device),
+        limits=torch.zeros(count, dtype=torch.int32, device=device),
+        nonfinite=torch.zeros(count, dtype=torch.int32, device=device),
+        splits=tuple(splits),
+    )
+
+
+def allocate_prepare(out_features: int, in_features: int, splits: Sequence[int], device: torch.device | str) -> PrepareBuffers:
+    """Buffers for a weight [out_features, in_features]; synchronizes once (the splits are copied to the device)."""
+    return PrepareBuffers(
+        packed=torch.empty((out_features, packed_width(in_features)), dtype=torch.uint8, device=device),
+        w_scale=torch.empty(len(splits), dtype=torch.float32, device=device),
+        inv_scale=torch.empty(len(splits), dtype=torch.float32, device=device),
+        workspace=allocate_workspace(splits, device),
+    )
+
+
+def check_weight(weight: torch.Tensor, sparsity: Sparsity, splits: Sequence[int]) -> None:
+    """Raises ShapeError for a weight that `launch_prepare` cannot take."""
+    if weight.dim() != 2 or weight.dtype not in _POINTERS or weight.shape[1] < 1:
+        raise ShapeError(f"weight is {weight.dtype} {list(weight.shape)}; bf16, fp16 or fp32 [out_features, in_features] is needed")
+    if weight.shape[1] % sparsity.m:
+        raise ShapeError(f"in_features {weight.shape[1]} is not a multiple of the group of {sparsity.m} in {sparsity}")
+    if not splits or min(splits) < 0 or sum(splits) != weight.shape[0]:
+        raise ShapeError(f"splits {tuple(splits)} do not sum to out_features {weight.shape[0]}")
+    if weight.shape[1] > 1 and weight.stride(1) != 1:
+        raise ShapeError(f"weight has column stride {weight.stride(1)}; its rows must be contiguous")
+    if weight.device.type == "cpu" and isinstance(pack_kernel, triton.JITFunction):
+        raise ShapeError("weight is on the CPU; this kernel runs on a GPU (or in Triton's interpreter)")
+
+
+def launch_prepare(
+    weight: torch.Tensor, packed_data: torch.Tensor, w_scale: torch.Tensor, inv_scale: torch.Tensor, workspace: Workspace,
+    sparsity: Sparsity, splits: Sequence[int], config: TwoPassConfig, mask: torch.Tensor | None = None, w_fake: torch.Tensor | None = None,
+) -> None:
+    """Mask, quantize and pack `weight` into the given buffers on the current stream: two launches, no allocation, no synchronization.
+
+    weight: [N, K] bf16, fp16 or fp32, unit column stride, any row stride. packed_data: uint8 [N, packed_width(K)]. w_scale, inv_scale:
+    float32 [S]; NaN (with `workspace.nonfinite` set and zero weights) for a split with a NaN or an infinity. mask: bool or uint8 [N, K],
+    1 where a weight is kept. w_fake: bf16 [N, K], ternary · w_scale. All contiguous. Raises ShapeError for a weight or splits that do not fit.
+    """
+    check_weight(weight, sparsity, splits)
+    if workspace.splits != tuple(splits):
+        raise ShapeError(f"the workspace was made for splits {workspace.splits}, not {tuple(splits)}")
+    out_features, in_features = weight.shape
+    if not out_features:
+        w_scale.fill_(1e-5)
+        inv_scale.fill_(1e5)
+        return
+    flat = weight.stride(0) == in_features
+    wide = weight.dtype == torch.float32
+    absmean_kernel[(SUM_PROGRAMS, len(splits))](
+        weight, workspace.partials, workspace.counters, workspace.bounds, workspace.limits, workspace.nonfinite, w_scale, inv_scale,
+        in_features, weight.stride(0), FLAT=flat, VECTOR=_vector(in_features), BLOCK=config.sum_block, PROGRAMS=SUM_PROGRAMS,
+        num_warps=config.sum_warps,
+    )
+    column_tiles = triton.cdiv(packed_width(in_features) // 64, config.blocks)
+    pack_kernel[(triton.cdiv(out_features, config.rows) * column_tiles,)](
+        weight, packed_data, None if mask is None else mask.view(torch.uint8), w_fake, workspace.bounds, workspace.limits, w_scale,
+        out_features, in_features, weight.stride(0), column_tiles, SPLITS=len(splits), KEEP=sparsity.n, GROUP=sparsity.m, WIDE=wide,
+        ROWS=config.rows, BLOCKS=config.blocks, num_warps=config.warps,
+    )
+
+
+def _vector(in_features: int) -> int:
+    """Largest power of two up to 16 that divides in_features: how far a tail mask may be taken as constant."""
+    return min(16, in_features & -in_features)
+
+
+def prepare_weight(
+    weight: torch.Tensor, sparsity: Sparsity, splits: Sequence[int] | None = None, config: TwoPassConfig | None = None, name: str = "weight",
+) -> PackedTernary:
+    """The packed ternary weight of a master [N, K] (bf16, fp16 or fp32, any strides) on the GPU; for inference: it synchronizes.
+
+    splits: output rows per scale (None: one scale). name: what errors call the tensor.
+    Raises ShapeError for shapes that do not fit, NonFiniteError where the weight holds a NaN or an infinity.
+    """
+    parts = (weight.shape[0],) if splits is None else tuple(splits)
+    rows = weight if weight.dim() != 2 or weight.stride(1) == 1 else weight.contiguous()
+    check_weight(rows, sparsity, parts)
+    buffers = allocate_prepare(*rows.shape, parts, rows.device)
+    launch_prepare(rows, buffers.packed, buffers.w_scale, buffers.inv_scale, buffers.workspace, sparsity, parts, config or TwoPassConfig())
+    if bool(buffers.workspace.nonfinite.any()):
+        raise NonFiniteError(f"{name} holds a NaN or an infinity; it cannot be quantized")
+    return PackedTernary(buffers.packed, buffers.w_scale, parts, rows.shape[1], sparsity)
+
+
+def _default(problem: Problem, gpu: Gpu) -> TwoPassConfig:
+    return TwoPassConfig()
+
+
+def _reject(problem: Problem, gpu: Gpu, config: Config) -> str | None:
+    weights = config.rows * config.blocks * 256 // (config.warps * 32)
+    if not 16 <= weights <= 128:
+        return f"{weights} weights per thread: 16 to 128 fill the loads without spilling"
+    return None
+
+
+def _prepare(problem: Problem, inputs: Inputs, config: Config) -> Prepared:
+    if not isinstance(inputs, PrepareInputs):
+        raise ShapeError(f"two-pass prepares a master weight, not {type(inputs).__name__}")
+    weight = inputs.w
+    check_weight(weight, problem.sparsity, problem.splits)
+    buffers = allocate_prepare(*weight.shape, problem.splits, weight.device)
+
+    def run() -> Outputs:
+        launch_prepare(weight, buffers.packed, buffers.w_scale, buffers.inv_scale, buffers.workspace, problem.sparsity, problem.splits, config)
+        return outputs
+
+    outputs = {"packed": buffers.packed, "w_scale": buffers.w_scale, "inv_scale": buffers.inv_scale}
+    stored = buffers.packed.numel() + 4 * len(problem.splits)
+    return Prepared(run, outputs, weight.numel() * weight.element_size() + stored, stored, {"launches": 2})
+
+
+def compile_units(problem: Problem, config: Config) -> tuple[CompileUnit, ...]:
+    """Both functions as they are compiled for a contiguous master of the problem's dtype, without the optional outputs."""
+    dtype = DTYPES[problem.dtype]
+    wide = dtype == torch.float32
+    scales = {"w_scale_ptr": "*fp32"}
+    first: dict[str, Any] = {"FLAT": True, "VECTOR": _vector(problem.in_features), "BLOCK": config.sum_block,
+                             "PROGRAMS": SUM_PROGRAMS}
+    second: dict[str, Any] = {"mask_ptr": None, "fake_ptr": None, "SPLITS": len(problem.splits), "KEEP": problem.sparsity.n,
+                              "GROUP": problem.sparsity.m, "WIDE": wide, "ROWS": config.rows, "BLOCKS": config.blocks}
+    pointers = {"w_ptr": _POINTERS[dtype], "bound_ptr": "*i64", "limit_ptr": "*i32", **scales}
+    sizes = {"in_features": "i32", "row_stride": "i32"}
+    reduce = {**pointers, "partial_ptr": "*fp64", "counter_ptr": "*i32", "nonfinite_ptr": "*i32", "inv_scale_ptr": "*fp32", **sizes}
+    pack = {**pointers, "packed_ptr": "*u8", **sizes, "out_features": "i32", "column_tiles": "i32"}
+    aligned = tuple(sizes) if problem.in_features % 16 == 0 else ()
+    return (
+        _unit(absmean_kernel, reduce, first, aligned, config.sum_warps),
+        _unit(pack_kernel, pack, second, aligned, config.warps),
+    )
+
+
+def _unit(function: Any, arguments: dict[str, str], constants: dict[str, Any], aligned: tuple[str, ...], warps: int) -> CompileUnit:
+    signature = {name: arguments.get(name, "constexpr") for name in function.arg_names}
+    divisible = tuple(name for name, kind in signature.items() if kind.startswith("*")) + aligned
+    return CompileUnit(function, signature, constants, divisible, {"num_warps": warps})
+
+
+KERNELS = (
+    Kernel(
+        name="two-pass", op="prepare", kind="variant", prepare=_prepare, default_config=_default, compile_units=compile_units,
+        space=ConfigSpace(
+            TwoPassConfig,
+            {"sum_block": (4096, 8192), "sum_warps": (4, 8), "rows": (4, 8, 16), "blocks": (1, 2, 4), "warps": (4, 8)}, _reject,
+        ),
+    ),
+)
