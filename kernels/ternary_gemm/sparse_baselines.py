@@ -63,6 +63,7 @@ def _raw_operands(way: Way, problem: Problem, inputs: Inputs) -> tuple[SparseOpe
     else:
         activations, weight = inputs.x_q, inputs.w_ternary
     x, load = in_rows(zero_padded(activations, problem.tokens, columns), rows)
+    load()  # a search is to see the data that will be timed
     return SparseOperands(_compressed(weight), x, None if way == "bf16" else torch.bfloat16), load
 
 
@@ -96,6 +97,7 @@ def _bind_scaled(lifted: bool, problem: Problem, inputs: Inputs) -> tuple[Sparse
     """Operands of an int32 product with a scaling pass behind it, and how to bind a config to them."""
     linear = linear_inputs(inputs)
     operand = int8_operand(problem, linear, up_to(problem.tokens, TOKEN_ALIGNMENT), lifted)
+    operand.load()  # a search is to see the data that will be timed
     n, m = problem.sparsity.n, problem.sparsity.m
     weight = lift_weight(linear.w_ternary, n, m) if lifted else linear.w_ternary
     operands = SparseOperands(_compressed(weight), operand.x_q, torch.int32)

@@ -325,8 +325,10 @@ def test_scaling_is_exact_on_the_gpu(transposed: bool, dtype: torch.dtype) -> No
 
 @pytest.mark.gpu
 def test_scaling_of_more_than_2_to_the_31_elements() -> None:
+    if torch.cuda.get_device_properties(0).total_memory < 20 << 30:
+        pytest.skip("needs 13 GiB of device memory")
     acc = torch.full((65_600, 32_768), 3, dtype=torch.int32, device="cuda")
     y = torch.zeros(acc.shape, dtype=torch.bfloat16, device="cuda")
     ones = torch.ones(65_600, device="cuda")
     scaling.launch_scaling(acc, ones, ones[:32_768], None, y)
-    assert float(y.float().min()) == float(y.float().max()) == 3
+    assert float(y.min()) == float(y.max()) == 3
