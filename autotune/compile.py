@@ -34,8 +34,8 @@ _USAGE = re.compile(r"\b(REG|STACK|LOCAL):(\d+)")
 class Compiled:
     """What a unit became.
 
-    registers: per thread. spills: bytes of local memory per thread (0 without spilling). shared_bytes: per block. instructions: how often each
-    appears in the machine code, by name without modifiers; matrix instructions also with their first ("IGMMA.SP",
+    registers: per thread. spills: bytes of local memory per thread (0 without spilling). shared_bytes: per block. instructions: how
+    often each appears in the machine code, by name without modifiers; matrix instructions also with their first ("IGMMA.SP",
     "WARPGROUP.DEPBAR"). seconds: what compiling took, near nothing where Triton's own cache had it.
     """
 

@@ -21,7 +21,7 @@ def one_line(error: BaseException) -> str:
 def failure_of(error: BaseException) -> Failure:
     """The failure that an exception of a candidate stands for; out of memory and CUDA faults are told apart by the text."""
     names = [kind.__name__ for kind in type(error).__mro__]
-    stage = next((_STAGES[name] for name in names if name in _STAGES), "launch")
+    stage: Stage = next((_STAGES[name] for name in names if name in _STAGES), "launch")
     line = one_line(error)
     if stage == "launch" and "out of memory" in str(error).lower():
         stage = "memory"

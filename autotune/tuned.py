@@ -30,8 +30,8 @@ class Entry:
     """One tuned config.
 
     kernel, op, out_features, in_features, tokens, sparsity, dtype: what it is for. config: as JSON. us, default_us: measured time of the
-    winner and of the default config, microseconds. source: hash of the kernel's module. versions: of the libraries it was measured with.
-    ties: other configs within the noise of the winner. date: when, ISO 8601.
+    winner and of the default config, microseconds (None where the default cannot run). source: hash of the kernel's source text.
+    versions: of the libraries it was measured with. ties: finalists within the noise of the winner. date: when, ISO 8601.
     """
 
     kernel: str
@@ -43,7 +43,7 @@ class Entry:
     dtype: str
     config: Mapping[str, Any]
     us: float
-    default_us: float
+    default_us: float | None
     source: str
     versions: Mapping[str, str | None] = field(default_factory=dict)
     ties: tuple[Mapping[str, Any], ...] = ()
@@ -56,9 +56,14 @@ class Entry:
 
     def fits(self, kernel: Kernel, problem: Problem) -> bool:
         """Whether it is for that kernel and layer, at whatever number of tokens."""
-        shape = (self.out_features, self.in_features, self.sparsity, self.dtype)
-        wanted = (problem.out_features, problem.in_features, str(problem.sparsity), problem.dtype)
-        return (self.op, self.kernel) == (kernel.op, kernel.name) and shape == wanted
+        return self.key == key_of(kernel, problem.with_(tokens=self.tokens))
+
+
+def key_of(kernel: Kernel, problem: Problem) -> tuple[str, str, int, int, int, str, str]:
+    """The `Entry.key` for a problem."""
+    return (
+        kernel.op, kernel.name, problem.out_features, problem.in_features, problem.tokens, str(problem.sparsity), problem.dtype,
+    )
 
 
 def source_hash(kernel: Kernel) -> str:
@@ -104,7 +109,7 @@ def _entry(row: Any, where: str) -> Entry:
         raise RecordError(f"{where}: {error}") from None
     numbers = (entry.out_features, entry.in_features, entry.tokens)
     texts = (entry.kernel, entry.op, entry.sparsity, entry.dtype, entry.source)
-    times = (entry.us, entry.default_us)
+    times = (entry.us, 0.0 if entry.default_us is None else entry.default_us)
     if not (
         all(type(value) is int for value in numbers) and all(isinstance(value, str) for value in texts)
         and all(isinstance(value, (int, float)) for value in times) and isinstance(entry.config, dict)
@@ -173,7 +178,7 @@ def explain(kernel: Kernel, problem: Problem, gpu: Gpu, path: Path | None = None
     found = [entry for entry in table(path or path_of(gpu)) if entry.fits(kernel, problem)]
     for entry in sorted(found, key=lambda entry: _distance(entry.tokens, problem.tokens)):
         reason = verdict(entry, kernel, problem, gpu)
-        gain = f"{entry.us:.2f} µs, default {entry.default_us:.2f} µs"
+        gain = f"{entry.us:.2f} µs, default " + ("cannot run" if entry.default_us is None else f"{entry.default_us:.2f} µs")
         head = f"  entry of {entry.date or 'unknown date'} for {entry.tokens} tokens ({gain})"
         lines.append(f"{head}: {reason or 'usable'}; {dict(entry.config)}")
     if not found:

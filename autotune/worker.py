@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import signal
@@ -114,10 +115,8 @@ class Worker:
     def close(self) -> None:
         """Kill the child and everything it started."""
         if self._child is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):  # the whole group may be gone already
                 os.killpg(self._child.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass  # the whole group is gone already
             self._child.wait()
             self._child = None
         if self._channel is not None:
