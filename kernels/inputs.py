@@ -73,7 +73,7 @@ class TrainInputs:
 
 
 Inputs = GemmInputs | LayerInputs | PrepareInputs | ActivationInputs | TrainInputs
-I = TypeVar("I", GemmInputs, LayerInputs, PrepareInputs, ActivationInputs, TrainInputs)  # noqa: E741
+I = TypeVar("I", bound=Inputs)  # noqa: E741
 
 
 @dataclass(frozen=True)

@@ -68,12 +68,12 @@ def choose_gpu(args: argparse.Namespace, found: Gpu | None) -> Gpu:
         return claim(args.gpu, found, required)
     profile = by_name(args.profile)
     if args.gpu not in ("auto", profile.name):
-        raise UsageError(f"--gpu {args.gpu} and --profile {profile.name} name two GPUs; --profile is for an unlisted device, with --gpu auto")
+        raise UsageError(f"--gpu {args.gpu} and --profile {profile.name} name two GPUs; --profile goes with --gpu auto")
     if found is None:
         return claim(profile.name, found, required)
     listed = found.measured_as == "datasheet"
     if listed and found.name != profile.name:
-        raise GpuMismatch(f"--profile {profile.name} is asked for, but the device is {found.name}, which has a profile; use --gpu {found.name}")
+        raise GpuMismatch(f"--profile {profile.name}: the device is {found.name}, which has a profile of its own; use --gpu {found.name}")
     if listed:
         return found
     return replace(

@@ -40,7 +40,7 @@ def find(name: str) -> Suite:
 
 
 def plan(selection: Selection) -> tuple[Case, ...]:
-    """The cases of a selection, each once, in the order in which they are measured; UsageError where a name is unknown or nothing is left."""
+    """The cases of a selection, each once, in the order of measuring; UsageError for unknown names, or where nothing is left."""
     named = tuple(map(find, selection.suites))
     layers = tuple(layer for name in selection.models for layer in models.find(name).layers)
     layers += tuple(map(models.parse_shape, selection.shapes))

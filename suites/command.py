@@ -13,9 +13,9 @@ from kernels.errors import TerSparseError, UsageError
 GOOD, SLOWER, USAGE, WRONG, INCONCLUSIVE, NO_GPU, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 PRECEDENCE = (INTERRUPTED, USAGE, NO_GPU, WRONG, INCONCLUSIVE, SLOWER, GOOD)
 
-EXIT_CODES = """exit codes, the first that applies: 130 interrupted (what was measured is kept) · 2 usage, bad input, or the GPU is not the one
-claimed · 5 no GPU where one is needed · 3 wrong numbers · 4 inconclusive (noise, throttling, something not measured) · 1 slower than
-accepted · 0 good"""
+EXIT_CODES = """exit codes, the first that applies: 130 interrupted (what was measured is kept) · 2 usage, bad input, or the GPU is not
+the one claimed · 5 no GPU where one is needed · 3 wrong numbers · 4 inconclusive (noise, throttling, something not measured) ·
+1 slower than accepted · 0 good"""
 
 ACCEPTED = Path(__file__).resolve().parent / "accepted"
 

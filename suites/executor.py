@@ -62,8 +62,9 @@ class Local:
 
 
 def measure_case(executor: Executor, case: Case, plan: Plan) -> CaseRecord:
-    """The record of a case, whatever dies on the way: a kernel that takes the device with it is recorded, and the case is run again without it.
+    """The record of a case, whatever dies on the way.
 
+    A kernel that takes the device with it is recorded as failed, and the case is run again without it.
     Raises Fault when the case cannot be measured even so (its inputs alone kill the process).
     """
     excluded: dict[str, Failure] = {}
@@ -150,9 +151,9 @@ def _serving(factory: str, arguments: Any, mark: str) -> Executor:
 
 @dataclass(frozen=True)
 class DeviceArguments:
-    """What a child needs to measure on a device: the GPU, the device's index, the run's id, the plan's turn, and the kernels' names (none: all)."""
+    """What a child needs to measure. index: of the CUDA device. run: its id. turn_us: the plan's. only: kernels' names, none: all."""
 
-    gpu: Gpu
+    gpu: Gpu = field(hash=False)
     index: int
     run: str
     turn_us: float

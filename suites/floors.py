@@ -52,7 +52,9 @@ def floor_us(problem: Problem, gpu: Gpu, kind: str = "int8") -> float:
 
 
 def impossible(case: CaseRecord, result: Result, gpu: Gpu, roofs: Mapping[str, float]) -> str | None:
-    """Why a result cannot be true, or None: it lies above the device's arithmetic roof, or above its memory roof where it had to use the memory.
+    """Why a result cannot be true, or None.
+
+    It cannot be above the device's arithmetic roof, nor above its memory roof where it had to use the memory.
 
     roofs: measured ones by name; the larger of the datasheet's and the measured one counts. Memory counts for cold cases and where
     the compulsory bytes exceed twice the L2.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kernels.errors import GpuMismatch, NoGpu, UsageError
+from kernels.errors import GpuMismatch, NoGpu
 from kernels.gpu import Gpu
 from suites import arguments, catalogue
 from suites.command import EXIT_CODES, GOOD, INCONCLUSIVE, SLOWER, WRONG, Parser, accepted_file, first_that_applies, guarded
@@ -30,7 +30,7 @@ CODES: dict[Verdict, int] = {
 
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict on one variant in one case (or on a baseline that is missing). change: speed-up now over speed-up accepted, with its interval."""
+    """The verdict on one variant in one case, or on a baseline that is missing. change: speed-up now over speed-up accepted."""
 
     key: str
     kernel: str
@@ -125,7 +125,8 @@ def _compare(now: CaseRecord, then: CaseRecord | None, result: Result, before: R
     if ours is None or theirs is None:
         return Judgement(now.key, result.kernel, "MISSING", "no paired samples")
     change = ratio_of(ours, theirs)
-    detail = f"{ours.value:.3f}× {pair[0].kernel}, accepted {theirs.value:.3f}×: {change.value - 1:+.1%} [{change.low - 1:+.1%}, {change.high - 1:+.1%}]"
+    interval = f"{change.value - 1:+.1%} [{change.low - 1:+.1%}, {change.high - 1:+.1%}]"
+    detail = f"{ours.value:.3f}× {pair[0].kernel}, accepted {theirs.value:.3f}×: {interval}"
     return Judgement(now.key, result.kernel, verdict_of(change), detail, change)
 
 
@@ -158,7 +159,7 @@ def ratio_of(now: Ratio, then: Ratio) -> Ratio:
 
 
 def verdict_of(change: Ratio, margin: float = MARGIN) -> Verdict:
-    """REGRESSED or IMPROVED when the whole interval lies beyond the margin, PASS when a regression beyond it is excluded, else INCONCLUSIVE."""
+    """REGRESSED or IMPROVED: the whole interval lies beyond the margin. PASS: a regression beyond it is excluded. Else INCONCLUSIVE."""
     if change.high < 1 - margin:
         return "REGRESSED"
     if change.low > 1 + margin:

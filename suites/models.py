@@ -14,7 +14,7 @@ from kernels.errors import UsageError
 
 @dataclass(frozen=True)
 class Layer:
-    """One linear layer: the model it belongs to, its name there, out_features N, in_features K, and the output rows of each weight scale."""
+    """One linear layer: its model, its name there, out_features N, in_features K, and the output rows of each weight scale."""
 
     model: str
     name: str
@@ -25,7 +25,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Model:
-    """A transformer block's linear layers. q, kv: rows of the query and of each of the key and value projections; hidden, intermediate: widths."""
+    """A transformer block. hidden, intermediate: widths; q, kv: rows of the query and of each of the key and value projections."""
 
     name: str
     hidden: int
@@ -60,7 +60,7 @@ MODELS: tuple[Model, ...] = (
 
 
 def find(text: str) -> Model:
-    """The model of that name or short name, or of a Hugging Face config.json (or a folder that holds one); UsageError says what is allowed."""
+    """The model of that name or short name, or of a Hugging Face config.json or its folder; UsageError says what is allowed."""
     for model in MODELS:
         if text.lower() in (model.name, model.alias) and text:
             return model

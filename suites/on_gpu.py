@@ -40,6 +40,10 @@ class Lab:
     plan: Plan | None = None
     roofs: tuple[RoofRecord, ...] = ()
 
+    def kernels_for(self, op: Op) -> Sequence[Kernel]:
+        """The kernels of that op."""
+        return [kernel for kernel in self.kernels if kernel.op == op]
+
 
 def run(
     args: argparse.Namespace, arguments: tuple[str, ...], gpu: Gpu, cases: Sequence[Case], path: Path, lab: Lab | None,
@@ -72,7 +76,7 @@ def _existing(path: Path, gpu: Gpu) -> list[Record]:
     records = list(read(path)) if path.is_file() and path.stat().st_size else []
     for record in records:
         if isinstance(record, RunRecord) and (record.gpu, record.evidence) != (gpu.name, "measured"):
-            raise GpuMismatch(f"{path} holds {record.evidence} results of {record.gpu}, this is a measurement on {gpu.name}; name another --out")
+            raise GpuMismatch(f"{path} holds {record.evidence} results of {record.gpu}, this run measures {gpu.name}; name another --out")
     return records
 
 
@@ -94,10 +98,7 @@ def _plan(args: argparse.Namespace, lab: Lab | None) -> Plan:
 
 def _kernels(args: argparse.Namespace, cases: Sequence[Case], lab: Lab | None) -> Callable[[Op], Sequence[Kernel]]:
     """The kernels by op, filtered by --kernel; UsageError for a name that no case has."""
-    every: Callable[[Op], Sequence[Kernel]] = catalogued()
-    if lab is not None:
-        fakes = lab.kernels
-        every = lambda op: [kernel for kernel in fakes if kernel.op == op]  # noqa: E731 (one of two functions of the same type)
+    every = catalogued() if lab is None else lab.kernels_for
     names = dict.fromkeys(kernel.name for op in dict.fromkeys(case.problem.op for case in cases) for kernel in every(op))
     for name in args.kernel:
         if name not in names:

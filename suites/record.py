@@ -276,6 +276,7 @@ def write_all(path: Path, records: Iterable[Record]) -> None:
     """Replace a file by these records, through a temporary file beside it, so that an interruption leaves the old one."""
     temporary = path.with_name(path.name + ".new")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text("".join(to_line(record) + "\n" for record in records), encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:

@@ -57,7 +57,7 @@ class WeightStore:
 
 
 def kernels_of(case: Case, bench: Bench) -> Sequence[Kernel]:
-    """The kernels that take part: all of the op; sustained only exact variants and the strongest named baselines, since each costs seconds."""
+    """The kernels that take part: all of the op; sustained, where each costs seconds, exact variants and the strongest baselines."""
     kernels = bench.kernels(case.problem.op)
     if case.state == "interleaved":
         return kernels
@@ -74,7 +74,8 @@ def run_case(
     """
     started, phases = time.monotonic(), Phases()
     before = bench.monitor.snapshot()
-    results, reason = (), case.problem.refusal
+    results: tuple[Result, ...] = ()
+    reason = case.problem.refusal
     if reason is None:
         results = _results(case, bench, plan, weights, phases, excluded or {})
         _release(bench)

@@ -243,7 +243,7 @@ STATUS: dict[str, Status] = {"refused": "refused", "unavailable": "unavailable",
 
 def plain_result(kernel: Kernel, failure: Failure | None) -> Result:
     """A result with nothing but its kernel and its failure."""
-    flags = {"exact": kernel.exact, "dense": kernel.dense}
+    result = Result(kernel.name, kernel.kind, "ok", exact=kernel.exact, dense=kernel.dense)
     if failure is None:
-        return Result(kernel.name, kernel.kind, "ok", **flags)
-    return Result(kernel.name, kernel.kind, STATUS.get(failure.stage, "failed"), failure.stage, failure.reason, **flags)
+        return result
+    return replace(result, status=STATUS.get(failure.stage, "failed"), stage=failure.stage, reason=failure.reason)

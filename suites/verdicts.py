@@ -1,0 +1,82 @@
+"""Verdicts for people and machines: a table, Markdown, JUnit XML. All text from records is escaped."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from kernels.errors import OutputError
+
+if TYPE_CHECKING:
+    from suites.gate import Judgement
+
+LOUD = ("WRONG", "MISSING", "INCONCLUSIVE", "REGRESSED", "IMPROVED")
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def counts(judgements: Sequence[Judgement]) -> str:
+    """How often each verdict fell, in one line."""
+    found = Counter(judgement.verdict for judgement in judgements)
+    return ", ".join(f"{name} {count}" for name, count in sorted(found.items())) or "nothing to judge"
+
+
+def show(judgements: Sequence[Judgement]) -> None:
+    """Print every verdict that is not plain PASS or NEW, then the counts."""
+    for judgement in judgements:
+        if judgement.verdict in LOUD:
+            print(f"{judgement.verdict:12} {judgement.key} {judgement.kernel}: {_line(judgement.detail)}")
+    print(f"suites.gate: {counts(judgements)}")
+
+
+def markdown(judgements: Sequence[Judgement], gpu: str) -> str:
+    """A summary with a table of what is not plain PASS or NEW."""
+    lines = [f"## TerSparse gate, {_cell(gpu)}", "", counts(judgements), ""]
+    loud = [judgement for judgement in judgements if judgement.verdict in LOUD]
+    if loud:
+        lines += ["| verdict | case | kernel | detail |", "|---|---|---|---|"]
+        lines += [f"| {j.verdict} | {_cell(j.key)} | {_cell(j.kernel)} | {_cell(j.detail)} |" for j in loud]
+    return "\n".join(lines) + "\n"
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _cell(text: str) -> str:
+    """Text that stays text in a Markdown table: no HTML, no columns, no emphasis, no links."""
+    return re.sub(r"([\\`*_{}\[\]()#|~!])", r"\\\1", html.escape(_line(text), quote=False))
+
+
+def junit(judgements: Sequence[Judgement]) -> str:
+    """JUnit XML: a test per verdict; WRONG and REGRESSED are failures, MISSING and INCONCLUSIVE errors."""
+    kinds = {"WRONG": "failure", "REGRESSED": "failure", "MISSING": "error", "INCONCLUSIVE": "error"}
+    tally = Counter(kinds.get(judgement.verdict, "passed") for judgement in judgements)
+    root = ElementTree.Element("testsuite", {
+        "name": "suites.gate", "tests": str(len(judgements)), "failures": str(tally["failure"]), "errors": str(tally["error"]),
+    })
+    for judgement in judgements:
+        test = ElementTree.SubElement(root, "testcase", {"classname": _xml(judgement.key), "name": _xml(judgement.kernel or "case")})
+        kind = kinds.get(judgement.verdict)
+        if kind:
+            ElementTree.SubElement(test, kind, {"type": judgement.verdict, "message": _xml(judgement.detail)})
+        else:
+            ElementTree.SubElement(test, "system-out").text = _xml(f"{judgement.verdict} {judgement.detail}")
+    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
+
+
+def _xml(text: str) -> str:
+    return _NOT_XML.sub("�", text)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text file; OutputError where that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
