@@ -112,6 +112,21 @@ def _why_not_theirs(case: Case, over: str, theirs: Result | None) -> str:
     return "; ".join(map(why, tried)) or ("no dense baseline" if over == STRONGEST_DENSE else "no baseline computes exactly this")
 
 
+class Comparer:
+    """`compare` over one `Results`, each case and baseline once: the intervals are what takes time."""
+
+    def __init__(self, results: Results) -> None:
+        self.results = results
+        self._known: dict[tuple[str, str, str], Comparison] = {}
+
+    def __call__(self, case: Case, over: str) -> Comparison:
+        """Our fastest exact variant over this baseline in this case."""
+        key = (case.record.key, case.record.evidence, over)
+        if key not in self._known:
+            self._known[key] = compare(case, over, self.results)
+        return self._known[key]
+
+
 def summarize(comparisons: Iterable[Comparison]) -> Summary:
     """Geometric mean, least, greatest and counts; refused cases count nowhere."""
     wanted = [item for item in comparisons if not item.refused]

@@ -16,9 +16,16 @@ from reports.svg import GRID, INK, MARKERS, MUTED, SERIES, Figure, draw
 from suites.record import Result
 from suites.statistics import geomean, time_us
 
-WIDTH = 5.2  # inches of 72 units: a panel is as wide as a phone
+WIDTH = 4.6  # inches of 72 units: a panel is as wide as a phone
 PARTS = ("forward", "input-grad", "weight-grad", "step")
-_TICKS = tuple(base * 10.0**power for power in range(-3, 5) for base in (1, 1.5, 2, 3, 5, 7))
+_TICKS: tuple[tuple[float, ...], ...] = (  # coarse to fine; 1 is in each
+    tuple(10.0**power for power in range(-4, 6)),
+    tuple(base * 10.0**power for power in range(-4, 6) for base in (1, 2, 5)),
+    tuple(base * 10.0**power for power in range(-4, 6) for base in (1, 1.5, 2, 3, 5, 7)),
+    tuple(tick / 5 for tick in range(1, 40)),
+    tuple(tick / 10 for tick in range(1, 60)),
+    tuple(tick / 20 for tick in range(1, 60)),
+)
 
 
 @dataclass(frozen=True)
@@ -42,10 +49,8 @@ def slug(text: str) -> str:
 def _ratio_axis(axes: Axes, low: float, high: float, vertical: bool) -> None:
     """A logarithmic axis for ratios from low to high with at most seven plain ticks, 1 among them."""
     low, high = min(low, 0.9) / 1.08, max(high, 1.12) * 1.08
-    ticks = [tick for tick in _TICKS if low <= tick <= high]
-    while len(ticks) > 7:
-        keep = ticks.index(1.0) % 2
-        ticks = ticks[keep::2]
+    fitting = [[tick for tick in ticks if low <= tick <= high] for ticks in _TICKS]
+    ticks = next((ticks for ticks in reversed(fitting) if len(ticks) <= 7), fitting[0])
     (axes.set_yscale if vertical else axes.set_xscale)("log")
     (axes.set_ylim if vertical else axes.set_xlim)(low, high)
     axis = axes.yaxis if vertical else axes.xaxis
@@ -56,7 +61,8 @@ def _ratio_axis(axes: Axes, low: float, high: float, vertical: bool) -> None:
 
 
 def headline(groups: Sequence[tuple[str, Summary]], over: str, gpu: str) -> Figure:
-    """Geometric mean (dot) and range from worst to best case (bar) of each named group, over a baseline."""
+    """Geometric mean (dot) and range from worst to best case (bar) of each named group, over a baseline; without a group that has a
+    ratio, axes that say so."""
     shown = [(name, summary) for name, summary in groups if summary.count]
     title = f"Speed-up over {over}, {gpu}"
     told = "; ".join(f"{name}: {times(s.geomean)}, from {times(s.least)} to {times(s.greatest)}, {s.count} cases" for name, s in shown)
@@ -66,18 +72,42 @@ def headline(groups: Sequence[tuple[str, Summary]], over: str, gpu: str) -> Figu
             colour = SERIES[0] if summary.geomean >= 1 else SERIES[1]
             axes.plot([summary.least, summary.greatest], [place, place], color=colour, linewidth=7, alpha=0.28, solid_capstyle="round")
             axes.plot([summary.geomean], [place], marker="o" if summary.geomean >= 1 else "D", color=colour, markersize=8)
-            axes.annotate(
-                times(summary.geomean), (summary.geomean, place), (0, 8), textcoords="offset points", ha="center", color=INK, weight="bold"
-            )
-        _ratio_axis(axes, min(s.least for _, s in shown), max(s.greatest for _, s in shown), vertical=False)
+            axes.text(1.03, place, times(summary.geomean), transform=axes.get_yaxis_transform(), va="center", color=INK, weight="bold")
+        least, greatest = min((s.least for _, s in shown), default=1.0), max((s.greatest for _, s in shown), default=1.0)
+        _ratio_axis(axes, least, greatest, vertical=False)
         axes.set_yticks(range(len(shown)), [name for name, _ in shown])
-        axes.set_ylim(len(shown) - 0.5, -0.75)
+        axes.set_ylim(max(len(shown), 1) - 0.5, -0.6)
+        if not shown:
+            axes.text(0.5, 0.5, "nothing measured yet", transform=axes.transAxes, ha="center")
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel(f"times as fast as {over} (dot: geomean; bar: worst to best case)")
+        axes.set_xlabel(f"times as fast as {over}")
 
-    return draw("headline", title, f"{title}. {told or 'nothing was measured'}.", (7.2, 0.9 + 0.44 * max(len(shown), 1)), plot)
+    return draw("headline", title, f"{title}. {told or 'nothing was measured'}.", (5.6, 0.8 + 0.28 * max(len(shown), 1)), plot)
+
+
+def _title(axes: Axes, title: str, left: float = -0.12) -> None:
+    """Title and legend above the axes, from `left` in axes widths on; the legend takes the columns that fit a panel."""
+    labels = axes.get_legend_handles_labels()[1]
+    longest = max(map(len, labels), default=0)
+    columns = max(1, min(len(labels), int(46 / (longest + 4))))
+    rows = math.ceil(len(labels) / columns)
+    axes.set_title(title, loc="left", weight="bold", fontsize=11, color=INK, pad=8 + 13.5 * rows, x=left)
+    if labels:
+        axes.legend(loc="lower left", bbox_to_anchor=(left, 1.01), ncols=columns)
+
+
+def _token_axis(axes: Axes, tokens: Sequence[int]) -> None:
+    """Ticks where there are tokens, without those that would run into the one before."""
+    ticks: list[int] = []
+    for count in tokens:
+        if not ticks or count > 2 * ticks[-1] or len(tokens) < 4:
+            ticks.append(count)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1024:g}k" if value >= 1024 else f"{value:g}"))
+    axes.set_xlabel("tokens")
 
 
 def line_of(name: str, comparisons: Sequence[Comparison]) -> Line:
@@ -112,13 +142,9 @@ def over_tokens(figure_id: str, title: str, groups: Sequence[Sequence[Line]], li
                 axes.plot(shift, y, color=colour, marker=MARKERS[place % len(MARKERS)], label=label)
                 label = "_nolegend_"
         _ratio_axis(axes, *limits, vertical=True)
-        axes.xaxis.set_major_locator(FixedLocator(every))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / 1024:g}k" if value >= 1024 else f"{value:g}"))
-        axes.set_xlabel("tokens")
+        _token_axis(axes, every)
         axes.set_ylabel(ylabel)
-        axes.set_title(title, loc="left", weight="bold", fontsize=11, color=INK, pad=24)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=4)
+        _title(axes, title)
 
     return draw(figure_id, title, f"{title}: {ylabel}. {told}.", (WIDTH, 3.3), plot)
 
@@ -141,26 +167,29 @@ def roofline(figure_id: str, title: str, results: Results, families: Sequence[tu
     def plot(axes: Axes) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
-        xs = [x for x, _ in every] or [1.0, 1e4]
+        xs, ys = [x for x, _ in every] or [1.0, 1e4], [y for _, y in every] or [rate / TERA for _, rate in rates] or [1.0]
         low, high = min(xs) / 1.6, max(xs) * 1.6
+        axes.set_xlim(low, high)
+        axes.set_ylim(min(ys) / 1.6, max([*ys, *(rate / TERA for _, rate in rates)]) * 1.6)
+        spot = 0.0
         for name, rate in rates:
-            start = max(rate / bandwidth, low) if bandwidth else low
-            axes.plot([start, max(high, start * 1.2)], [rate / TERA] * 2, color=MUTED, linewidth=1)
-            axes.annotate(name, (high, rate / TERA), (0, 2), textcoords="offset points", ha="right", color=MUTED, fontsize=8.5)
+            axes.plot([max(rate / bandwidth, low) if bandwidth else low, high], [rate / TERA] * 2, color=MUTED, linewidth=1)
+            spot = max(rate / TERA, spot * (axes.get_ylim()[1] / axes.get_ylim()[0]) ** 0.05)
+            axes.text(1.02, spot, name, transform=axes.get_yaxis_transform(), va="center", color=MUTED, fontsize=8.5)
         if bandwidth:
             knee = max((rate for _, rate in rates), default=bandwidth * high) / bandwidth
-            axes.plot([low, knee], [low * bandwidth / TERA, knee * bandwidth / TERA], color=MUTED, linewidth=1)
+            axes.plot([low, knee], [low * bandwidth / TERA, knee * bandwidth / TERA], color=MUTED, linewidth=1, scalex=False, scaley=False)
         for place, (name, some) in enumerate((name, some) for name, some in dots.items() if some):
             x, y = zip(*some, strict=True)
             axes.plot(x, y, linestyle="none", marker=MARKERS[place], color=SERIES[place], alpha=0.75, markersize=4, label=name)
-        for axis in (axes.xaxis, axes.yaxis):
+        for axis, (least, most) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
+            fitting = [[tick for tick in ticks if least <= tick <= most] for ticks in _TICKS[:3]]
+            axis.set_major_locator(FixedLocator(next((ticks for ticks in reversed(fitting) if len(ticks) <= 6), fitting[0])))
             axis.set_minor_locator(NullLocator())
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel("operations per compulsory byte")
         axes.set_ylabel("TOPS")
-        axes.set_title(title, loc="left", weight="bold", fontsize=11, color=INK, pad=24)
-        if every:
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=4)
+        _title(axes, title)
 
     return draw(figure_id, title, f"{title}. Roofs: {roofs}. {told}.", (WIDTH, 3.9), plot)
 
@@ -194,9 +223,7 @@ def by_case(
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(xlabel)
-        height = 14 * math.ceil(len(kernels) / 2) + 10
-        axes.set_title(title, loc="left", weight="bold", fontsize=11, color=INK, pad=height, x=-0.35)
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.35, 1.01), ncols=2)
+        _title(axes, title, left=-0.45)
         axes.grid(color=GRID, axis="both")
 
     return draw(figure_id, title, f"{title}, {xlabel}. {told}.", (WIDTH, 1.3 + 0.16 * len(kernels) + 0.24 * len(rows)), plot)
@@ -232,13 +259,8 @@ def projected(figure_id: str, title: str, cases: Sequence[Case], kernels: Sequen
             colour, marker = SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
             axes.plot(x, y, color=colour, linestyle=(0, (2, 2)), marker=marker, markerfacecolor="none", label=kernel)
         axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_locator(FixedLocator(sorted({tokens for line in means.values() for tokens, _ in line})))
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_xlabel("tokens")
+        _token_axis(axes, sorted({tokens for line in means.values() for tokens, _ in line}))
         axes.set_ylabel("projected TOPS")
-        height = 14 * math.ceil(len(means) / 2) + 10
-        axes.set_title(full, loc="left", weight="bold", fontsize=11, color=INK, pad=height)
-        axes.legend(loc="lower left", bbox_to_anchor=(0, 1.01), ncols=2)
+        _title(axes, full)
 
     return draw(figure_id, full, f"{full}. {told}.", (WIDTH, 3.1 + 0.1 * len(means)), plot)

@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from reports import tables
-from reports.compare import Comparison, in_order, sparsities
+from reports.compare import Comparer, Comparison, in_order, sparsities
 from reports.figures import (
     PARTS,
     Line,
@@ -28,13 +28,23 @@ from reports.published import FOOTPRINT, PUBLISHED, ours_beside, weight_share
 from reports.svg import DARK, LIGHT, Figure
 from suites.record import Result
 
+FAMILIES = (
+    (
+        "Inference: the GEMM",
+        "Decode (cold, up to 64 tokens) and prefill (hot), each against the strongest baseline of its case.",
+        ("decode", "prefill"),
+    ),
+    ("Inference: the whole layer", "bf16 in, bf16 out, activation quantization included.", ("layer",)),
+    ("Training", "The whole step and its parts; the weight is masked, quantized and packed once per step.", ("train",)),
+)
 HEADLINE_OPS = ("gemm", "layer", "step", "prepare", "activation")
 OVER = "the strongest baseline"
 
 
 def render(results: Results, compared: tuple[Results, Results] | None = None) -> str:
     """The HTML of the report. compared: two runs whose cases are set side by side as well."""
-    groups = tables.groups(results)
+    comparer = Comparer(results)
+    groups = tables.groups(comparer)
     context: dict[str, Any] = {
         "results": results,
         "light": LIGHT,
@@ -46,7 +56,7 @@ def render(results: Results, compared: tuple[Results, Results] | None = None) ->
         "speedups": speedup_figures(groups),
         "rooflines": roofline_figures(results, groups),
         "sustained": sustained_figures(results),
-        "tables": tables.case_rows(results),
+        "tables": tables.case_rows(comparer),
         "missing": tables.not_measured(results),
         "statuses": tables.statuses(results),
         "conditions": tables.conditions(results.measured),
@@ -89,42 +99,39 @@ def _best(groups: Sequence[tables.Group]) -> tables.Group | None:
 
 def headline_figure(results: Results, groups: Sequence[tables.Group] | None = None) -> Figure:
     """Geometric mean and range of every headline group over its strongest baseline."""
-    shown = tables.groups(results) if groups is None else groups
+    shown = tables.groups(Comparer(results)) if groups is None else groups
     return headline([(group.name, group.summary) for group in shown if group.op in HEADLINE_OPS], OVER, results.gpu.upper())
 
 
 def speedup_figures(groups: Sequence[tables.Group]) -> list[tuple[str, str, list[Figure]]]:
     """The speed-up panels, a model each: (heading, note, figures) for inference, layers and training."""
-    plans = (
-        ("Inference: the GEMM", "Decode (cold, up to 64 tokens) and prefill (hot) against the strongest baseline of each case.", ("decode", "prefill")),
-        ("Inference: the whole layer", "bf16 in, bf16 out, activation quantization included.", ("layer",)),
-        ("Training", "Forward, input gradient, weight gradient and the whole step; the weight is prepared once per step.", ("train",)),
-    )  # fmt: skip
     families = []
-    for heading, note, suites in plans:
+    for heading, note, suites in FAMILIES:
         own = [group for group in groups if group.suite in suites]
-        models = in_order((item.case.record.model for group in own for item in group.comparisons), ())
-        lines = {model: [some for some in _lines(own, model, suites) if any(line.points for line in some)] for model in models}
-        lines = {model: some for model, some in lines.items() if some}
-        limits = limits_of(list(lines.values()))
-        label = "times as fast as the strongest"
-        drawn = [over_tokens(f"fig-{slug(heading)}-{place}", model or "shapes", some, limits, label) for place, (model, some) in enumerate(lines.items())]
+        panels = [(title, lines) for title, lines in _panels(own, suites) if any(line.points for some in lines for line in some)]
+        limits, label = limits_of([lines for _, lines in panels]), "times as fast as the strongest"
+        drawn = [over_tokens(f"fig-{slug(heading)}-{place}", *panel, limits, label) for place, panel in enumerate(panels)]
         if drawn:
             families.append((heading, note, drawn))
     return families
 
 
-def _lines(groups: Sequence[tables.Group], model: str, suites: Sequence[str]) -> list[list[Line]]:
-    """Lines that share a colour: per sparsity one line per suite; in training per part and sparsity."""
-    def line(name: str, group: tables.Group) -> Line:
+def _panels(groups: Sequence[tables.Group], suites: Sequence[str]) -> list[tuple[str, list[list[Line]]]]:
+    """The lines of each panel, those that share a colour together: a panel per model with a colour per sparsity and a line per suite;
+    in training a panel per model and sparsity with a colour per part."""
+    def line(name: str, group: tables.Group, model: str) -> Line:
         return line_of(name, [item for item in group.comparisons if item.case.record.model == model])
 
-    found = sparsities(item.case for group in groups for item in group.comparisons)
+    every = [item.case for group in groups for item in group.comparisons]
+    models, found = in_order((case.record.model for case in every), ()), sparsities(every)
     if suites == ("train",):
-        return [[line(f"{part} {s}", g)] for s in found for part in ("step",) for g in groups if (g.op, g.sparsity) == (part, s)] + [
-            [line(f"{part} {s}", g) for s in found for g in groups if (g.op, g.sparsity) == (part, s)] for part in PARTS[:-1]
+        return [
+            (f"{model}, {s}", [[line(part, g, model)] for part in reversed(PARTS) for g in groups if (g.op, g.sparsity) == (part, s)])
+            for model in models
+            for s in found
         ]
-    return [[line(f"{s} · {g.suite}", g) for suite in suites for g in groups if (g.suite, g.sparsity) == (suite, s)] for s in found]
+    by_sparsity = [(s, [g for name in suites for g in groups if (g.suite, g.sparsity) == (name, s)]) for s in found]
+    return [(model or "shapes", [[line(f"{s} · {g.suite}", g, model) for g in some] for s, some in by_sparsity]) for model in models]
 
 
 def roofline_figures(results: Results, groups: Sequence[tables.Group]) -> list[Figure]:
@@ -132,10 +139,10 @@ def roofline_figures(results: Results, groups: Sequence[tables.Group]) -> list[F
     def family(names: Sequence[str], attribute: str) -> list[tuple[str, list[Comparison]]]:
         return [(name, [i for g in groups if getattr(g, attribute) == name for i in g.comparisons]) for name in names]
 
-    plans = (("Roofline, inference", family(("decode", "prefill", "layer", "square"), "suite")), ("Roofline, training", family(PARTS, "op")))
-    return [
-        roofline(f"fig-{slug(title)}", title, results, families) for title, families in plans if any(i.our_us for _, some in families for i in some)
-    ]
+    inference, training = family(("decode", "prefill", "layer", "square"), "suite"), family(PARTS, "op")
+    plans = [("Roofline, inference", inference), ("Roofline, training", training)]
+    able = [(title, families) for title, families in plans if any(item.our_us for _, some in families for item in some)]
+    return [roofline(f"fig-{slug(title)}", title, results, families) for title, families in able]
 
 
 def sustained_figures(results: Results) -> list[Figure]:

@@ -35,7 +35,8 @@ _SETTINGS: Any = {  # Any: matplotlib 3.11 types the keys, earlier ones take any
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.8, "axes.grid": True, "axes.axisbelow": True,
     "grid.color": GRID, "grid.linewidth": 0.7, "xtick.color": MUTED, "ytick.color": MUTED, "xtick.labelcolor": INK, "ytick.labelcolor": INK,
     "xtick.minor.visible": False, "ytick.minor.visible": False, "legend.frameon": False, "legend.fontsize": 9.5, "lines.linewidth": 1.6,
-    "lines.markersize": 5.0, "legend.handlelength": 1.6, "legend.columnspacing": 1.2, "legend.borderaxespad": 0.0,
+    "lines.markersize": 5.0, "legend.handlelength": 1.3,
+    "legend.columnspacing": 0.9, "legend.handletextpad": 0.4, "legend.borderaxespad": 0.0,
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from kernels.gpu import GPUS, Gpu
-from reports.compare import STRONGEST, Comparison, Summary, compare, in_order, sparsities, summarize, why
+from reports.compare import STRONGEST, Comparer, Comparison, Summary, compare, in_order, sparsities, summarize, why
 from reports.load import TERA, Case, Results
 from suites.record import Result
 from suites.statistics import Ratio, geomean, time_us
@@ -42,7 +42,8 @@ class Group:
     def name(self) -> str:
         """For people: suite, op where a suite has several, sparsity."""
         op = f" {self.op}" if self.suite in ("train", "prepare") and self.op != self.suite else ""
-        return f"{self.suite}{op} {self.sparsity}" if self.op != "activation" else f"{self.suite}{op}"
+        plain = self.op == "activation" and self.sparsity == "dense"
+        return f"{self.suite}{op}" if plain else f"{self.suite}{op} {self.sparsity}"
 
     @property
     def winners(self) -> list[tuple[str, int]]:
@@ -62,23 +63,23 @@ def _counted(names: Iterable[str]) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
-def groups(results: Results) -> list[Group]:
+def groups(comparer: Comparer) -> list[Group]:
     """Every interleaved measured group, in the order of the suites."""
-    cases = [case for case in results.measured if case.record.state == "interleaved"]
+    cases = [case for case in comparer.results.measured if case.record.state == "interleaved"]
     made = []
     for suite in in_order((case.record.suite for case in cases), SUITES):
         own = [case for case in cases if case.record.suite == suite]
         for op in in_order((case.problem.op for case in own), ("step", "forward", "input-grad", "weight-grad", "prepare", "activation")):
             for sparsity in sparsities(case for case in own if case.problem.op == op):
-                made.append(_group(suite, op, sparsity, own, results))
+                made.append(_group(suite, op, sparsity, own, comparer))
     return made
 
 
-def _group(suite: str, op: str, sparsity: str, cases: Iterable[Case], results: Results) -> Group:
+def _group(suite: str, op: str, sparsity: str, cases: Iterable[Case], comparer: Comparer) -> Group:
     own = [case for case in cases if case.problem.op == op and str(case.problem.sparsity) == sparsity]
-    comparisons = tuple(compare(case, STRONGEST, results) for case in own)
+    comparisons = tuple(comparer(case, STRONGEST) for case in own)
     name = next((n for n in CUSPARSELT if any((r := case.record.result(n)) and r.status == "ok" for case in own)), "")
-    over = [compare(case, name, results) for case in own if case.record.result(name)] if name else []
+    over = [comparer(case, name) for case in own if case.record.result(name)] if name else []
     return Group(suite, op, sparsity, comparisons, summarize(comparisons), summarize(over), name)
 
 
@@ -127,26 +128,27 @@ class CaseRow:
         return self.comparison.case.joules_per_top(self.comparison.ours) if self.comparison.ours else None
 
 
-def case_rows(results: Results) -> list[tuple[str, list[CaseRow]]]:
+def case_rows(comparer: Comparer) -> list[tuple[str, list[CaseRow]]]:
     """Every measured case by suite (sustained ones apart), in the order of the suites."""
+    results = comparer.results
     gpu = next((profile for profile in GPUS if profile.name == results.gpu), None)
     tables: dict[str, list[CaseRow]] = {}
     for case in results.measured:
         name = case.record.suite if case.record.state == "interleaved" else f"{case.record.suite}, sustained"
-        tables.setdefault(name, []).append(_case_row(case, results, gpu))
+        tables.setdefault(name, []).append(_case_row(case, comparer, gpu))
     order = in_order(tables, [entry for suite in SUITES for entry in (suite, f"{suite}, sustained")])
     return [(name, tables[name]) for name in order]
 
 
-def _case_row(case: Case, results: Results, gpu: Gpu | None) -> CaseRow:
+def _case_row(case: Case, comparer: Comparer, gpu: Gpu | None) -> CaseRow:
     record, problem = case.record, case.problem
-    comparison = compare(case, STRONGEST, results)
+    comparison = comparer(case, STRONGEST)
     name = next((n for n in CUSPARSELT if (r := record.result(n)) and r.status == "ok"), None)
     what = " · ".join(part for part in (record.layer, problem.op if record.suite in ("train", "prepare") else "") if part)
     shape = f"{problem.out_features}×{problem.in_features}" if problem.out_features else f"K = {problem.in_features}"
     kernels = tuple(_kernel_row(case, result, comparison) for result in record.results)
-    over = compare(case, name, results).ratio if name else None
-    return CaseRow(comparison, what, shape, over, kernels, impossible(case, comparison.ours, results, gpu))
+    over = comparer(case, name).ratio if name else None
+    return CaseRow(comparison, what, shape, over, kernels, impossible(case, comparison.ours, comparer.results, gpu))
 
 
 def _kernel_row(case: Case, result: Result, comparison: Comparison) -> KernelRow:

@@ -1,7 +1,7 @@
 for (const table of document.querySelectorAll("table.sortable")) {
-  const body = table.tBodies[0], heads = [...table.tHead.rows[0].cells];
-  const key = (row, place) => {
-    const text = row.cells[place].textContent.trim(), number = parseFloat(text.replace(/^K = /, ""));
+  const heads = [...table.tHead.rows[0].cells];
+  const key = (body, place) => {
+    const text = body.rows[0].cells[place].textContent.trim(), number = parseFloat(text.replace(/^K = /, ""));
     return [Number.isNaN(number) ? null : number, text];
   };
   heads.forEach((head, place) => {
@@ -14,9 +14,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
       const down = head.getAttribute("aria-sort") === "ascending" ? -1 : 1;
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", down > 0 ? "ascending" : "descending");
-      const rows = [...body.rows].map((row) => [key(row, place), row]);
-      rows.sort(([[a, s]], [[b, t]]) => a === null || b === null ? (a === null) - (b === null) || down * s.localeCompare(t) : down * (a - b));
-      body.append(...rows.map(([, row]) => row));
+      const cases = [...table.tBodies].map((body) => [key(body, place), body]);
+      cases.sort(([[a, s]], [[b, t]]) => a === null || b === null ? (a === null) - (b === null) || down * s.localeCompare(t) : down * (a - b));
+      table.append(...cases.map(([, body]) => body));
     });
   });
   const label = document.createElement("label"), input = document.createElement("input");
@@ -27,6 +27,6 @@ for (const table of document.querySelectorAll("table.sortable")) {
   table.parentElement.before(label);
   input.addEventListener("input", () => {
     const words = input.value.toLowerCase().split(/\s+/);
-    for (const row of body.rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
+    for (const body of table.tBodies) body.hidden = !words.every((word) => body.rows[0].textContent.toLowerCase().includes(word));
   });
 }
