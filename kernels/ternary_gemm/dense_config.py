@@ -46,13 +46,13 @@ class Device:
 REGISTERS = 65_536
 """32-bit registers of a multiprocessor, sm_80 and up."""
 
-MIN_SHARED_BYTES = 80 * 1024
+MIN_SHARED_BYTES = 64 * 1024
 """Every number of tokens has a tile that fits this much shared memory."""
 
 # (block_n, block_t, block_k, num_warps, num_stages): at most 128 accumulators a thread; compiled without spills (docs/kernels.md).
 _FEW_TOKENS = (
-    (64, 16, 512, 4, 4), (64, 16, 1024, 4, 3), (128, 16, 512, 4, 4), (64, 32, 512, 4, 4), (128, 32, 512, 4, 4), (64, 64, 512, 4, 3),
-    (128, 64, 256, 4, 4),
+    (64, 16, 512, 4, 4), (64, 16, 1024, 4, 3), (128, 16, 512, 4, 4), (64, 16, 256, 4, 4), (64, 32, 512, 4, 4), (128, 32, 512, 4, 4),
+    (64, 32, 256, 4, 3), (64, 64, 512, 4, 3), (64, 64, 256, 4, 3), (128, 64, 256, 4, 4),
 )
 _HOPPER = (
     (128, 128, 256, 4, 3), (128, 128, 256, 4, 2), (128, 64, 256, 4, 3), (128, 256, 256, 8, 3), (256, 128, 256, 8, 3), (256, 128, 512, 8, 2),

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
 from typing import TypeAlias
 
 import torch
@@ -74,23 +76,26 @@ class Gemm:
     config: DenseConfig
     workspace: Workspace | None
 
-    def launch(self, x_q: torch.Tensor) -> None:
-        """One launch on the current stream. x_q: rows as `aligned_rows` gives them."""
-        tokens, out_features = self.out.shape
-        if tokens == 0 or out_features == 0:
-            return
-        config, weight = self.config, self.weight
-        width = _width(weight.in_features)
-        space_needed = self.workspace or Workspace(weight.split_ends, weight.split_ends)
-        tiles = -(-out_features // config.block_n) * -(-tokens // config.block_t)
+    @cached_property
+    def _arguments(self) -> tuple[tuple[int, int], tuple[object, ...], dict[str, object]]:
+        """The grid, what follows x_q's address, and the compile-time values."""
+        config, weight, (tokens, out_features) = self.config, self.weight, self.out.shape
+        spare = self.workspace or Workspace(weight.split_ends, weight.split_ends)  # an address that is not used
+        pointers = (self.x_scale, weight.data, weight.w_scale, weight.split_ends, weight.w_scale if self.bias is None else self.bias,
+                    self.out, spare.partial, spare.counter)
         constants = _compile_time(config, len(weight.splits), self.bias is not None, self.out.dtype == torch.int32,
-                                  isinstance(weight, PackedTernary), weight.in_features, asm=x_q.is_cuda)
-        dense_gemm[(tiles, config.split_k)](
-            x_q, self.x_scale, weight.data, weight.w_scale, weight.split_ends, weight.w_scale if self.bias is None else self.bias,
-            self.out, space_needed.partial, space_needed.counter, tokens, out_features, width, x_q.stride(0), weight.data.shape[1],
-            **constants,
-            num_warps=config.num_warps, num_stages=config.num_stages,
-        )
+                                  isinstance(weight, PackedTernary), weight.in_features, asm=self.out.is_cuda)
+        grid = (ceil(out_features / config.block_n) * ceil(tokens / config.block_t), config.split_k)
+        return grid, (*pointers, tokens, out_features, _width(weight.in_features)), constants
+
+    def launch(self, x_q: torch.Tensor) -> None:
+        """One launch on the current stream of the tensors' device. x_q: rows as `aligned_rows` gives them."""
+        if self.out.numel() == 0:
+            return
+        grid, arguments, constants = self._arguments
+        with torch.cuda.device_of(self.out):
+            dense_gemm[grid](x_q, *arguments, x_q.stride(0), self.weight.data.shape[1], **constants,
+                             num_warps=self.config.num_warps, num_stages=self.config.num_stages)
 
 
 def ternary_gemm(x_q: torch.Tensor, x_scale: torch.Tensor, packed: PackedTernary, bias: torch.Tensor | None = None,
@@ -149,7 +154,7 @@ def aligned_rows(x_q: torch.Tensor) -> torch.Tensor:
 
 def workspace(config: DenseConfig, out: torch.Tensor) -> Workspace | None:
     """Memory for split-K of this output, None without; allocate it once for a captured graph."""
-    tiles = -(-out.shape[1] // config.block_n) * -(-out.shape[0] // config.block_t)
+    tiles = ceil(out.shape[1] / config.block_n) * ceil(out.shape[0] / config.block_t)
     if config.split_k == 1 or tiles == 0:
         return None
     partial = torch.empty(config.split_k * tiles * config.block_n * config.block_t, dtype=torch.int32, device=out.device)
@@ -180,7 +185,8 @@ def bind(problem: Problem, x_q: torch.Tensor, x_scale: torch.Tensor, weight: Wei
 
 def _prepare_with(make_weight: Callable[[Problem, GemmInputs], Weight]) -> Callable[[Problem, Inputs, DenseConfig], Prepared]:
     def prepare(problem: Problem, inputs: Inputs, config: DenseConfig) -> Prepared:
-        assert isinstance(inputs, GemmInputs)
+        if not isinstance(inputs, GemmInputs):
+            raise ShapeError(f"{problem.op} takes GemmInputs, not {type(inputs).__name__}")
         weight = make_weight(problem, inputs)
         gemm = bind(problem, inputs.x_q, inputs.x_scale, weight, inputs.bias, config)
         aligned = is_aligned(inputs.x_q)
