@@ -42,11 +42,13 @@ BOUNDS: Mapping[str, Bound] = {
     "raw": Bound("the accumulators without scales, rounded once to the output type"),
     "float": Bound("both operands rounded to bf16; n float32 additions of a partial sum, 2^-24 each", 2 * BF16, 2**-24),
     "unquantized": Bound("as float, on activations that were never quantized to int8", 2 * BF16, 2**-24),
+    "dense-linear": Bound("the GEMMs of x, dY and the master weight as they are; partial sums that a library adds in bf16", BF16, 2**-24),
     "gradient": Bound("as float: dY and the other operand with its scale, each rounded to bf16", 2 * BF16, 2**-24),
     "fp8": Bound("sums rounded to bf16 before the scales; fp8 tensor cores keep 14 bits, n times 2^-13 either way", BF16, 0, 2**-12),
 }
-"""What `Kernel.judged` may name. For gradients `exact` means `gradient`. In a layer `float` means `unquantized` (a bf16 layer takes x as
-it is) and `fp8` per-token e4m3 activations with every scale; in a gemm `fp8` means e4m3(x_q) and accumulators without scales."""
+"""What `Kernel.judged` may name. For gradients `exact` means `gradient`, and a step judged by `gradient` has an exact y. In a layer `float`
+means `unquantized` (a bf16 layer takes x as it is) and `fp8` per-token e4m3 activations with every scale; in a gemm `fp8` means
+e4m3(x_q) and accumulators without scales."""
 
 CANCELLED = 2.0**-22
 """Share of |acc · scales| + |bias| that the float32 epilogue may lose: four roundings of at most 2^-24."""

@@ -187,10 +187,13 @@ def _train(problem: Problem, inputs: TrainInputs, outputs: Outputs, judged: str)
     if {"packed", "mask", "w_fake"} & set(outputs):
         yield from _prepare(problem, inputs.w, outputs, judged)
     weight, splits = _trained_weight(problem, inputs, outputs, judged), problem.splits
+    x, x_scale = inputs.x_q, inputs.x_scale
+    if judged in ("unquantized", "dense-linear"):
+        x, x_scale = inputs.x, torch.ones_like(x_scale)
     bound = BOUNDS["gradient" if judged == "exact" else judged]
     types = (DTYPES[problem.dtype], torch.float32)
     if problem.op in ("forward", "step"):
-        yield _forward(problem, outputs, inputs.x_q, inputs.x_scale, weight, None, "exact" if judged == "gradient" else judged)
+        yield _forward(problem, outputs, x, x_scale, weight, None, "exact" if judged == "gradient" else judged)
     if problem.op in ("input-grad", "step"):
 
         def expect_dx(rows: torch.Tensor) -> tuple[torch.Tensor, Tolerance]:
@@ -202,12 +205,12 @@ def _train(problem: Problem, inputs: TrainInputs, outputs: Outputs, judged: str)
 
         yield by_rows("dx", outputs, (problem.tokens, problem.in_features), types, problem.out_features, False, expect_dx)
     if problem.op in ("weight-grad", "step"):
-        x_q = inputs.x_q.double()
+        wide = x.double()
 
         def expect_dw(rows: torch.Tensor) -> tuple[torch.Tensor, Tolerance]:
             dy = inputs.dy[:, rows].double()
-            dw = weight_grad(dy, x_q, inputs.x_scale)
-            squares = weight_grad(dy.square(), x_q.square(), inputs.x_scale.double().square())
+            dw = weight_grad(dy, wide, x_scale)
+            squares = weight_grad(dy.square(), wide.square(), x_scale.double().square())
             return dw, bounded(dw, squares, bound.share(problem.tokens), torch.zeros_like(dw), dw, outputs["dw"].dtype)
 
         yield by_rows("dw", outputs, (problem.out_features, problem.in_features), types, problem.tokens, False, expect_dw)
@@ -215,6 +218,8 @@ def _train(problem: Problem, inputs: TrainInputs, outputs: Outputs, judged: str)
 
 def _trained_weight(problem: Problem, inputs: TrainInputs, outputs: Outputs, judged: str) -> _Weight:
     """The weight a training op computes with: by the s it returned, which `_prepare` has judged by now, else the reference's."""
+    if judged == "dense-linear":
+        return _Weight(inputs.w.double(), torch.ones_like(inputs.w_scale))
     if judged != "float" and "inv_scale" not in outputs:
         return _Weight(inputs.w_ternary.double(), inputs.w_scale)
     mask = nm_mask(inputs.w, problem.sparsity.n, problem.sparsity.m)
