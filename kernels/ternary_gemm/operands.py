@@ -11,7 +11,7 @@ import torch
 from kernels.errors import ShapeError
 from kernels.inputs import DTYPES, ROW_ALIGNMENT, GemmInputs, Inputs, LayerInputs
 from kernels.kernel import Outputs, Prepared
-from kernels.mask_quantize.activation import ActivationConfig, launch_activation
+from kernels.mask_quantize.activation import activation_config, launch_activation
 from kernels.problem import Problem
 from kernels.space import Config
 from kernels.ternary_gemm.scaling import launch_scaling, row_scales
@@ -126,11 +126,12 @@ def int8_operand(problem: Problem, inputs: Linear, rows: int, lifted: bool = Fal
     width = lifted_width(problem.in_features, problem.sparsity.m) if lifted else problem.in_features
     columns = up_to(width, ROW_ALIGNMENT)
     if isinstance(inputs, LayerInputs):
-        x, m = inputs.x, problem.sparsity.m if lifted else 1
+        x, m = inputs.x, problem.sparsity.m if lifted else None
         buffer = torch.zeros((rows, columns), dtype=torch.int8, device=x.device)
         x_scale = torch.empty(tokens, dtype=torch.float32, device=x.device)
         x_q = buffer[:tokens, :width]
-        return Int8Operand(buffer, x_scale, lambda: launch_activation(x, x_q, x_scale, m, ActivationConfig()))
+        config = activation_config(problem.in_features, tokens)
+        return Int8Operand(buffer, x_scale, lambda: launch_activation(x, x_q, x_scale, m, config))
     if lifted:
         return Int8Operand(zero_padded(lift_activation(inputs.x_q, problem.sparsity.m), rows, columns), inputs.x_scale, _nothing)
     x_q, load = in_rows(zero_padded(inputs.x_q, tokens, columns), rows)
