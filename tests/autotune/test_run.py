@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from autotune import tuned
+from autotune.clock import FakeClock
+from autotune.run import Surroundings, main, parse_budget, parse_shape
+from kernels.errors import UsageError
+from kernels.gpu import Gpu, by_name
+
+TINY = ["--gpu", "h200", "--op", "gemm", "--shape", "24x16", "--tokens", "128", "--sparsity", "2:4"]
+
+
+def around(folder: Path, **changes: object) -> Surroundings:
+    fields = {
+        "detect": lambda: by_name("h200"), "catalogue": "tests.autotune.fakes", "device": "cpu", "table": folder / "h200.json",
+        "runs": folder / "runs", "trial_seconds": 15.0, **changes,
+    }
+    return Surroundings(**fields)  # type: ignore[arg-type]  # a test's changes
+
+
+def run(folder: Path, *arguments: str, **changes: object) -> int:
+    return main([*TINY, *arguments], FakeClock(), around(folder, **changes))
+
+
+def journal(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "runs/tune-h200/journal.jsonl").read_text().splitlines()]
+
+
+def test_the_fastest_right_config_is_stored_and_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--kernel", "good", "default-wins") == 0
+    (entry,) = tuned.read(tmp_path / "h200.json")
+    assert (entry.kernel, entry.tokens, dict(entry.config)) == ("good", 128, {"tile": 64, "how": "right"})
+    assert entry.us == pytest.approx(10, rel=0.05)
+    assert entry.default_us == pytest.approx(20, rel=0.05)
+    assert entry.ties == ()
+    assert "default is as good" in capsys.readouterr().out
+    explain = ["--gpu", "h200", "--explain", "24x16", "--tokens", "128", "--sparsity", "2:4", "--kernel", "good"]
+    assert main(explain, None, around(tmp_path, detect=lambda: pytest.fail("explain asked for a device"))) == 0
+    out = capsys.readouterr().out
+    assert "good (gemm) for gemm 24x16 T=128 2:4 on h200: tuned {'tile': 64, 'how': 'right'}" in out
+    assert "usable" in out
+
+
+def test_faults_cost_one_candidate_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--kernel", "faulty", trial_seconds=6.0) == 0
+    (entry,) = tuned.read(tmp_path / "h200.json")
+    assert dict(entry.config) == {"tile": 64, "how": "right"}
+    stages = [row["value"]["stage"] for row in journal(tmp_path) if isinstance(row["value"], dict)]  # type: ignore[call-overload, index]
+    assert stages == ["timeout", "launch", "launch", "refused"]
+    assert "4 candidates failed" in capsys.readouterr().out
+
+
+def test_wrong_numbers_are_never_timed_and_exit_3(tmp_path: Path) -> None:
+    assert run(tmp_path, "--kernel", "liar") == 3
+    (entry,) = tuned.read(tmp_path / "h200.json")
+    assert entry.config["how"] == "right"
+
+
+def test_nothing_measurable_exits_4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, catalogue="tests.autotune.hopeless") == 4
+    assert "no candidate could be measured" in capsys.readouterr().out
+    assert tuned.read(tmp_path / "h200.json") == ()
+
+
+def test_a_spent_budget_exits_4_and_resume_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--kernel", "good", "--budget", "0s") == 4
+    assert "the budget was spent" in capsys.readouterr().out
+    assert run(tmp_path, "--kernel", "good") == 0
+    lines = len(journal(tmp_path))
+    assert lines == 4  # three candidates and the finals
+    (tmp_path / "h200.json").unlink()
+    tuned.table.cache_clear()
+    assert run(tmp_path, "--kernel", "good", "--resume") == 0
+    assert len(journal(tmp_path)) == lines, "nothing was measured again"
+    assert len(tuned.read(tmp_path / "h200.json")) == 1
+    assert run(tmp_path, "--kernel", "good") == 0
+    assert len(journal(tmp_path)) == 2 * lines, "without --resume everything is, and the old lines are kept"
+
+
+def test_a_journal_cut_in_the_middle_is_read(tmp_path: Path) -> None:
+    assert run(tmp_path, "--kernel", "good") == 0
+    file = tmp_path / "runs/tune-h200/journal.jsonl"
+    file.write_bytes(file.read_bytes()[:-10])
+    assert run(tmp_path, "--kernel", "good", "--resume") == 0
+    assert len(journal(tmp_path)) == 4
+    file.write_text("no journal\n")
+    assert run(tmp_path, "--kernel", "good", "--resume") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["--gpu", "h201"], 2, "unknown GPU 'h201'"),
+        (["--gpu", "a100"], 2, "the device is h200"),
+        (["--shape", "24by16"], 2, "24by16"),
+        (["--tokens", "many"], 2, "whole numbers"),
+        (["--budget", "soon"], 2, "such as 10m"),
+        (["--sparsity", "5:4"], 2, "5:4"),
+        (["--kernel", "nobody"], 2, "unknown kernel nobody; allowed: default-wins, faulty"),
+        (["--op", "prepare"], 2, "nothing to tune"),
+        (["--shapes", "/nowhere/at.all"], 2, "cannot be read"),
+        (["--op", "gem"], 2, "invalid choice"),
+        (["--help"], 0, ""),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, text: str) -> None:
+    assert run(tmp_path, *arguments) == code
+    captured = capsys.readouterr()
+    assert text in captured.err
+    assert "Traceback" not in captured.err
+    assert not (tmp_path / "h200.json").exists()
+
+
+def test_without_a_device_5_and_interpreted_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def nothing() -> Gpu | None:
+        return None
+
+    assert run(tmp_path, detect=nothing) == 5
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert run(tmp_path) == 2
+    assert "interpreter" in capsys.readouterr().err
+
+
+def test_a_damaged_table_or_place_is_exit_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "h200.json").write_text("{")
+    assert run(tmp_path, "--kernel", "good") == 2
+    assert "not a readable table" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert run(tmp_path, "--kernel", "good", runs=tmp_path / "file", table=tmp_path / "new.json") == 2
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_interrupted_exits_130_and_leaves_no_process(tmp_path: Path, repository: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tests.autotune.test_run import run;"
+        f"sys.exit(run(Path({str(tmp_path)!r}), '--kernel', 'faulty', trial_seconds=300.0))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(repository)}
+    child = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path)
+    file = tmp_path / "runs/tune-h200/journal.jsonl"
+    deadline = time.monotonic() + 40
+    while not workers_of(child.pid) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    workers = workers_of(child.pid)
+    assert workers
+    time.sleep(1.0)
+    child.send_signal(signal.SIGINT)
+    _, errors = child.communicate(timeout=20)
+    assert child.returncode == 130, errors
+    assert "--resume goes on" in errors
+    assert file.exists()
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+def workers_of(parent: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[1]) == parent:
+            found.append(int(stat.parent.name))
+    return found
+
+
+def test_values_are_parsed() -> None:
+    assert parse_shape("13824x2560") == (13824, 2560)
+    assert [parse_budget(text) for text in ("90s", "10m", "1.5h")] == [90, 600, 5400]
+    with pytest.raises(UsageError):
+        parse_shape("0x16")
