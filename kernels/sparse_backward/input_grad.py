@@ -146,13 +146,15 @@ def launch_unpack(packed: PackedTernary, out: torch.Tensor) -> None:
 
 
 def check_gradient(dy: torch.Tensor, out_features: int) -> None:
-    """Raises ShapeError unless dy is [T, out_features] in bf16 or fp16 with contiguous rows."""
+    """Raises ShapeError unless dy is [T, out_features] in bf16 or fp16 with contiguous rows, on a device that runs the kernels."""
     if dy.ndim != 2 or dy.shape[1] != out_features:
         raise ShapeError(f"dy {tuple(dy.shape)}: expected [tokens, {out_features}]")
     if dy.dtype not in (torch.bfloat16, torch.float16):
         raise ShapeError(f"dy is {dy.dtype}; allowed: bf16, fp16")
     if dy.stride(-1) != 1:
         raise ShapeError(f"dy has strides {dy.stride()}: its rows must be contiguous")
+    if not dy.is_cuda and not triton.knobs.runtime.interpret:
+        raise ShapeError(f"dy is on {dy.device}; a CUDA device is needed outside of the interpreter")
 
 
 def _constexprs(splits: Sequence[int], config: InputGradConfig) -> dict[str, int]:
@@ -171,8 +173,8 @@ def train_inputs(inputs: Inputs) -> TrainInputs:
 
 def _packed(problem: Problem, data: TrainInputs) -> tuple[PackedTernary, torch.Tensor]:
     packed = pack(data.w_ternary, data.w_scale, problem.splits, problem.sparsity)
-    dx = torch.empty((problem.tokens, problem.in_features), dtype=DTYPES[problem.dtype], device=data.dy.device)
-    return packed, dx
+    packed.split_ends  # noqa: B018 (made here, outside of any graph capture)
+    return packed, torch.empty((problem.tokens, problem.in_features), dtype=DTYPES[problem.dtype], device=data.dy.device)
 
 
 def prepare_unpack_dot(problem: Problem, inputs: Inputs, config: InputGradConfig) -> Prepared:
@@ -206,30 +208,38 @@ def prepare_unpack_cublas(problem: Problem, inputs: Inputs, config: object) -> P
     return Prepared(run, {"dx": dx, "workspace": weight}, data.dy.nbytes + weight_bytes + weight.nbytes + dx.nbytes, weight_bytes, notes)
 
 
+# (block_tokens, block_bytes, block_rows, warps): compiled without spills (see docs/); mma.sync keeps both operands in registers too.
+_WARPGROUP = ((128, 32, 64, 4), (128, 32, 64, 8), (256, 32, 64, 8), (128, 64, 64, 8), (128, 32, 32, 8), (64, 32, 64, 4), (64, 64, 64, 4))
+_WARP = ((128, 32, 32, 8), (128, 64, 32, 8), (64, 64, 32, 8), (64, 32, 32, 4), (128, 32, 64, 8))
+_FEW_TOKENS = ((32, 32, 32, 4), (32, 64, 32, 4))
+
+
+def warpgroup_mma(gpu: Gpu) -> bool:
+    """Whether the tensor cores read operands from shared memory (wgmma, tcgen05), else from registers (mma.sync)."""
+    return 90 <= gpu.capability < 120
+
+
+def tiles_for(tokens: int, gpu: Gpu) -> tuple[tuple[int, int, int, int], ...]:
+    """The tiles worth trying, best guess first."""
+    if tokens <= 32:
+        return _FEW_TOKENS
+    tiles = _WARPGROUP if warpgroup_mma(gpu) else _WARP
+    return tuple(tile for tile in tiles if tile[0] <= max(64, tokens))
+
+
 def default_config(problem: Problem, gpu: Gpu) -> InputGradConfig:
-    """Square-ish tiles of 128 where there are tokens for them, smaller ones below."""
-    if problem.tokens <= 64:
-        return InputGradConfig(64 if problem.tokens > 32 else 32, 32, 64, 4, 4)
-    if gpu.capability == 90:
-        return InputGradConfig(128, 32, 64, 4, 3)
-    return InputGradConfig(128, 32, 32, 4, 3)
+    """The first of `tiles_for`, three stages."""
+    return InputGradConfig(*tiles_for(problem.tokens, gpu)[0], stages=3)
 
 
 def reject(problem: Problem, gpu: Gpu, config: InputGradConfig) -> str | None:
-    """Shared memory for the pipelined tiles and the unpacked one, and accumulator registers."""
-    dy_tile = config.block_tokens * config.block_rows * 2
+    """A tile that is not worth trying, or shared memory for the pipelined tiles and the unpacked one."""
+    tile = (config.block_tokens, config.block_bytes, config.block_rows, config.warps)
+    if tile not in tiles_for(problem.tokens, gpu):
+        return f"tile {tile} is not one worth trying for {problem.tokens} tokens on {gpu.architecture}"
     codes = config.block_bytes * config.block_rows
-    shared = config.stages * (dy_tile + codes) + 8 * codes
-    if shared > gpu.shared_bytes:
-        return f"{shared} bytes of shared memory, {gpu.shared_bytes} there are"
-    registers = config.block_tokens * 4 * config.block_bytes // (32 * config.warps)
-    if registers > 128:
-        return f"{registers} accumulators a thread"
-    if registers < 16 and problem.tokens > 64:
-        return f"{registers} accumulators a thread: too little work"
-    if config.block_tokens > max(32, 2 * problem.tokens):
-        return "the token tile is mostly padding"
-    return None
+    shared = config.stages * (config.block_tokens * config.block_rows * 2 + codes) + 8 * codes
+    return None if shared <= gpu.shared_bytes else f"{shared} bytes of shared memory, {gpu.shared_bytes} there are"
 
 
 def unavailable(problem: Problem, gpu: Gpu) -> str | None:
@@ -249,13 +259,14 @@ def compile_units(problem: Problem, config: InputGradConfig) -> Sequence[Compile
     divisible += ["in_features", "dx_stride"] if problem.in_features % 16 == 0 else []
     divisible += ["dy_stride"] if problem.out_features % 16 == 0 else []
     options = {"num_warps": config.warps, "num_stages": config.stages}
-    expects = {80: "HMMA", 90: "HGMMA" if config.block_tokens >= 64 else "HMMA", 100: "MMA"}
+    expects = {80: "HMMA"} if config.block_tokens < 64 else {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+    signature |= dict.fromkeys(constexprs, "constexpr")
     return (CompileUnit(input_grad_kernel, signature, constexprs, tuple(divisible), options, expects),)
 
 
 SPACE = ConfigSpace(
     InputGradConfig,
-    {"block_tokens": (32, 64, 128), "block_bytes": (32, 64), "block_rows": (32, 64), "warps": (4, 8), "stages": (3, 4)},
+    {"block_tokens": (32, 64, 128, 256), "block_bytes": (32, 64), "block_rows": (32, 64), "warps": (4, 8), "stages": (3, 4)},
     reject,
 )
 

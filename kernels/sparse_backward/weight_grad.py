@@ -21,7 +21,7 @@ from kernels.inputs import DTYPES, Inputs
 from kernels.kernel import CompileUnit, Kernel, Outputs, Prepared
 from kernels.problem import Problem
 from kernels.space import ConfigSpace
-from kernels.sparse_backward.input_grad import check_gradient, train_inputs, unavailable
+from kernels.sparse_backward.input_grad import check_gradient, train_inputs, unavailable, warpgroup_mma
 
 
 @dataclass(frozen=True)
@@ -203,31 +203,45 @@ def prepare_dequantize_cublas(problem: Problem, inputs: Inputs, config: object) 
     return Prepared(run, {"dw": dw, "workspace": x}, footprint, notes={"workspace_bytes": x.nbytes})
 
 
+# (block_out, block_in, block_tokens, warps): compiled without spills (see docs/).
+_WARPGROUP = ((128, 128, 64, 8), (128, 256, 64, 8), (256, 128, 64, 8), (128, 128, 64, 4))
+_WARP = ((128, 128, 32, 8), (128, 256, 32, 8), (64, 128, 32, 4))
+FEWEST_TOKENS = 512
+"""Tokens of a part, at least: below, adding the parts costs as much as they save."""
+
+
+def tiles_for(gpu: Gpu) -> tuple[tuple[int, int, int, int], ...]:
+    """The tiles worth trying, best guess first."""
+    return _WARPGROUP if warpgroup_mma(gpu) else _WARP
+
+
 def default_config(problem: Problem, gpu: Gpu) -> WeightGradConfig:
-    """Tiles of 128×128; the tokens are split until there are tiles for every multiprocessor, parts of at least 1024 tokens."""
-    tiles = triton.cdiv(problem.out_features, 128) * triton.cdiv(problem.in_features, 128)
+    """The first of `tiles_for`; the tokens are split until there are about as many tiles as multiprocessors."""
+    tile = tiles_for(gpu)[0]
     parts = 1
-    while parts < 8 and 2 * parts * tiles <= 2 * gpu.sms and problem.tokens >= 2048 * parts:
+    while parts < 8 and 2 * parts * _tiles(problem, *tile[:2]) <= 2 * gpu.sms and problem.tokens >= 2 * parts * FEWEST_TOKENS:
         parts *= 2
-    if gpu.capability >= 90:
-        return WeightGradConfig(128, 128, 64, parts, 8, 3)
-    return WeightGradConfig(128, 128, 32, parts, 8, 3)
+    return WeightGradConfig(*tile[:3], parts, tile[3], stages=3)
+
+
+def _tiles(problem: Problem, block_out: int, block_in: int) -> int:
+    return -(-problem.out_features // block_out) * -(-problem.in_features // block_in)
 
 
 def reject(problem: Problem, gpu: Gpu, config: WeightGradConfig) -> str | None:
-    """Shared memory for the pipelined tiles and the widened one, accumulators, and parts that hold enough tokens."""
+    """A tile that is not worth trying, shared memory for the pipelined tiles and the widened one, or parts that do not pay."""
+    tile = (config.block_out, config.block_in, config.block_tokens, config.warps)
+    if tile not in tiles_for(gpu):
+        return f"tile {tile} is not one worth trying on {gpu.architecture}"
     widened = config.block_in * config.block_tokens
     shared = config.stages * (config.block_out * config.block_tokens * 2 + widened) + 2 * widened
     if shared > gpu.shared_bytes:
         return f"{shared} bytes of shared memory, {gpu.shared_bytes} there are"
-    registers = config.block_out * config.block_in // (32 * config.warps)
-    if not 32 <= registers <= 128:
-        return f"{registers} accumulators a thread"
-    if config.parts > 1 and problem.tokens < 512 * config.parts:
-        return f"{problem.tokens} tokens are too few for {config.parts} parts"
-    tiles = triton.cdiv(problem.out_features, config.block_out) * triton.cdiv(problem.in_features, config.block_in)
-    if config.parts > 1 and tiles * (config.parts // 2) > 2 * gpu.sms:
-        return f"{tiles} tiles fill the GPU with fewer than {config.parts} parts"
+    tiles = _tiles(problem, config.block_out, config.block_in)
+    if config.parts > 1 and (problem.tokens < FEWEST_TOKENS * config.parts or tiles * config.parts > 3 * gpu.sms):
+        return f"{tiles} tiles and {problem.tokens} tokens do not call for {config.parts} parts"
+    if config.stages > 3 and config.parts > 1:
+        return "a fourth stage is tried without parts"
     return None
 
 
@@ -243,13 +257,15 @@ def compile_units(problem: Problem, config: WeightGradConfig) -> Sequence[Compil
     divisible += ["in_features", "dw_stride"] if problem.in_features % 16 == 0 else []
     divisible += ["out_features", "dy_stride"] if problem.out_features % 16 == 0 else []
     options = {"num_warps": config.warps, "num_stages": config.stages}
-    expects = {80: "HMMA", 90: "HGMMA", 100: "MMA"}
+    expects = {80: "HMMA", 90: "HGMMA", 100: "UTCHMMA"}
+    signature |= dict.fromkeys(constexprs, "constexpr")
     return (CompileUnit(weight_grad_kernel, signature, constexprs, tuple(divisible), options, expects),)
 
 
 SPACE = ConfigSpace(
     WeightGradConfig,
-    {"block_out": (128,), "block_in": (128, 256), "block_tokens": (32, 64), "parts": (1, 2, 4, 8), "warps": (8,), "stages": (3, 4)},
+    {"block_out": (64, 128, 256), "block_in": (128, 256), "block_tokens": (32, 64), "parts": (1, 2, 4, 8), "warps": (4, 8),
+     "stages": (3, 4)},
     reject,
 )
 
