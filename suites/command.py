@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from kernels.errors import TerSparseError, UsageError
+from kernels.gpu import Gpu
 
 GOOD, SLOWER, USAGE, WRONG, INCONCLUSIVE, NO_GPU, INTERRUPTED = 0, 1, 2, 3, 4, 5, 130
 PRECEDENCE = (INTERRUPTED, USAGE, NO_GPU, WRONG, INCONCLUSIVE, SLOWER, GOOD)
@@ -16,6 +17,9 @@ PRECEDENCE = (INTERRUPTED, USAGE, NO_GPU, WRONG, INCONCLUSIVE, SLOWER, GOOD)
 EXIT_CODES = """exit codes, the first that applies: 130 interrupted (what was measured is kept) · 2 usage, bad input, or the GPU is not
 the one claimed · 5 no GPU where one is needed · 3 wrong numbers · 4 inconclusive (noise, throttling, something not measured) ·
 1 slower than accepted · 0 good"""
+
+Reporting = Callable[[Gpu, Sequence[Path], Path], int]
+"""Builds the report of a GPU over those folders or files into that page, and returns an exit code."""
 
 ACCEPTED = Path(__file__).resolve().parent / "accepted"
 

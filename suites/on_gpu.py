@@ -18,16 +18,13 @@ from kernels.gpu import Gpu
 from kernels.kernel import Kernel
 from kernels.problem import Op
 from suites.case import Case
-from suites.command import accepted_file, first_that_applies
+from suites.command import Reporting, accepted_file, first_that_applies
 from suites.executor import ON_DEVICE, DeviceArguments, Executor, Local, Worker, catalogued
 from suites.gate import decided
 from suites.progress import Reporter, phases, table
 from suites.record import CaseRecord, Record, RoofRecord, RunRecord, Writer, latest, read
-from suites.run import Reporting
-from suites.session import Outcome, Session, commit_of, now, run_id
+from suites.session import ROOT, Outcome, Session, commit_of, now, run_id
 from suites.trial import Bench
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)

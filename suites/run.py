@@ -13,14 +13,13 @@ from kernels.errors import UsageError
 from kernels.gpu import Gpu
 from suites import catalogue
 from suites.arguments import choose_gpu, parser, selection
-from suites.command import guarded
+from suites.command import Reporting, guarded
 
 if TYPE_CHECKING:
     from suites.on_gpu import Lab
 
 FILE = "records.jsonl"
 RUNS = Path("runs")
-Reporting = Callable[[Gpu, Sequence[Path], Path], int]
 
 
 def main(

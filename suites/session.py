@@ -25,6 +25,8 @@ LOST_IN_A_ROW = 3
 ATTEMPTS = 4
 """How often `--until-decided` measures a case, twice as long each time."""
 
+ROOT = Path(__file__).resolve().parent.parent
+
 Report = Callable[[Case, CaseRecord], None]
 
 

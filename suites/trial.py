@@ -238,6 +238,22 @@ class Trial:
         )
 
 
+def judged_once(kernel: Kernel, problem: Problem, inputs: Inputs, gpu: Gpu) -> Result:
+    """The verdict on a kernel's default config, without any clock."""
+    failure, config = None, kernel.default_config(problem, gpu)
+    reason = kernel.unavailable(problem, gpu)
+    if reason is not None:
+        return plain_result(kernel, Failure("unavailable", reason))
+    try:
+        prepared = kernel.prepare(problem, inputs, config)
+        poison(prepared)
+        mismatch = judge(problem, inputs, prepared.run(), kernel)
+        failure = Failure("wrong", str(mismatch)) if mismatch else None
+    except Exception as error:  # as in a trial: recorded as this kernel's failure
+        failure = as_failure(error)
+    return replace(plain_result(kernel, failure), config=config_to_dict(config), check={"judged": kernel.judged})
+
+
 STATUS: dict[str, Status] = {"refused": "refused", "unavailable": "unavailable", "wrong": "wrong"}
 
 
