@@ -8,16 +8,16 @@ dequantized weight (as the packing pass goes) and the dequantized activations to
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
 from kernels.gpu import Gpu
-from kernels.inputs import ROW_ALIGNMENT, Inputs
+from kernels.inputs import Inputs
 from kernels.kernel import CompileUnit, Kernel, Outputs, Prepared
-from kernels.mask_quantize.activation import ActivationConfig, launch_activation
+from kernels.mask_quantize.activation import ActivationConfig, activation_config, allocate_activation, launch_activation
 from kernels.mask_quantize.two_pass import PrepareBuffers, TwoPassConfig, allocate_prepare, check_weight, launch_prepare
 from kernels.packed import PackedTernary
 from kernels.problem import Problem
@@ -33,11 +33,11 @@ from kernels.ternary_gemm.dense_config import DenseConfig, default_config
 class StepConfig:
     """The configs of a step's parts, also as plain JSON data; input_grad or weight_grad None: through a workspace and cuBLAS."""
 
+    prepare: TwoPassConfig
+    activation: ActivationConfig
     gemm: DenseConfig
     input_grad: InputGradConfig | None
     weight_grad: WeightGradConfig | None
-    prepare: TwoPassConfig = field(default_factory=TwoPassConfig)
-    activation: ActivationConfig = field(default_factory=ActivationConfig)
 
     def __post_init__(self) -> None:
         types: dict[str, type[Any]] = {"gemm": DenseConfig, "input_grad": InputGradConfig, "weight_grad": WeightGradConfig,
@@ -78,9 +78,7 @@ def prepare_step(problem: Problem, inputs: Inputs, config: StepConfig) -> Prepar
     device = data.w.device
     buffers = allocate_prepare(problem.out_features, problem.in_features, problem.splits, device)
     packed = PackedTernary(buffers.packed, buffers.w_scale, problem.splits, problem.in_features, problem.sparsity)
-    width = -(-problem.in_features // ROW_ALIGNMENT) * ROW_ALIGNMENT
-    x_q = torch.zeros((problem.tokens, width), dtype=torch.int8, device=device)[:, : problem.in_features]
-    x_scale = torch.empty(problem.tokens, dtype=torch.float32, device=device)
+    x_q, x_scale = allocate_activation(problem.tokens, problem.in_features, None, device)
     gemm = dense_triton.bind(problem, x_q, x_scale, packed, None, config.gemm)
     dx, dw = torch.empty_like(data.x), torch.empty_like(data.w)
     spaces = _workspaces(problem, config, device)
@@ -89,7 +87,7 @@ def prepare_step(problem: Problem, inputs: Inputs, config: StepConfig) -> Prepar
 
     def run() -> Outputs:
         _prepare_weight(problem, data.w, buffers, spaces.weight, config)
-        launch_activation(data.x, x_q, x_scale, 1, config.activation)
+        launch_activation(data.x, x_q, x_scale, None, config.activation)
         gemm.launch(x_q)
         if config.input_grad is not None:
             launch_input_grad(data.dy, packed, dx, config.input_grad)
@@ -114,6 +112,8 @@ def _prepare_weight(problem: Problem, w: torch.Tensor, buffers: PrepareBuffers, 
 
 def _default(fused_dx: bool, fused_dw: bool, problem: Problem, gpu: Gpu) -> StepConfig:
     return StepConfig(
+        TwoPassConfig(),
+        activation_config(problem.in_features, problem.tokens),
         default_config(problem, gpu),
         input_grad.default_config(problem, gpu) if fused_dx else None,
         weight_grad.default_config(problem, gpu) if fused_dw else None,

@@ -238,10 +238,10 @@ def reject(problem: Problem, gpu: Gpu, config: WeightGradConfig) -> str | None:
     if shared > gpu.shared_bytes:
         return f"{shared} bytes of shared memory, {gpu.shared_bytes} there are"
     tiles = _tiles(problem, config.block_out, config.block_in)
-    if config.parts > 1 and (problem.tokens < FEWEST_TOKENS * config.parts or tiles * config.parts > 3 * gpu.sms):
+    if config.parts > 1 and (problem.tokens < FEWEST_TOKENS * config.parts or tiles * config.parts > 2 * gpu.sms):
         return f"{tiles} tiles and {problem.tokens} tokens do not call for {config.parts} parts"
-    if config.stages > 3 and config.parts > 1:
-        return "a fourth stage is tried without parts"
+    if config.stages > 3 and tiles <= gpu.sms:
+        return "a fourth stage is tried where the tiles fill the GPU"
     return None
 
 

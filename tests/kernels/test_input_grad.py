@@ -16,9 +16,17 @@ from kernels.kernel import Kernel
 from kernels.packed import pack
 from kernels.problem import Problem, Sparsity
 from kernels.space import Config
-from kernels.sparse_backward.input_grad import KERNELS, SPACE, InputGradConfig, default_config, launch_input_grad, launch_unpack, unavailable
-from kernels.sparse_backward.weight_grad import launch_bias_grad, launch_weight_grad
+from kernels.sparse_backward.input_grad import (
+    KERNELS,
+    SPACE,
+    InputGradConfig,
+    default_config,
+    launch_input_grad,
+    launch_unpack,
+    unavailable,
+)
 from kernels.sparse_backward.weight_grad import default_config as weight_default
+from kernels.sparse_backward.weight_grad import launch_bias_grad, launch_weight_grad
 from reference.linear import bias_grad
 
 UNPACK_DOT, UNPACK_CUBLAS = KERNELS
