@@ -7,17 +7,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from autotune.clock import Clock, Timer
 from autotune.measure import FULL, bind, copies_needed, interleaved
 from kernels.errors import Failure, TerSparseError
 from kernels.gpu import Gpu
+from kernels.inputs import Inputs, clone, make_inputs
+from kernels.judge import judge, poison
+from kernels.kernel import Kernel, Prepared
 from kernels.problem import Problem
-
-if TYPE_CHECKING:
-    from kernels.inputs import Inputs
-    from kernels.kernel import Kernel, Prepared
 
 QUICK_TURNS = 3
 FEW_TOKENS = 64
@@ -96,15 +95,11 @@ def _bind(job: Job, kernel: Kernel, config: Mapping[str, Any], inputs: Inputs) -
 
 
 def _checked(job: Job, bound: Prepared) -> Failure | None:
-    from kernels.judge import poison
-
     poison(bound)
     return _wrong(job, bound.run())
 
 
 def _wrong(job: Job, outputs: Any) -> Failure | None:
-    from kernels.judge import judge
-
     mismatch = judge(job.problem, _inputs(job.problem, job.device), outputs, job.find())
     return None if mismatch is None else Failure("wrong", str(mismatch))
 
@@ -112,8 +107,6 @@ def _wrong(job: Job, outputs: Any) -> Failure | None:
 @functools.lru_cache(maxsize=1)
 def _inputs(problem: Problem, device: str) -> Inputs:
     """The inputs of the case in hand; those of the case before are let go."""
-    from kernels.inputs import make_inputs
-
     _copy.cache_clear()
     return make_inputs(problem, device)
 
@@ -121,8 +114,6 @@ def _inputs(problem: Problem, device: str) -> Inputs:
 @functools.cache
 def _copy(problem: Problem, device: str, place: int) -> Inputs:
     """The place-th further copy, shared by all candidates of a case."""
-    from kernels.inputs import clone
-
     del place
     inputs: Any = _inputs(problem, device)  # clone keeps the type, whichever of the union it is
     copy: Inputs = clone(inputs)

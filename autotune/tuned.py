@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import inspect
@@ -128,7 +129,8 @@ def write(path: Path, entries: Iterable[Entry]) -> None:
         temporary.write_text(f'{{"schema": "{SCHEMA}", "entries": [\n{lines}\n]}}\n', encoding="utf-8")
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it may never have come to be
+            temporary.unlink()
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
     table.cache_clear()
 

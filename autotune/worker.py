@@ -40,7 +40,8 @@ class Worker:
     def call(self, function: str, arguments: tuple[Any, ...], timeout: float) -> Any:
         """The job's result, or a Failure: timeout, died of a signal, out of memory, or what the function raised.
 
-        function: "module:name". timeout: seconds. A TerSparseError of the job is raised here: it is bad input, not a candidate's failure.
+        function: "module:name". timeout: seconds, importing the module not counted. A TerSparseError of the job is raised here: it is bad
+        input, not a failure of the candidate.
         """
         answers = list(self.stream(function, arguments, timeout))
         return answers[-1] if answers else None
@@ -65,12 +66,16 @@ class Worker:
 
     def _receive(self, timeout: float) -> Iterator[Any]:
         assert self._channel is not None
+        limit = START_SECONDS
         while True:
-            if not self._channel.poll(timeout):
+            if not self._channel.poll(limit):
                 self.close()
-                yield Failure("timeout", f"no answer within {timeout:g} s; killed")
+                yield Failure("timeout", f"no answer within {limit:g} s; killed")
                 return
             kind, value = self._channel.recv()
+            if kind == "imported":
+                limit = timeout
+                continue
             if kind == "done":
                 return
             if kind == "raise":
@@ -155,7 +160,9 @@ def _follow(parent: int) -> None:
 def _answer(channel: Connection, function: str, arguments: tuple[Any, ...]) -> None:
     module, _, name = function.partition(":")
     try:
-        result = getattr(importlib.import_module(module), name)(*arguments)
+        job = getattr(importlib.import_module(module), name)
+        channel.send(("imported", None))
+        result = job(*arguments)
         for item in result if isinstance(result, Iterator) else (result,):
             channel.send(("item", item))
         channel.send(("done", None))

@@ -51,12 +51,12 @@ def test_the_fastest_right_config_is_stored_and_explained(tmp_path: Path, capsys
 
 
 def test_faults_cost_one_candidate_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(tmp_path, "--kernel", "faulty", trial_seconds=6.0) == 0
+    assert run(tmp_path, "--kernel", "faulty", trial_seconds=3.0) == 0
     (entry,) = tuned.read(tmp_path / "h200.json")
     assert dict(entry.config) == {"tile": 64, "how": "right"}
     stages = [row["value"]["stage"] for row in journal(tmp_path) if isinstance(row["value"], dict)]  # type: ignore[call-overload, index]
-    assert stages == ["timeout", "launch", "launch", "refused"]
-    assert "4 candidates failed" in capsys.readouterr().out
+    assert stages == ["timeout", "launch", "refused"]
+    assert "3 candidates failed" in capsys.readouterr().out
 
 
 def test_wrong_numbers_are_never_timed_and_exit_3(tmp_path: Path) -> None:
@@ -71,27 +71,22 @@ def test_nothing_measurable_exits_4(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert tuned.read(tmp_path / "h200.json") == ()
 
 
-def test_a_spent_budget_exits_4_and_resume_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_budget_resume_and_a_journal_cut_in_the_middle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "--kernel", "good", "--budget", "0s") == 4
     assert "the budget was spent" in capsys.readouterr().out
     assert run(tmp_path, "--kernel", "good") == 0
     lines = len(journal(tmp_path))
     assert lines == 4  # three candidates and the finals
     (tmp_path / "h200.json").unlink()
-    tuned.table.cache_clear()
     assert run(tmp_path, "--kernel", "good", "--resume") == 0
     assert len(journal(tmp_path)) == lines, "nothing was measured again"
     assert len(tuned.read(tmp_path / "h200.json")) == 1
-    assert run(tmp_path, "--kernel", "good") == 0
-    assert len(journal(tmp_path)) == 2 * lines, "without --resume everything is, and the old lines are kept"
-
-
-def test_a_journal_cut_in_the_middle_is_read(tmp_path: Path) -> None:
-    assert run(tmp_path, "--kernel", "good") == 0
     file = tmp_path / "runs/tune-h200/journal.jsonl"
     file.write_bytes(file.read_bytes()[:-10])
     assert run(tmp_path, "--kernel", "good", "--resume") == 0
-    assert len(journal(tmp_path)) == 4
+    assert len(journal(tmp_path)) == lines, "only the line that was cut off"
+    assert run(tmp_path, "--kernel", "good") == 0
+    assert len(journal(tmp_path)) == 2 * lines, "without --resume everything is measured, and the old lines are kept"
     file.write_text("no journal\n")
     assert run(tmp_path, "--kernel", "good", "--resume") == 2
 

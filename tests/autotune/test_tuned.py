@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autotune import tuned
+from autotune.tuned import Entry, explain, lookup, read, source_hash, write
+from kernels.errors import OutputError, RecordError
+from kernels.gpu import by_name
+from kernels.problem import Problem, Sparsity
+from tests.autotune import fakes
+
+H200 = by_name("h200")
+GOOD = fakes.find("good", "gemm")
+PROBLEM = Problem("gemm", 24, 16, 512, Sparsity(2, 4))
+
+
+def entry(tokens: int = 512, tile: int = 64, **changes: object) -> Entry:
+    config = {"tile": tile, "how": "right"}
+    made = Entry("good", "gemm", 24, 16, tokens, "2:4", "bf16", config, 10.0, 20.0, source_hash(GOOD), date="2026-11-22")
+    return replace(made, **changes)  # type: ignore[arg-type]  # a test's changes
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "tuned" / "h200.json"
+
+
+def found(path: Path, tokens: int) -> tuple[int, str]:
+    config, source = lookup(GOOD, PROBLEM.with_(tokens=tokens), H200, path)
+    return config.tile, source
+
+
+def test_exact_then_nearest_then_default(path: Path) -> None:
+    write(path, [entry(512, 64), entry(4096, 128), entry(512, 32, kernel="other")])
+    assert found(path, 512) == (64, "tuned")
+    assert found(path, 1024) == (64, "tuned")
+    assert found(path, 2048) == (128, "tuned")
+    assert found(path, 64) == (32, "default")
+    assert lookup(GOOD, PROBLEM.with_(out_features=48, splits=(48,)), H200, path)[1] == "default"
+    assert lookup(GOOD, PROBLEM.with_(sparsity=Sparsity(6, 8)), H200, path)[1] == "default"
+    assert lookup(GOOD, PROBLEM.with_(dtype="int32"), H200, path)[1] == "default"
+
+
+def test_stale_entries_are_named_and_not_applied(path: Path) -> None:
+    write(path, [entry(512, 64, source="0123456789abcdef"), entry(1024, 128)])
+    assert found(path, 512) == (128, "tuned"), "the next nearest one stands in"
+    text = explain(GOOD, PROBLEM, H200, path)
+    assert "for 512 tokens (10.00 µs, default 20.00 µs): stale" in text
+    assert "for 1024 tokens (10.00 µs, default 20.00 µs): usable" in text
+
+
+def test_rejected_and_foreign_configs_are_not_applied(path: Path) -> None:
+    write(path, [entry(1, 128), entry(2, config={"tiles": 1}), entry(3, default_us=None)])
+    assert found(path, 1) == (64, "tuned")
+    text = explain(GOOD, PROBLEM.with_(tokens=1), H200, path)
+    assert "rejected: too large for the tokens" in text
+    assert "not a config of this kernel" in text
+    assert "default cannot run" in text
+    assert "more than a factor of 4" in explain(GOOD, PROBLEM, H200, path)
+
+
+def test_explain_without_entries(path: Path) -> None:
+    text = explain(GOOD, PROBLEM, H200, path)
+    assert text.startswith("good (gemm) for gemm 24x16 T=512 2:4 on h200: default {'tile': 32")
+    assert "no entry" in text
+
+
+def test_the_file_is_sorted_and_reads_back(path: Path) -> None:
+    rows = [entry(4096, ties=({"tile": 32, "how": "right"},)), entry(16), entry(16, us=9.0)]
+    write(path, rows)
+    assert read(path) == (rows[2], rows[0])
+    first = path.read_bytes()
+    write(path, reversed([rows[2], rows[0]]))
+    assert path.read_bytes() == first
+    assert [file.name for file in path.parent.iterdir()] == ["h200.json"]
+    json.loads(first)
+
+
+def test_write_is_seen_by_lookup_at_once(path: Path) -> None:
+    assert found(path, 512)[1] == "default"
+    write(path, [entry()])
+    assert found(path, 512)[1] == "tuned"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{", "[]", '{"schema": "other/9", "entries": []}', f'{{"schema": "{tuned.SCHEMA}", "entries": [1]}}',
+        f'{{"schema": "{tuned.SCHEMA}", "entries": [{{"kernel": "good"}}]}}', b"\xff\xfe",
+    ],
+)
+def test_damaged_tables_are_named(path: Path, text: str | bytes) -> None:
+    path.parent.mkdir()
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(RecordError, match=r"h200\.json"):
+        read(path)
+
+
+def test_wrong_types_are_named(path: Path) -> None:
+    write(path, [entry(us="fast")])
+    with pytest.raises(RecordError, match="entry 1: a field has the wrong type"):
+        read(path)
+
+
+def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="cannot be written"):
+        write(tmp_path / "file" / "h200.json", [entry()])
+
+
+def test_the_hash_follows_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = source_hash(GOOD)
+    assert before == source_hash(fakes.find("liar", "gemm")), "one module, one hash"
+    monkeypatch.setattr("inspect.getsource", lambda module: "other text")
+    assert source_hash(GOOD) != before
+
+
+def test_committed_tables_are_valid() -> None:
+    for file in tuned.FOLDER.glob("*.json"):
+        assert by_name(file.stem)
+        read(file)
