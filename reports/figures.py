@@ -90,8 +90,8 @@ def headline(groups: Sequence[tuple[str, Summary]], over: str, gpu: str) -> Figu
 def _title(axes: Axes, title: str, left: float = -0.12) -> None:
     """Title and legend above the axes, from `left` in axes widths on; the legend takes the columns that fit a panel."""
     labels = axes.get_legend_handles_labels()[1]
-    longest = max(map(len, labels), default=0)
-    columns = max(1, min(len(labels), int(46 / (longest + 4))))
+    in_one_row = sum(len(label) + 4 for label in labels) <= 50
+    columns = max(1, len(labels) if in_one_row else 52 // (max(map(len, labels)) + 3))
     rows = math.ceil(len(labels) / columns)
     axes.set_title(title, loc="left", weight="bold", fontsize=11, color=INK, pad=8 + 13.5 * rows, x=left)
     if labels:
