@@ -109,7 +109,7 @@ def _forward(
         offset = torch.zeros((), dtype=torch.float64, device=y.device) if bias is None else bias.double()
         if exact:
             return y + offset, Tolerance(1, CANCELLED * (y.abs() + offset.abs()))
-        squares = linear(a.double().square(), scale.double().square(), weight.values.abs(), weight.scale.double().square(), splits)
+        squares = linear(a.double().square(), scale.double().square(), weight.values.square(), weight.scale.double().square(), splits)
         slack = BF16 * offset.abs()
         if weight.doubt is not None:
             slack = slack + linear(a.double().abs(), scale, weight.doubt, weight.scale, splits)
@@ -199,7 +199,7 @@ def _train(problem: Problem, inputs: TrainInputs, outputs: Outputs, judged: str)
         def expect_dx(rows: torch.Tensor) -> tuple[torch.Tensor, Tolerance]:
             dy = inputs.dy[rows].double()
             dx = input_grad(dy, weight.values, weight.scale, splits)
-            squares = input_grad(dy.square(), weight.values.abs(), weight.scale.double().square(), splits)
+            squares = input_grad(dy.square(), weight.values.square(), weight.scale.double().square(), splits)
             slack = torch.zeros_like(dx) if weight.doubt is None else input_grad(dy.abs(), weight.doubt, weight.scale, splits)
             return dx, bounded(dx, squares, bound.share(problem.out_features), slack, dx, outputs["dx"].dtype)
 
