@@ -31,7 +31,7 @@ def accept(file: Path, run: Sequence[Record], accepted: Sequence[Record], most_b
     for samples in SAMPLES:
         cases = [thinned(case, samples) for case in {**old, **new}.values()]
         used = {case.run for case in cases} | {roof.run for roof in roofs}
-        kept = list({head.id: head for head in heads if head.id in used}.values())
+        kept = list({head.id: replace(head, planned=()) for head in heads if head.id in used}.values())
         records: list[Record] = [*kept, *roofs, *cases]
         size = sum(len(to_line(record).encode()) + 1 for record in records)
         if size <= most_bytes:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from kernels.errors import GpuMismatch, NoGpu
 from kernels.gpu import Gpu
-from suites import arguments, catalogue
+from suites import arguments
 from suites.command import EXIT_CODES, GOOD, INCONCLUSIVE, SLOWER, WRONG, Parser, accepted_file, first_that_applies, guarded
 from suites.floors import impossible
 from suites.quality import NOISE, headline, noise, throttled
@@ -50,22 +50,12 @@ def judge_run(run: Sequence[Record], accepted: Sequence[Record], gpu: Gpu) -> li
         if isinstance(record, RoofRecord):
             roofs[record.name] = max(record.value, roofs.get(record.name, 0.0))
     judgements: list[Judgement] = []
-    for key in sorted(planned(run) - set(now)):
-        judgements.append(Judgement(key, "", "MISSING", "planned, but not measured"))
+    planned = dict.fromkeys(key for record in run if isinstance(record, RunRecord) for key in record.planned)
+    judgements += [Judgement(key, "", "MISSING", "planned, but not measured") for key in planned if key not in now]
     for key, case in now.items():
         only = _filtered(run, case.run)
         judgements += judge_case(case, then.get(key), gpu, roofs, only)
     return judgements
-
-
-def planned(run: Iterable[Record]) -> set[str]:
-    """The keys of all cases that the run's own command lines ask for."""
-    keys: set[str] = set()
-    for record in run:
-        if isinstance(record, RunRecord) and record.evidence == "measured":
-            args = arguments.parser().parse_args(list(record.arguments))
-            keys |= {case.key for case in catalogue.plan(arguments.selection(args))}
-    return keys
 
 
 def _filtered(run: Iterable[Record], identity: str) -> tuple[str, ...]:

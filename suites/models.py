@@ -62,10 +62,10 @@ MODELS: tuple[Model, ...] = (
 def find(text: str) -> Model:
     """The model of that name or short name, or of a Hugging Face config.json or its folder; UsageError says what is allowed."""
     for model in MODELS:
-        if text.lower() in (model.name, model.alias) and text:
+        if text and text.lower() in (model.name, model.alias):
             return model
     path = Path(text)
-    if path.is_dir():
+    if text and path.is_dir():
         path = path / "config.json"
     if path.suffix == ".json" or path.is_file():
         return from_config(path)

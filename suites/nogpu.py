@@ -15,17 +15,19 @@ from suites import crosscompiled, interpreted, projected
 from suites.case import Case
 from suites.command import INCONCLUSIVE, WRONG, Reporting, accepted_file, first_that_applies
 from suites.record import CaseRecord, RunRecord, Writer, read
-from suites.session import ROOT, commit_of, now, run_id
+from suites.session import ROOT, commit_of, now, only, run_id
 
 
 def run(
-    gpu: Gpu, cases: Sequence[Case], path: Path, arguments: tuple[str, ...], commit: str | None, build_report: Reporting,
-    kernels: Callable[[Op], Sequence[Kernel]] = kernels_for,
+    gpu: Gpu, cases: Sequence[Case], path: Path, arguments: tuple[str, ...], commit: str | None, names: Sequence[str],
+    build_report: Reporting, every: Callable[[Op], Sequence[Kernel]] = kernels_for,
 ) -> int:
     """Write what can be known without the device to `path`, and report; 0 when every number is right and everything compiles.
 
-    Raises GpuMismatch where `path` holds the results of a run on a device.
+    names: of the kernels to compile and project, none for all. Raises GpuMismatch where `path` holds the results of a run on a device,
+    UsageError for an unknown name.
     """
+    kernels = only(every, names, cases)
     if path.is_file():
         for record in read(path):
             if isinstance(record, RunRecord) and (record.evidence, record.gpu) != ("projected", gpu.name):

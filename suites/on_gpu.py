@@ -6,25 +6,25 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autotune import conditions
 from autotune.clock import Clock
 from autotune.conditions import Monitor
 from autotune.measure import FULL, METHOD, QUICK, SUSTAINED, Plan
-from kernels.errors import GpuMismatch, UsageError
+from kernels.errors import GpuMismatch
 from kernels.gpu import Gpu
 from kernels.kernel import Kernel
 from kernels.problem import Op
 from suites.case import Case
-from suites.command import Reporting, accepted_file, first_that_applies
+from suites.command import INCONCLUSIVE, Reporting, accepted_file, first_that_applies
 from suites.executor import ON_DEVICE, DeviceArguments, Executor, Local, Worker, catalogued
 from suites.gate import decided
 from suites.progress import Reporter, phases, table
 from suites.record import CaseRecord, Record, RoofRecord, RunRecord, Writer, latest, read
-from suites.session import ROOT, Outcome, Session, commit_of, now, run_id
-from suites.trial import Bench
+from suites.session import ROOT, Outcome, Session, commit_of, now, only, run_id
+from suites.trial import Bench, Fault
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,12 @@ def run(
     for record in latest(existing).values():
         outcome.add(record)
     left = [case for case in cases if case.key not in outcome.records]
-    kernels, plan, identity = _kernels(args, cases, lab), _plan(args, lab), run_id(gpu.name)
+    kernels = only(lab.kernels_for if lab else catalogued(), args.kernel, cases)
+    plan, identity = _plan(args, lab), run_id(gpu.name)
     executor = _executor(args, gpu, identity, plan, lab, kernels)
     try:
         with Writer(path) as writer:
-            writer.write(_head(args, arguments, gpu, identity, executor))
+            writer.write(replace(_head(args, arguments, gpu, identity, executor), planned=tuple(case.key for case in cases)))
             session = Session(executor, writer, identity, plan, kernels, _decided(args, gpu))
             print(f"suites.run: {gpu.name}: {len(left)} cases to measure, {len(cases) - len(left)} already there; results in {path}")
             _measure(session, left, outcome, roofs=not any(isinstance(record, RoofRecord) for record in existing))
@@ -79,8 +80,11 @@ def _existing(path: Path, gpu: Gpu) -> list[Record]:
 
 def _measure(session: Session, cases: Sequence[Case], outcome: Outcome, roofs: bool) -> None:
     if roofs and cases:
-        for roof in session.roofs():
-            print(f"  roof {roof.name}: {roof.value / 1e12:.4g} T{roof.unit}")
+        try:
+            for roof in session.roofs():
+                print(f"  roof {roof.name}: {roof.value / 1e12:.4g} T{roof.unit}")
+        except Fault as fault:
+            outcome.troubles.append((INCONCLUSIVE, f"the roofs were not measured: {fault.failure}"))
     with Reporter(len(cases)) as reporter:
         session.measure(cases, outcome, reporter.case)
 
@@ -91,16 +95,6 @@ def _plan(args: argparse.Namespace, lab: Lab | None) -> Plan:
     if args.state == "sustained":
         return SUSTAINED
     return QUICK if args.quick else FULL
-
-
-def _kernels(args: argparse.Namespace, cases: Sequence[Case], lab: Lab | None) -> Callable[[Op], Sequence[Kernel]]:
-    """The kernels by op, filtered by --kernel; UsageError for a name that no case has."""
-    every = catalogued() if lab is None else lab.kernels_for
-    names = dict.fromkeys(kernel.name for op in dict.fromkeys(case.problem.op for case in cases) for kernel in every(op))
-    for name in args.kernel:
-        if name not in names:
-            raise UsageError(f"unknown kernel {name!r}; allowed here: {', '.join(names)}")
-    return lambda op: [kernel for kernel in every(op) if not args.kernel or kernel.name in args.kernel]
 
 
 def _executor(

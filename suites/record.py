@@ -111,7 +111,8 @@ class RunRecord:
 
     gpu: profile name; device: name, uuid, power cap, clocks, driver. versions: python, torch, triton, cuda, cusparselt, cublas.
     commit, dirty: of the code. method: version of the measuring method; timer: what the clock is. started: ISO 8601, UTC.
-    arguments: the command line. evidence: what the cases of this run are.
+    arguments: the command line. evidence: what the cases of this run are. planned: keys of all cases it is to measure, so that a gate
+    knows what is missing.
     """
 
     id: str
@@ -125,6 +126,7 @@ class RunRecord:
     versions: Mapping[str, Any] = field(default_factory=dict)
     arguments: tuple[str, ...] = ()
     evidence: Evidence = "measured"
+    planned: tuple[str, ...] = ()
     schema: str = SCHEMA
 
 

@@ -47,7 +47,7 @@ def _main(arguments: tuple[str, ...], detect: Callable[[int], Gpu | None], lab: 
     if found is None:
         from suites import nogpu
 
-        return nogpu.run(gpu, cases, out / FILE, arguments, args.commit, build_report)
+        return nogpu.run(gpu, cases, out / FILE, arguments, args.commit, args.kernel, build_report)
     from suites import on_gpu
 
     return on_gpu.run(args, arguments, gpu, cases, out / FILE, lab, build_report)

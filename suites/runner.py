@@ -120,11 +120,8 @@ def _results(
 
 def _measure(trials: Sequence[Trial], case: Case, bench: Bench, plan: Plan, phases: Phases) -> None:
     timers = {trial.kernel.name: trial.timer for trial in trials if trial.timer is not None}
-    try:
-        with phases.timed("measure"):
-            taken = sustained(timers, plan, bench.monitor) if case.state == "sustained" else interleaved(timers, plan)
-    except RuntimeError as error:
-        raise Fault(None, as_failure(error)) from error
+    with phases.timed("measure"):
+        taken = sustained(timers, plan, bench.monitor) if case.state == "sustained" else interleaved(timers, plan)
     for trial in trials:
         trial.samples = taken.get(trial.kernel.name, trial.samples)
 

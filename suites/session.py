@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from autotune.measure import Plan
+from kernels.errors import UsageError
 from kernels.kernel import Kernel
 from kernels.problem import Op
 from suites.case import Case
@@ -100,6 +101,15 @@ class Session:
         for roof in roofs:
             self.writer.write(roof)
         return roofs
+
+
+def only(every: Callable[[Op], Sequence[Kernel]], names: Sequence[str], cases: Sequence[Case]) -> Callable[[Op], Sequence[Kernel]]:
+    """The kernels of these names by op, or all for no names; UsageError for a name that none of the cases has."""
+    known = dict.fromkeys(kernel.name for op in dict.fromkeys(case.problem.op for case in cases) for kernel in every(op))
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown kernel {name!r}; allowed here: {', '.join(known)}")
+    return lambda op: [kernel for kernel in every(op) if not names or kernel.name in names]
 
 
 def longer(plan: Plan) -> Plan:

@@ -22,6 +22,7 @@ from kernels.kernel import Kernel, Outputs, Prepared
 from kernels.problem import Op, Problem
 from kernels.space import Config, NoConfig, config_to_dict
 from suites.case import Case
+from suites.floors import compulsory_bytes
 from suites.record import Result, Status
 
 if TYPE_CHECKING:
@@ -69,25 +70,33 @@ class Copies:
 
 
 class MarkedTimer:
-    """A timer that says whose turn it is, so that a hang or a crash has a name."""
+    """A timer that says whose turn it is, so that a hang or a crash has a name; what it raises is a `Fault` of that kernel."""
 
-    def __init__(self, timer: Timer, mark: Callable[[], None]) -> None:
-        self._timer, self._mark = timer, mark
+    def __init__(self, timer: Timer, kernel: str, mark: Callable[[str], None]) -> None:
+        self._timer, self._kernel, self._mark = timer, kernel, mark
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        self._mark("measure")
+        try:
+            yield
+        except Exception as error:  # whose turn it was is only known here; the case is measured again without this kernel
+            raise Fault(self._kernel, as_failure(error)) from error
 
     def sample(self) -> float:
         """As the timer's."""
-        self._mark()
-        return self._timer.sample()
+        with self._turn():
+            return self._timer.sample()
 
     def call_time(self) -> float:
         """As the timer's."""
-        self._mark()
-        return self._timer.call_time()
+        with self._turn():
+            return self._timer.call_time()
 
     def block(self, seconds: float) -> Block:
         """As the timer's."""
-        self._mark()
-        return self._timer.block(seconds)
+        with self._turn():
+            return self._timer.block(seconds)
 
     def outputs(self) -> object:
         """As the timer's."""
@@ -114,6 +123,7 @@ class Trial:
         self._config: Config = NoConfig()
         self._source = "default"
         self._bound: Prepared | None = None
+        self._notes: dict[str, Any] = {}
 
     @property
     def problem(self) -> Problem:
@@ -135,6 +145,8 @@ class Trial:
             self._check(copies)
             if self.failure is None:
                 self._bind(copies)
+        if self.failure is not None:
+            self.close()
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
@@ -184,7 +196,9 @@ class Trial:
         assert self._bound is not None
         self.mark("bind")
         cold = self.case.cache == "cold"
-        count = copies_needed(self._bound.footprint, self.bench.gpu.l2_bytes, cold)
+        footprint = max(self._bound.footprint, compulsory_bytes(self.problem))
+        count = copies_needed(footprint, self.bench.gpu.l2_bytes, cold)
+        self._notes = {"copies": count} if cold else {}
         with self.phases.timed("prepare"):
             others = [self.kernel.prepare(self.problem, copies.get(index), self._config) for index in range(1, count)]
         with self.phases.timed("bind"):
@@ -192,7 +206,7 @@ class Trial:
         if isinstance(timer, Failure):
             self.failure = timer
             return
-        self.timer = MarkedTimer(timer, lambda: self.mark("measure"))
+        self.timer = MarkedTimer(timer, self.kernel.name, self.mark)
         if self.case.state == "interleaved":
             self._poison_timed()
 
@@ -233,7 +247,7 @@ class Trial:
         result = plain_result(self.kernel, found)
         return replace(
             result, config=config_to_dict(self._config), config_source=self._source, samples_us=self.samples.kernel_us,
-            call_us=self.samples.call_us, blocks=self.samples.blocks, check=checked, notes=dict(bound.notes) if bound else {},
+            call_us=self.samples.call_us, blocks=self.samples.blocks, check=checked, notes={**bound.notes, **self._notes} if bound else {},
             weight_bytes=bound.weight_bytes if bound else 0, footprint=bound.footprint if bound else 0,
         )
 
