@@ -133,7 +133,7 @@ def summarize(outcome: Outcome) -> None:
     """Print the table of a run, where its time went, and what is wrong with it."""
     from rich.console import Console
 
-    console = Console(highlight=False, markup=False)
+    console = Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 120)
     console.print(table(list(outcome.records.values())))
     for line in (phases(list(outcome.records.values())), *(text for _, text in outcome.troubles[:20])):
         if line:

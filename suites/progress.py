@@ -18,10 +18,11 @@ from suites.statistics import best_variant, geomean, strongest, time_us
 
 
 class Reporter:
-    """Tells of each case as it is done; a context manager. total: cases to come."""
+    """Tells of each case as it is done; a context manager. total: cases to come. stream: standard output unless another is given."""
 
-    def __init__(self, total: int, stream: TextIO = sys.stdout) -> None:
+    def __init__(self, total: int, stream: TextIO | None = None) -> None:
         self._total, self._done, self._started = total, 0, time.monotonic()
+        stream = stream or sys.stdout
         self._console = Console(file=stream, highlight=False, markup=False, soft_wrap=True)
         self._bar: Progress | None = None
         if stream.isatty():

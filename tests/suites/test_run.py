@@ -11,7 +11,7 @@ import pytest
 from kernels.gpu import Gpu, by_name
 from suites import run as command
 from suites.record import CaseRecord, RunRecord, read
-from tests.suites.fakes import H200, OTHER, OURS, THEIRS, absent, gemm, lab, measure, refusing
+from tests.suites.fakes import H200, OTHER, OURS, SMALL, THEIRS, absent, gemm, lab, measure, refusing
 
 TWO = ("--suite", "prefill", "--shape", "16x32", "--tokens", "4", "8", "--sparsity", "2:4")
 
@@ -66,7 +66,7 @@ def test_a_group_that_does_not_divide_is_a_refusal_record(tmp_path: Path) -> Non
 def test_sustained_blocks(tmp_path: Path) -> None:
     strong, weak = gemm("dense-int8", 100.0, "baseline", dense=True), gemm("weak", 100.0, "baseline")
     inexact = gemm("sloppy", 20.0, exact=False)
-    assert measure(tmp_path / "run", lab((OURS, inexact, strong, weak)), *TWO[:4], "--tokens", "4", "--state", "sustained", "--sparsity", "2:4") == 0
+    assert measure(tmp_path / "run", lab((OURS, inexact, strong, weak)), *SMALL, "--state", "sustained") == 0
     (case,) = cases(tmp_path / "run")
     assert case.state == "sustained"
     assert [result.kernel for result in case.results] == ["ours", "dense-int8"]
@@ -86,12 +86,11 @@ def test_another_gpu_than_claimed(tmp_path: Path, name: str, capsys: pytest.Capt
 
 @pytest.mark.parametrize("extra", [("--require-gpu",), ("--state", "sustained")])
 def test_no_gpu_where_one_is_needed(tmp_path: Path, extra: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    assert measure(tmp_path / "run", None, *SMALL_SUITE, *extra, found=None) == 5
+    assert measure(tmp_path / "run", None, *SMALL, *extra, found=None) == 5
     assert "a GPU is needed" in capsys.readouterr().err
 
 
-SMALL_SUITE = ("--suite", "prefill", "--shape", "16x32", "--tokens", "4", "--sparsity", "2:4")
-UNLISTED = Gpu("nvidia-x1", "X1", 90, 100, 50 << 20, 1 << 17, 96, float("inf"), measured_as="device properties; unlisted GPU, portable defaults")
+UNLISTED = Gpu("nvidia-x1", "X1", 90, 100, 50 << 20, 1 << 17, 96, float("inf"), measured_as="unlisted GPU, portable defaults")
 
 
 def test_an_unlisted_gpu_is_labelled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,10 +100,10 @@ def test_an_unlisted_gpu_is_labelled(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_an_unlisted_gpu_borrows_a_profile_only_when_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert measure(tmp_path / "run", None, *SMALL_SUITE, "--profile", "h100", gpu="auto", found=UNLISTED) == 0
+    assert measure(tmp_path / "run", None, *SMALL, "--profile", "h100", gpu="auto", found=UNLISTED) == 0
     assert heads(tmp_path / "run")[0].gpu == "h100"
     assert "borrowed for nvidia-x1" in capsys.readouterr().out
-    assert measure(tmp_path / "other", None, *SMALL_SUITE, "--profile", "h100", gpu="auto", found=H200) == 2
+    assert measure(tmp_path / "other", None, *SMALL, "--profile", "h100", gpu="auto", found=H200) == 2
     assert "use --gpu h200" in capsys.readouterr().err
 
 
@@ -114,7 +113,7 @@ def test_an_unlisted_gpu_borrows_a_profile_only_when_told(tmp_path: Path, capsys
     (("--device", "3"), "no such device"),
 ])
 def test_unknown_names(tmp_path: Path, arguments: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]) -> None:
-    line = ["--gpu", "h200", *SMALL_SUITE, *arguments, "--out", str(tmp_path / "run")]
+    line = ["--gpu", "h200", *SMALL, *arguments, "--out", str(tmp_path / "run")]
     detect = {0: H200}
     assert command.main(line, detect=detect.get, lab=lab(), build_report=lambda gpu, results, page: 0) == 2
     error = capsys.readouterr().err
@@ -123,7 +122,7 @@ def test_unknown_names(tmp_path: Path, arguments: tuple[str, ...], says: str, ca
 
 
 def test_only_the_named_kernels(tmp_path: Path) -> None:
-    assert measure(tmp_path / "run", None, *SMALL_SUITE, "--kernel", "ours", "theirs") == 0
+    assert measure(tmp_path / "run", None, *SMALL, "--kernel", "ours", "theirs") == 0
     assert [result.kernel for result in cases(tmp_path / "run")[0].results] == ["ours", "theirs"]
 
 
@@ -174,21 +173,23 @@ def test_resume_after_a_write_that_was_cut_off(tmp_path: Path) -> None:
 def test_resume_on_another_gpu_or_another_schema(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert measure(out) == 0
-    assert measure(out, None, *SMALL_SUITE, "--resume", gpu="auto", found=by_name("h100")) == 2
+    assert measure(out, None, *SMALL, "--resume", gpu="auto", found=by_name("h100")) == 2
     error = capsys.readouterr().err
     assert "h200" in error
     assert "h100" in error
     file = out / "records.jsonl"
     before = file.read_text().replace("tersparse/1", "tersparse/9")
     file.write_text(before)
-    assert measure(out, None, *SMALL_SUITE, "--resume") == 2
+    assert measure(out, None, *SMALL, "--resume") == 2
     assert "'tersparse/9', but this version reads 'tersparse/1'" in capsys.readouterr().err
     assert file.read_text() == before
 
 
-def test_resume_without_a_folder_takes_the_newest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_resume_without_a_folder_takes_the_newest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    line = ["--gpu", "h200", *SMALL_SUITE, "--commit", "abc"]
+    line = ["--gpu", "h200", *SMALL, "--commit", "abc"]
     made = {"detect": lambda index: H200, "build_report": lambda gpu, results, page: 0}
     assert command.main([*line, "--resume"], lab=lab(), **made) == 2  # type: ignore[arg-type]
     assert "no run in runs/" in capsys.readouterr().err
@@ -219,12 +220,12 @@ def test_no_disk_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_undecided_cases_are_measured_longer(tmp_path: Path) -> None:
     measure(tmp_path / "once", lab(noise=0.1))
-    measure(tmp_path / "longer", lab(noise=0.1), *SMALL_SUITE, "--until-decided")
+    measure(tmp_path / "longer", lab(noise=0.1), *SMALL, "--until-decided")
     once, longer = cases(tmp_path / "once")[0].results[0], cases(tmp_path / "longer")[0].results[0]
     assert len(once.samples_us) == 12
     assert len(longer.samples_us) == 12, "a factor of two is decided at once"
     close = (OURS, gemm("theirs", 50.0, "baseline"))
-    measure(tmp_path / "close", lab(close, noise=0.1), *SMALL_SUITE, "--until-decided")
+    measure(tmp_path / "close", lab(close, noise=0.1), *SMALL, "--until-decided")
     assert len(cases(tmp_path / "close")[0].results[0].samples_us) == 96
 
 
@@ -235,7 +236,7 @@ def test_the_report_is_asked_for_and_its_failure_counts(tmp_path: Path) -> None:
         asked.append((gpu.name, list(results), page))
         return 4
 
-    line = ["--gpu", "h200", *SMALL_SUITE, "--out", str(tmp_path / "run")]
+    line = ["--gpu", "h200", *SMALL, "--out", str(tmp_path / "run")]
     assert command.main(line, detect=lambda index: H200, lab=lab(), build_report=report) == 4  # type: ignore[arg-type]
     assert asked == [("h200", [tmp_path / "run"], tmp_path / "run" / "report.html")]
 
