@@ -18,7 +18,7 @@ import torch
 from kernels.gpu import Gpu
 from kernels.inputs import DTYPES, Inputs, TrainInputs
 from kernels.kernel import Kernel, Outputs, Prepared
-from kernels.mask_quantize.baselines import launch_group_mask
+from kernels.mask_quantize.baselines import MaskConfig, launch_group_mask
 from kernels.problem import Op, Problem
 from kernels.space import Config
 from kernels.sparse_backward.input_grad import train_inputs, unavailable
@@ -86,7 +86,7 @@ def fake_quant(problem: Problem, data: TrainInputs, published: bool, compile_: b
     mask = torch.empty(data.w.shape, dtype=torch.bool, device=data.w.device)
 
     def weight() -> torch.Tensor:
-        launch_group_mask(data.w, mask, n, m)
+        launch_group_mask(data.w, mask, problem.sparsity, MaskConfig())
         return wrap(fake_weight)(data.w, mask, averages, split_of_row)
 
     return FakeQuant(weight, activation)
