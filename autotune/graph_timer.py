@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import time
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -17,6 +19,9 @@ LEAD_US = 150.0
 QUEUE_SECONDS = 0.05
 CALL_TIME_US = 2000.0
 FLUSHES = 4
+LONG_US = 20_000.0
+"""A probe that takes longer is not repeated."""
+PROBES = (2, 16, 128)
 _cuda: Any = torch.cuda  # its Stream and Event carry no annotations
 
 
@@ -30,7 +35,7 @@ class GraphTimer:
 
     def __init__(self, calls: Sequence[Call], cold: bool, turn_us: float) -> None:
         self._calls, self._pool = calls, torch.cuda.graph_pool_handle()
-        self._stream = _cuda.Stream()
+        self._stream = _side_stream(torch.cuda.current_device())
         self._start, self._end = _cuda.Event(enable_timing=True), _cuda.Event(enable_timing=True)
         self._graphs: list[torch.cuda.CUDAGraph] = []
         self._flush: torch.Tensor | None = _flush_buffer() if cold else None
@@ -52,10 +57,7 @@ class GraphTimer:
         torch.cuda.synchronize()
 
     def _build(self, turn_us: float) -> None:
-        probe_calls = min(4, max(2, len(self._calls)))
-        probe = self._capture(self._rotation(probe_calls))
-        probe.replay()
-        self.call_us = max(0.1, self._time(probe) / probe_calls)
+        self.call_us = self._estimate()
         self.calls_per_turn = max(1, min(MAX_COPIES, round(turn_us / self.call_us)))
         if self._flush is not None:
             self._lead = self._capture([self._flush.sum] * FLUSHES)
@@ -63,6 +65,17 @@ class GraphTimer:
             self._lead = self._capture(self._rotation(max(1, min(MAX_COPIES, round(LEAD_US / self.call_us)))))
         self._body = self._capture(self._rotation(self.calls_per_turn))
         self.sample()
+
+    def _estimate(self) -> float:
+        """Microseconds per call, roughly: from probes of more and more calls, until one is long beside the gap between event and graph."""
+        for count in PROBES:
+            probe = self._capture(self._rotation(count))
+            took = self._time(probe)
+            if took < LONG_US:
+                took = self._time(probe)
+            if took > 2 * LEAD_US:
+                break
+        return max(0.1, took / count)
 
     def _rotation(self, count: int) -> Iterable[Call]:
         return itertools.islice(itertools.cycle(self._calls), count)
@@ -84,12 +97,18 @@ class GraphTimer:
                     graph.capture_end()
                 except RuntimeError as error:
                     failure = failure or error
+        if failure is not None:
+            self._abandon(failure)
+        return graph
+
+    def _abandon(self, failure: RuntimeError) -> NoReturn:
+        """After a failed capture: free the allocator, which torch leaves in the middle of the capture, and raise what happened."""
+        with contextlib.suppress(RuntimeError):  # where the capture came to its end, it is free already
+            torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self._pool)
         if isinstance(failure, torch.OutOfMemoryError):
             raise failure
-        if failure is not None:
-            torch.cuda.synchronize()  # raises, and so wins, where the device itself has faulted
-            raise Unmeasurable(f"cannot be captured in a CUDA graph: {one_line(failure)}") from failure
-        return graph
+        torch.cuda.synchronize()  # raises, and so wins, where the device itself has faulted
+        raise Unmeasurable(f"cannot be captured in a CUDA graph: {one_line(failure)}") from failure
 
     def _time(self, graph: torch.cuda.CUDAGraph) -> float:
         self._start.record()
@@ -105,7 +124,7 @@ class GraphTimer:
 
     def call_time(self) -> float:
         """Events around a few plain calls on an idle device, microseconds per call."""
-        count = max(2, min(10, round(CALL_TIME_US / self.call_us)))
+        count = max(1, min(10, round(CALL_TIME_US / self.call_us)))
         torch.cuda.synchronize()
         self._start.record()
         for call in self._rotation(count):
@@ -143,6 +162,12 @@ class GraphTimer:
         for graph in self._graphs:
             graph.reset()
         self._graphs, self._calls, self._last, self._flush = [], (), None, None
+
+
+@functools.cache
+def _side_stream(device: int) -> Any:
+    """The one stream of a device that captures: libraries keep a workspace for every stream they were called on."""
+    return _cuda.Stream(device)
 
 
 def _flush_buffer() -> torch.Tensor:

@@ -83,6 +83,7 @@ class TestClock:
         assert failure.stage == "measure"
         assert "captured" in failure.reason
         assert float(x.sum()) == 8
+        torch.cuda.empty_cache()
         timer = CudaClock().timer([lambda: x.add(1)], cold=False)
         assert timer.sample() > 0
         assert torch.equal(timer.outputs(), x + 1)  # type: ignore[arg-type]  # what the lambda returned
