@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from kernels.gpu import Gpu
 from kernels.problem import Problem
@@ -14,7 +14,7 @@ from kernels.space import ConfigSpace
 
 @dataclass(frozen=True)
 class DenseConfig:
-    """block_n, block_t, block_k: out_features, tokens and in_features (a multiple of 256) of a tile. split_k: programs that share a
+    """block_n, block_t, block_k: out_features, tokens and in_features of a tile (packed: a multiple of 256). split_k: programs that share a
     tile's in_features. group: token tiles walked together before the next group (1: all out_features first). unpack: "asm" on 32-bit
     words or "arith" on bytes. transposed: W·Xᵀ, with the unpacked weight as register operand, or X·Wᵀ."""
 
@@ -58,16 +58,27 @@ _HOPPER = (
     (128, 128, 256, 4, 3), (128, 128, 256, 4, 2), (128, 64, 256, 4, 3), (128, 256, 256, 8, 3), (256, 128, 256, 8, 3), (256, 128, 512, 8, 2),
 )
 _PORTABLE = ((128, 128, 256, 8, 3), (128, 64, 256, 4, 3), (128, 128, 256, 4, 2), (64, 128, 256, 4, 2), (64, 64, 256, 4, 2))
-TILES = tuple(dict.fromkeys(_FEW_TOKENS + _HOPPER + _PORTABLE))
-"""Every tile of the space."""
+
+_INT8_FEW_TOKENS = ((64, 16, 512, 4, 3), (64, 16, 256, 4, 3), (64, 32, 256, 4, 3), (64, 64, 256, 4, 3), (128, 64, 128, 4, 3))
+_INT8_HOPPER = ((128, 256, 128, 8, 4), (256, 128, 128, 8, 4), (128, 128, 128, 4, 3), (128, 128, 128, 8, 4), (128, 64, 128, 4, 4))
+_INT8_PORTABLE = ((128, 128, 128, 8, 3), (128, 128, 64, 4, 4), (128, 64, 128, 4, 3), (64, 64, 128, 4, 3))
+
+Tile: TypeAlias = tuple[int, int, int, int, int]
+TILES: tuple[Tile, ...] = tuple(dict.fromkeys(_FEW_TOKENS + _HOPPER + _PORTABLE))
+"""Every tile of the space on packed weights."""
+
+INT8_TILES: tuple[Tile, ...] = tuple(dict.fromkeys(_INT8_FEW_TOKENS + _INT8_HOPPER + _INT8_PORTABLE))
+"""Every tile of the space on int8 weights, which take four times the shared memory."""
 
 
-def tiles_for(tokens: int, capability: int) -> tuple[tuple[int, int, int, int, int], ...]:
+def tiles_for(tokens: int, capability: int, packed: bool = True) -> tuple[Tile, ...]:
     """The tiles worth trying: by tokens, and by whether the architecture has wgmma (sm_90)."""
     if tokens <= 64:
         smallest = max(16, 1 << (max(tokens, 1) - 1).bit_length())
-        return tuple(tile for tile in _FEW_TOKENS if tile[1] == smallest)
-    return _HOPPER if capability == 90 else _PORTABLE
+        return tuple(tile for tile in (_FEW_TOKENS if packed else _INT8_FEW_TOKENS) if tile[1] == smallest)
+    if capability == 90:
+        return _HOPPER if packed else _INT8_HOPPER
+    return _PORTABLE if packed else _INT8_PORTABLE
 
 
 def shared_bytes(config: DenseConfig, capability: int, packed: bool = True) -> int:
@@ -82,7 +93,7 @@ def shared_bytes(config: DenseConfig, capability: int, packed: bool = True) -> i
 
 def _refusal(out_features: int, in_features: int, tokens: int, gpu: Device, packed: bool, config: DenseConfig) -> str | None:
     tile = (config.block_n, config.block_t, config.block_k, config.num_warps, config.num_stages)
-    if tile not in tiles_for(tokens, gpu.capability):
+    if tile not in tiles_for(tokens, gpu.capability, packed):
         return f"tile {tile} is not one worth trying for {tokens} tokens on sm_{gpu.capability}"
     needed = shared_bytes(config, gpu.capability, packed)
     if needed > gpu.shared_bytes:
@@ -108,13 +119,16 @@ def _reject_int8(problem: Problem, gpu: Gpu, config: DenseConfig) -> str | None:
 
 
 SPLITS = (1, 2, 4, 8, 16)
-_AXES = {
-    "block_n": tuple(sorted({tile[0] for tile in TILES})), "block_t": tuple(sorted({tile[1] for tile in TILES})),
-    "block_k": tuple(sorted({tile[2] for tile in TILES})), "num_warps": (4, 8), "num_stages": (2, 3, 4),
-    "split_k": SPLITS, "group": (1, 8), "transposed": (True, False),
-}
-space = ConfigSpace(DenseConfig, _AXES, _reject)
-int8_space = ConfigSpace(DenseConfig, _AXES, _reject_int8)
+
+
+def _axes(tiles: tuple[Tile, ...]) -> dict[str, tuple[int | bool, ...]]:
+    names = ("block_n", "block_t", "block_k", "num_warps", "num_stages")
+    axes = {name: tuple(sorted({tile[index] for tile in tiles})) for index, name in enumerate(names)}
+    return {**axes, "split_k": SPLITS, "group": (1, 8), "transposed": (True, False)}
+
+
+space = ConfigSpace(DenseConfig, _axes(TILES), _reject)
+int8_space = ConfigSpace(DenseConfig, _axes(INT8_TILES), _reject_int8)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -136,7 +150,7 @@ def choose(out_features: int, in_features: int, tokens: int, gpu: Device, packed
 
     candidates = (
         DenseConfig(*tile, split_k=split_k, group=1 if tokens <= tile[1] or split_k > 1 else 8)
-        for tile in tiles_for(tokens, gpu.capability) for split_k in SPLITS
+        for tile in tiles_for(tokens, gpu.capability, packed) for split_k in SPLITS
     )
     return min((config for config in candidates if _refusal(out_features, in_features, tokens, gpu, packed, config) is None), key=clocks)
 

@@ -13,22 +13,22 @@ from kernels.ternary_gemm.epilogue import reduce_splits, store_tile
 
 
 @triton.jit
-def unpack_field(packed, FIELD_INDEX: tl.constexpr, ASM: tl.constexpr):
+def unpack_field(stored, FIELD_INDEX: tl.constexpr, ASM: tl.constexpr):
     """int8, 64 times the weight of 2-bit field FIELD_INDEX of every byte; ASM works on 32-bit words, four weights in two instructions."""
     if ASM:
         if FIELD_INDEX == 3:
-            return tl.inline_asm_elementwise("and.b32 $0, $1, 0xC0C0C0C0;", "=r,r", [packed], dtype=tl.int8, is_pure=True, pack=4)
+            return tl.inline_asm_elementwise("and.b32 $0, $1, 0xC0C0C0C0;", "=r,r", [stored], dtype=tl.int8, is_pure=True, pack=4)
         elif FIELD_INDEX == 2:
-            return tl.inline_asm_elementwise("{ .reg .b32 t; shl.b32 t, $1, 2; and.b32 $0, t, 0xC0C0C0C0; }", "=r,r", [packed],
+            return tl.inline_asm_elementwise("{ .reg .b32 t; shl.b32 t, $1, 2; and.b32 $0, t, 0xC0C0C0C0; }", "=r,r", [stored],
                                              dtype=tl.int8, is_pure=True, pack=4)
         elif FIELD_INDEX == 1:
-            return tl.inline_asm_elementwise("{ .reg .b32 t; shl.b32 t, $1, 4; and.b32 $0, t, 0xC0C0C0C0; }", "=r,r", [packed],
+            return tl.inline_asm_elementwise("{ .reg .b32 t; shl.b32 t, $1, 4; and.b32 $0, t, 0xC0C0C0C0; }", "=r,r", [stored],
                                              dtype=tl.int8, is_pure=True, pack=4)
         else:
-            return tl.inline_asm_elementwise("{ .reg .b32 t; shl.b32 t, $1, 6; and.b32 $0, t, 0xC0C0C0C0; }", "=r,r", [packed],
+            return tl.inline_asm_elementwise("{ .reg .b32 t; shl.b32 t, $1, 6; and.b32 $0, t, 0xC0C0C0C0; }", "=r,r", [stored],
                                              dtype=tl.int8, is_pure=True, pack=4)
     else:
-        return ((packed << (6 - 2 * FIELD_INDEX)) & 0xC0).to(tl.int8, bitcast=True)
+        return ((stored << (6 - 2 * FIELD_INDEX)) & 0xC0).to(tl.int8, bitcast=True)
 
 
 @triton.jit(do_not_specialize=("tokens",))
@@ -52,38 +52,32 @@ def dense_gemm(x_ptr, x_scale_ptr, w_ptr, w_scale_ptr, ends_ptr, bias_ptr, y_ptr
     t_base = (group_start + inside % height) * BLOCK_T
     n_base = inside // height * BLOCK_N
 
-    span: tl.constexpr = BLOCK_K // 4
+    span: tl.constexpr = BLOCK_K // 4 if PACKED else BLOCK_K
     byte = tl.arange(0, span)
-    column = byte // 64 * 256 + byte % 64
+    column = byte // 64 * 256 + byte % 64 if PACKED else byte
     token_local = tl.minimum(tl.arange(0, BLOCK_T), tokens - 1 - t_base)
     row_local = tl.minimum(tl.arange(0, BLOCK_N), out_features - 1 - n_base)
     x_tile = x_ptr + t_base.to(tl.int64) * x_stride
     w_tile = w_ptr + n_base.to(tl.int64) * w_width
     x_offsets = token_local[:, None] * x_stride + column[None, :]
-    w_offsets = row_local[:, None] * w_width + (byte if PACKED else column)[None, :]
+    w_offsets = row_local[:, None] * w_width + byte[None, :]
 
     acc = tl.zeros((BLOCK_N, BLOCK_T) if TRANSPOSED else (BLOCK_T, BLOCK_N), tl.int32)
     steps = tl.cdiv(x_width, BLOCK_K)
     share = tl.cdiv(steps, SPLIT_K)
     start = tl.program_id(1) * share
     for step in tl.range(start, tl.minimum(start + share, steps)):
-        if PACKED:
-            if EVEN_K:
-                packed = tl.load(w_tile + step * span + w_offsets)
-            else:
-                packed = tl.load(w_tile + step * span + w_offsets, mask=(step * span + byte < w_width)[None, :], other=0)
-        for field in tl.static_range(4):
+        if EVEN_K:
+            stored = tl.load(w_tile + step * span + w_offsets)
+        else:
+            stored = tl.load(w_tile + step * span + w_offsets, mask=(step * span + byte < w_width)[None, :], other=0)
+        for field in tl.static_range(4 if PACKED else 1):
             k = step * BLOCK_K + 64 * field
             if EVEN_K:
                 x = tl.load(x_tile + k + x_offsets)
             else:
                 x = tl.load(x_tile + k + x_offsets, mask=(k + column < x_width)[None, :], other=0)
-            if PACKED:
-                w = unpack_field(packed, field, ASM)
-            elif EVEN_K:
-                w = tl.load(w_tile + k + w_offsets)
-            else:
-                w = tl.load(w_tile + k + w_offsets, mask=(k + column < w_width)[None, :], other=0)
+            w = unpack_field(stored, field, ASM) if PACKED else stored
             first, second = (w, x) if TRANSPOSED else (x, w)
             acc = tl.dot(first, tl.trans(second), acc, out_dtype=tl.int32)
 
