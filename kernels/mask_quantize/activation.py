@@ -45,17 +45,18 @@ def _quantized(x, inverse):
 
 
 @triton.jit
-def _store(q_ptr, code, row_offset, column, valid, in_features, MIDDLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Codes [ROWS, BLOCK] to their columns; MIDDLE: also columns 8g + 2 … 8g + 5 as one word each behind the row's natural columns."""
-    tl.store(q_ptr + row_offset + column, code.to(tl.int8), mask=valid)
+def _store(q_ptr, code, row_offset, row_valid, start, in_features, MIDDLE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """Codes [ROWS, BLOCK] to the columns from start; MIDDLE: also columns 8g + 2 … 8g + 5 as one word each behind the natural columns."""
+    column = start + tl.arange(0, BLOCK)[None, :]
+    tl.store(q_ptr + row_offset + column, code.to(tl.int8), mask=row_valid & (column < in_features))
     if MIDDLE:
         place = tl.arange(0, 8)[None, None, :]
         inside = (place >= 2) & (place < 6)
         byte = tl.reshape(code & 0xFF, [ROWS, BLOCK // 8, 8]) << tl.where(inside, (place - 2) * 8, 0)
         word = tl.sum(tl.where(inside, byte, 0), axis=2)
-        group = tl.max(tl.reshape(column + tl.zeros([ROWS, BLOCK], tl.int32), [ROWS, BLOCK // 8, 8]), axis=2) // 8
-        target = q_ptr.to(tl.pointer_type(tl.int32)) + (row_offset + in_features) // 4 + group
-        tl.store(target, word, mask=(group * 8 < in_features) & (tl.max(valid.to(tl.int32), axis=1)[:, None] != 0))
+        group = start // 8 + tl.arange(0, BLOCK // 8)[None, :]
+        target = q_ptr.to(tl.pointer_type(tl.int32)) + (row_offset // 4 + in_features // 4) + group
+        tl.store(target, word, mask=row_valid & (group < in_features // 8))
 
 
 @triton.jit
@@ -106,13 +107,13 @@ def activation_kernel(
             piece = tl.load(x_row + _lifted_column(position, in_features, LIFT), mask=inside, other=0.0)
             tl.store(q_ptr + q_row + position, _quantized(piece, inverse).to(tl.int8), mask=inside)
     elif ONE_BLOCK:
-        _store(q_ptr, _quantized(x, inverse), q_row, lane, valid, in_features, LIFT == 8, ROWS, BLOCK)
+        _store(q_ptr, _quantized(x, inverse), q_row, row_valid, 0, in_features, LIFT == 8, ROWS, BLOCK)
     else:
         for start in range(0, in_features, BLOCK):
             column = start + lane
             inside = row_valid & (column < in_features)
             piece = tl.load(x_row + column, mask=inside, other=0.0)
-            _store(q_ptr, _quantized(piece, inverse), q_row, column, inside, in_features, LIFT == 8, ROWS, BLOCK)
+            _store(q_ptr, _quantized(piece, inverse), q_row, row_valid, start, in_features, LIFT == 8, ROWS, BLOCK)
 
 
 def activation_config(in_features: int, tokens: int | None = None) -> ActivationConfig:
@@ -134,7 +135,7 @@ def quantized_width(in_features: int, m: int | None) -> int:
 
 
 def allocate_activation(tokens: int, in_features: int, m: int | None, device: torch.device | str) -> tuple[torch.Tensor, torch.Tensor]:
-    """x_q int8 [tokens, width], rows padded to 128 columns in memory with zeros behind (the kernel leaves them), and x_scale float32 [tokens]."""
+    """x_q int8 [tokens, width], its rows padded to 128 columns with zeros (the kernel leaves them), and x_scale float32 [tokens]."""
     width = quantized_width(in_features, m)
     padded = -(-width // ROW_ALIGNMENT) * ROW_ALIGNMENT
     allocate = torch.empty if padded == width else torch.zeros
@@ -150,8 +151,10 @@ def launch_activation(x: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor,
     """
     width = _check(x, m)
     tokens, in_features = x.shape
-    if x_q.dtype != torch.int8 or tuple(x_q.shape) != (tokens, width) or (tokens and (x_q.stride(1), x_q.stride(0) % ROW_ALIGNMENT) != (1, 0)):
-        raise ShapeError(f"x_q is {x_q.dtype} {list(x_q.shape)} stride {x_q.stride()}; int8 {[tokens, width]}, rows padded to {ROW_ALIGNMENT}")
+    padded = not tokens or (x_q.stride(1) == 1 and x_q.stride(0) % ROW_ALIGNMENT == 0)
+    if x_q.dtype != torch.int8 or tuple(x_q.shape) != (tokens, width) or not padded:
+        raise ShapeError(f"x_q is {x_q.dtype} {list(x_q.shape)} stride {x_q.stride()}; int8 {[tokens, width]} with rows padded to "
+                         f"{ROW_ALIGNMENT} columns is needed")
     if x_scale.dtype != torch.float32 or tuple(x_scale.shape) != (tokens,) or not x_scale.is_contiguous():
         raise ShapeError(f"x_scale is {x_scale.dtype} {list(x_scale.shape)}; contiguous float32 {[tokens]} is needed")
     if not tokens:
@@ -162,11 +165,16 @@ def launch_activation(x: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor,
     )
 
 
-def quantize_activation(x: torch.Tensor, m: int | None = None, config: ActivationConfig | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """x_q int8 [T, quantized_width(K, m)], rows padded to 128 columns, and x_scale float32 [T] of x [T, K], any strides; see `launch_activation`."""
+def quantize_activation(
+    x: torch.Tensor, m: int | None = None, config: ActivationConfig | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x_q int8 [T, quantized_width(K, m)], rows padded to 128 columns, and x_scale float32 [T] of x [T, K] with any strides.
+
+    m: group of the lifting, or None. Allocates; see `launch_activation` for types and errors.
+    """
     rows = x if x.dim() != 2 or x.shape[1] == 1 or x.stride(1) == 1 else x.contiguous()
     _check(rows, m)
-    x_q, x_scale = allocate_activation(*rows.shape, m, rows.device)
+    x_q, x_scale = allocate_activation(rows.shape[0], rows.shape[1], m, rows.device)
     launch_activation(rows, x_q, x_scale, m, config or activation_config(rows.shape[1], rows.shape[0]))
     return x_q, x_scale
 
@@ -191,7 +199,7 @@ def _prepare(problem: Problem, inputs: Inputs, config: Config) -> Prepared:
         raise ShapeError(f"activation quantizes activations, not {type(inputs).__name__}")
     x, m = inputs.x, _group(problem)
     _check(x, m)
-    x_q, x_scale = allocate_activation(*x.shape, m, x.device)
+    x_q, x_scale = allocate_activation(x.shape[0], x.shape[1], m, x.device)
     outputs = {"x_q": x_q, "x_scale": x_scale}
 
     def run() -> Outputs:

@@ -110,7 +110,8 @@ def launch_prepare(
 
     weight: [N, K] bf16, fp16 or fp32, unit column stride, any row stride. packed_data: uint8 [N, packed_width(K)]. w_scale, inv_scale:
     float32 [S]; NaN (with `workspace.nonfinite` set and zero weights) for a split with a NaN or an infinity. mask: bool or uint8 [N, K],
-    1 where a weight is kept. w_fake: bf16 [N, K], ternary · w_scale. All contiguous. Raises ShapeError for a weight or splits that do not fit.
+    1 where a weight is kept. w_fake: bf16 [N, K], ternary · w_scale. All contiguous.
+    Raises ShapeError for a weight or splits that do not fit.
     """
     check_weight(weight, sparsity, splits)
     if workspace.splits != tuple(splits):
@@ -141,7 +142,8 @@ def _vector(in_features: int) -> int:
 
 
 def prepare_weight(
-    weight: torch.Tensor, sparsity: Sparsity, splits: Sequence[int] | None = None, config: TwoPassConfig | None = None, name: str = "weight",
+    weight: torch.Tensor, sparsity: Sparsity, splits: Sequence[int] | None = None, config: TwoPassConfig | None = None,
+    name: str = "weight",
 ) -> PackedTernary:
     """The packed ternary weight of a master [N, K] (bf16, fp16 or fp32, any strides) on the GPU; for inference: it synchronizes.
 
@@ -151,21 +153,28 @@ def prepare_weight(
     parts = (weight.shape[0],) if splits is None else tuple(splits)
     rows = weight if weight.dim() != 2 or weight.stride(1) == 1 else weight.contiguous()
     check_weight(rows, sparsity, parts)
-    buffers = allocate_prepare(*rows.shape, parts, rows.device)
-    launch_prepare(rows, buffers.packed, buffers.w_scale, buffers.inv_scale, buffers.workspace, sparsity, parts, config or TwoPassConfig())
+    buffers = allocate_prepare(rows.shape[0], rows.shape[1], parts, rows.device)
+    chosen = config or two_pass_config(sparsity)
+    launch_prepare(rows, buffers.packed, buffers.w_scale, buffers.inv_scale, buffers.workspace, sparsity, parts, chosen)
     if bool(buffers.workspace.nonfinite.any()):
         raise NonFiniteError(f"{name} holds a NaN or an infinity; it cannot be quantized")
     return PackedTernary(buffers.packed, buffers.w_scale, parts, rows.shape[1], sparsity)
 
 
+def two_pass_config(sparsity: Sparsity) -> TwoPassConfig:
+    """A heuristic config: 32 weights per thread, or 8 where the groups (of 6 and 10) are read again for every weight."""
+    return TwoPassConfig(rows=4, blocks=1) if 64 % sparsity.m else TwoPassConfig()
+
+
 def _default(problem: Problem, gpu: Gpu) -> TwoPassConfig:
-    return TwoPassConfig()
+    return two_pass_config(problem.sparsity)
 
 
 def _reject(problem: Problem, gpu: Gpu, config: Config) -> str | None:
     weights = config.rows * config.blocks * 256 // (config.warps * 32)
-    if not 16 <= weights <= 128:
-        return f"{weights} weights per thread: 16 to 128 fill the loads without spilling"
+    low, high = (4, 8) if 64 % problem.sparsity.m else (16, 64)
+    if not low <= weights <= high:
+        return f"{weights} weights per thread; {low} to {high} fill the loads without spilling"
     return None
 
 
@@ -174,14 +183,15 @@ def _prepare(problem: Problem, inputs: Inputs, config: Config) -> Prepared:
         raise ShapeError(f"two-pass prepares a master weight, not {type(inputs).__name__}")
     weight = inputs.w
     check_weight(weight, problem.sparsity, problem.splits)
-    buffers = allocate_prepare(*weight.shape, problem.splits, weight.device)
+    buffers = allocate_prepare(weight.shape[0], weight.shape[1], problem.splits, weight.device)
+    packed, w_scale, inv_scale = buffers.packed, buffers.w_scale, buffers.inv_scale
 
     def run() -> Outputs:
-        launch_prepare(weight, buffers.packed, buffers.w_scale, buffers.inv_scale, buffers.workspace, problem.sparsity, problem.splits, config)
+        launch_prepare(weight, packed, w_scale, inv_scale, buffers.workspace, problem.sparsity, problem.splits, config)
         return outputs
 
-    outputs = {"packed": buffers.packed, "w_scale": buffers.w_scale, "inv_scale": buffers.inv_scale}
-    stored = buffers.packed.numel() + 4 * len(problem.splits)
+    outputs = {"packed": packed, "w_scale": w_scale, "inv_scale": inv_scale}
+    stored = packed.numel() + 4 * len(problem.splits)
     return Prepared(run, outputs, weight.numel() * weight.element_size() + stored, stored, {"launches": 2})
 
 
