@@ -13,6 +13,7 @@ from kernels.judge import judge, poison
 from kernels.kernel import Kernel
 from kernels.packed import PackedTernary, pack
 from kernels.problem import DENSE, Problem, Sparsity
+from kernels.ternary_gemm import layer
 from kernels.ternary_gemm.dense_config import (
     INT8_TILES,
     MIN_SHARED_BYTES,
@@ -29,6 +30,7 @@ from reference.linear import accumulate
 
 TWO_OF_FOUR = Sparsity(2, 4)
 PACKED, INT8 = KERNELS
+LAYER = layer.KERNELS
 SMALL = DenseConfig(64, 16, 256, 4, 2, group=2)
 SHARED = replace(SMALL, split_k=2)
 LARGE = DenseConfig(64, 64, 512, 4, 2, group=1)
@@ -294,3 +296,23 @@ def test_more_than_two_to_the_31_inputs() -> None:
 @pytest.mark.gpu
 def test_any_memory_layout_of_x_on_the_device() -> None:
     check_layouts("cuda")
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("kernel", LAYER, ids=str)
+@pytest.mark.parametrize("tokens", [0, 7])
+def test_layer_quantizes_and_multiplies(kernel: Kernel, tokens: int) -> None:
+    bias = kernel.op == "layer"
+    problem = Problem(kernel.op, 130, 320, tokens, TWO_OF_FOUR, splits=(100, 30), bias=bias)
+    for kind in KINDS:
+        check(kernel, problem, SMALL, "cpu", kind)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", LAYER, ids=str)
+@pytest.mark.parametrize("tokens", [0, 1, 63, 1000])
+def test_layer_on_the_device(kernel: Kernel, tokens: int) -> None:
+    for sparsity in (DENSE, TWO_OF_FOUR, Sparsity(6, 8)):
+        problem = Problem(kernel.op, 1000, 2568, tokens, sparsity, splits=(500, 500))
+        for kind in KINDS:
+            check(kernel, problem, kernel.default_config(problem, H200), "cuda", kind)
