@@ -23,6 +23,9 @@ from kernels.problem import Problem
 from kernels.space import ConfigSpace
 from kernels.sparse_backward.input_grad import check_gradient, train_inputs, unavailable, warpgroup_mma
 
+FEWEST_TOKENS = 512
+"""Tokens of a part, at least: below, adding the parts costs as much as they save."""
+
 
 @dataclass(frozen=True)
 class WeightGradConfig:
@@ -84,7 +87,7 @@ def add_parts_kernel(parts, out, out_features, in_features, out_stride, PARTS: t
     mask = offs_k < in_features
     acc = tl.load(parts + row * in_features + offs_k, mask=mask, other=0.0)
     for part in tl.static_range(1, PARTS):
-        acc += tl.load(parts + (part * out_features.to(tl.int64) + row) * in_features + offs_k, mask=mask, other=0.0)
+        acc += tl.load(parts + (row + part * out_features) * in_features + offs_k, mask=mask, other=0.0)
     tl.store(out + row * out_stride + offs_k, acc.to(out.dtype.element_ty), mask=mask)
 
 
@@ -100,15 +103,17 @@ def dequantize_kernel(x_q, x_scale, out, tokens, in_features, x_stride, out_stri
 
 
 @triton.jit
-def bias_grad_kernel(dy, out, tokens, out_features, dy_stride, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr):
-    """out[n] = the sum of dy[t, n] over t in float32, BLOCK_N columns per program."""
+def bias_grad_kernel(dy, out, tokens, out_features, part_tokens, dy_stride, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr):
+    """out[part, n] = the sum of dy[t, n] over the tokens of a part in float32, BLOCK_N columns per program."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    start = tl.program_id(1) * part_tokens
+    end = tl.minimum(start + part_tokens, tokens)
     acc = tl.zeros((BLOCK_T, BLOCK_N), dtype=tl.float32)
-    for t in tl.range(0, tokens, BLOCK_T):
+    for t in tl.range(start, end, BLOCK_T):
         rows = t + tl.arange(0, BLOCK_T)
-        mask = (rows[:, None] < tokens) & (offs_n[None, :] < out_features)
+        mask = (rows[:, None] < end) & (offs_n[None, :] < out_features)
         acc += tl.load(dy + rows[:, None].to(tl.int64) * dy_stride + offs_n[None, :], mask=mask, other=0.0).to(tl.float32)
-    tl.store(out + offs_n, tl.sum(acc, axis=0).to(out.dtype.element_ty), mask=offs_n < out_features)
+    tl.store(out + tl.program_id(1) * out_features + offs_n, tl.sum(acc, axis=0), mask=offs_n < out_features)
 
 
 def workspace(out_features: int, in_features: int, config: WeightGradConfig, device: torch.device) -> torch.Tensor | None:
@@ -155,10 +160,18 @@ def launch_dequantize(x_q: torch.Tensor, x_scale: torch.Tensor, out: torch.Tenso
 
 
 def launch_bias_grad(dy: torch.Tensor, out: torch.Tensor) -> None:
-    """Write the sum of dy [T, N] over the tokens into out [N]; float32 sums in a fixed order. T = 0 gives zeros."""
+    """Write the sum of dy [T, N] over the tokens into out [N]: float32 sums of up to 32 parts, added in order. T = 0 gives zeros."""
     check_gradient(dy, out.shape[0])
-    if out.numel():
-        bias_grad_kernel[(triton.cdiv(dy.shape[1], 32),)](dy, out, *dy.shape, dy.stride(0), BLOCK_T=64, BLOCK_N=32, num_warps=4)
+    tokens, out_features = dy.shape
+    if not out_features:
+        return
+    count = max(1, min(32, tokens // FEWEST_TOKENS))
+    part_tokens = -(-tokens // count)
+    parts = torch.empty((count, out_features), dtype=torch.float32, device=dy.device)
+    bias_grad_kernel[(triton.cdiv(out_features, 64), count)](
+        dy, parts, tokens, out_features, part_tokens, dy.stride(0), BLOCK_T=64, BLOCK_N=64, num_warps=4
+    )
+    add_parts_kernel[(1, triton.cdiv(out_features, 1024))](parts, out, 1, out_features, out_features, PARTS=count, BLOCK=1024, num_warps=4)
 
 
 def check_activation(dy: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor) -> None:
@@ -206,8 +219,6 @@ def prepare_dequantize_cublas(problem: Problem, inputs: Inputs, config: object) 
 # (block_out, block_in, block_tokens, warps): compiled without spills (see docs/).
 _WARPGROUP = ((128, 128, 64, 8), (128, 256, 64, 8), (256, 128, 64, 8), (128, 128, 64, 4))
 _WARP = ((128, 128, 32, 8), (128, 256, 32, 8), (64, 128, 32, 4))
-FEWEST_TOKENS = 512
-"""Tokens of a part, at least: below, adding the parts costs as much as they save."""
 
 
 def tiles_for(gpu: Gpu) -> tuple[tuple[int, int, int, int], ...]:

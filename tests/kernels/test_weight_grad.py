@@ -66,7 +66,7 @@ def test_masked_positions_get_their_gradient() -> None:
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("tokens", [0, 1, 100])
+@pytest.mark.parametrize("tokens", [0, 1, 100, 1500])
 def test_bias_gradient(tokens: int) -> None:
     dy = torch.randn(tokens, 45).bfloat16()
     out = torch.full((45,), float("nan"))
