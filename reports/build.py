@@ -22,7 +22,7 @@ def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     made = argparse.ArgumentParser(prog="python -m reports.build", description="Write the report: one HTML file.", epilog=EXAMPLE)
     made.add_argument("--gpu", required=True, help="profile name, such as h200; auto: the runs' own")
-    made.add_argument("--run", action="append", default=[], metavar="RUN", help="a run's folder or .jsonl; left out: committed results")
+    made.add_argument("--run", nargs="+", action="extend", default=[], metavar="RUN", help="folders or .jsonl files; left out: committed results")
     made.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two runs side by side, B against A; without --run the page is B's")
     made.add_argument("--out", metavar="report.html", help="where to write; left out: report-GPU.html here, or in the one run's folder")
     made.add_argument("--figure", metavar="headline.svg", help="write the headline figure as an SVG file of its own, and no page")

@@ -41,6 +41,11 @@ def times(value: float) -> str:
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}×"
 
 
+def short(text: str) -> str:
+    """A label that fits a figure: at most 30 characters."""
+    return text if len(text) <= 30 else text[:29] + "…"
+
+
 def slug(text: str) -> str:
     """Text as part of an id."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"
@@ -75,16 +80,17 @@ def headline(groups: Sequence[tuple[str, Summary]], over: str, gpu: str) -> Figu
             axes.text(1.03, place, times(summary.geomean), transform=axes.get_yaxis_transform(), va="center", color=INK, weight="bold")
         least, greatest = min((s.least for _, s in shown), default=1.0), max((s.greatest for _, s in shown), default=1.0)
         _ratio_axis(axes, least, greatest, vertical=False)
-        axes.set_yticks(range(len(shown)), [name for name, _ in shown])
+        axes.set_yticks(range(len(shown)), [short(name) for name, _ in shown])
         axes.set_ylim(max(len(shown), 1) - 0.5, -0.6)
         if not shown:
             axes.text(0.5, 0.5, "nothing measured yet", transform=axes.transAxes, ha="center")
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel(f"times as fast as {over}")
+        axes.set_xlabel("times as fast (dot: geometric mean; bar: worst to best case)", fontsize=9.5)
+        axes.set_title(title, loc="left", weight="bold", fontsize=11, color=INK, pad=10, x=-0.38)
 
-    return draw("headline", title, f"{title}. {told or 'nothing was measured'}.", (5.6, 0.8 + 0.28 * max(len(shown), 1)), plot)
+    return draw("headline", title, f"{title}. {told or 'nothing was measured'}.", (5.6, 1.1 + 0.28 * max(len(shown), 1)), plot)
 
 
 def _title(axes: Axes, title: str, left: float = -0.12) -> None:
@@ -93,7 +99,7 @@ def _title(axes: Axes, title: str, left: float = -0.12) -> None:
     in_one_row = sum(len(label) + 4 for label in labels) <= 50
     columns = max(1, len(labels) if in_one_row else 52 // (max(map(len, labels)) + 3))
     rows = math.ceil(len(labels) / columns)
-    axes.set_title(title, loc="left", weight="bold", fontsize=11, color=INK, pad=8 + 13.5 * rows, x=left)
+    axes.set_title(title if len(title) < 60 else title[:59] + "…", loc="left", weight="bold", fontsize=11, color=INK, pad=8 + 13.5 * rows, x=left)
     if labels:
         axes.legend(loc="lower left", bbox_to_anchor=(left, 1.01), ncols=columns)
 
@@ -134,7 +140,7 @@ def over_tokens(figure_id: str, title: str, groups: Sequence[Sequence[Line]], li
         axes.set_xscale("log", base=2)
         drawn = [group for group in groups if any(line.points for line in group)]
         for place, group in enumerate(drawn):
-            colour, label = SERIES[place % len(SERIES)], group[0].name.split(" · ")[0]
+            colour, label = SERIES[place % len(SERIES)], short(group[0].name.split(" · ")[0])
             for line in (line for line in group if line.points):
                 x, y, low, high = zip(*line.points, strict=True)
                 shift = [tokens * 2 ** (0.09 * (place - (len(drawn) - 1) / 2)) for tokens in x]
@@ -175,13 +181,13 @@ def roofline(figure_id: str, title: str, results: Results, families: Sequence[tu
         for name, rate in rates:
             axes.plot([max(rate / bandwidth, low) if bandwidth else low, high], [rate / TERA] * 2, color=MUTED, linewidth=1)
             spot = max(rate / TERA, spot * (axes.get_ylim()[1] / axes.get_ylim()[0]) ** 0.05)
-            axes.text(1.02, spot, name, transform=axes.get_yaxis_transform(), va="center", color=MUTED, fontsize=8.5)
+            axes.text(1.02, spot, short(name), transform=axes.get_yaxis_transform(), va="center", color=MUTED, fontsize=8.5)
         if bandwidth:
             knee = max((rate for _, rate in rates), default=bandwidth * high) / bandwidth
             axes.plot([low, knee], [low * bandwidth / TERA, knee * bandwidth / TERA], color=MUTED, linewidth=1, scalex=False, scaley=False)
         for place, (name, some) in enumerate((name, some) for name, some in dots.items() if some):
             x, y = zip(*some, strict=True)
-            axes.plot(x, y, linestyle="none", marker=MARKERS[place], color=SERIES[place], alpha=0.75, markersize=4, label=name)
+            axes.plot(x, y, linestyle="none", marker=MARKERS[place], color=SERIES[place], alpha=0.75, markersize=4, label=short(name))
         for axis, (least, most) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
             fitting = [[tick for tick in ticks if least <= tick <= most] for ticks in _TICKS[:3]]
             axis.set_major_locator(FixedLocator(next((ticks for ticks in reversed(fitting) if len(ticks) <= 6), fitting[0])))
@@ -216,9 +222,9 @@ def by_case(
                 x, y = zip(*spots, strict=True)
                 colour = SERIES[place % len(SERIES)]
                 face = colour if kernel in ours else "none"
-                axes.plot(x, y, linestyle="none", marker=MARKERS[place % len(MARKERS)], color=colour, markerfacecolor=face, label=kernel)
+                axes.plot(x, y, linestyle="none", marker=MARKERS[place % len(MARKERS)], color=colour, markerfacecolor=face, label=short(kernel))
         axes.set_xlim(left=0)
-        axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+        axes.set_yticks(range(len(rows)), [short(label) for label, _ in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
@@ -257,7 +263,7 @@ def projected(figure_id: str, title: str, cases: Sequence[Case], kernels: Sequen
         for place, (kernel, line) in enumerate(means.items()):
             x, y = zip(*line, strict=True)
             colour, marker = SERIES[place % len(SERIES)], MARKERS[place % len(MARKERS)]
-            axes.plot(x, y, color=colour, linestyle=(0, (2, 2)), marker=marker, markerfacecolor="none", label=kernel)
+            axes.plot(x, y, color=colour, linestyle=(0, (2, 2)), marker=marker, markerfacecolor="none", label=short(kernel))
         axes.set_ylim(bottom=0)
         _token_axis(axes, sorted({tokens for line in means.values() for tokens, _ in line}))
         axes.set_ylabel("projected TOPS")

@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--part", choices=PARTS, help="part of a training step (default: step); only with --suite train")
     made.add_argument("--variant", metavar="NAME", help="one of our variants; left out: the fastest exact one of each case")
     made.add_argument("--state", choices=("interleaved", "sustained"), default="interleaved")
-    made.add_argument("--run", action="append", default=[], metavar="RUN", help="a run's folder or .jsonl; left out: committed results")
+    made.add_argument("--run", nargs="+", action="extend", default=[], metavar="RUN", help="folders or .jsonl files; left out: committed results")
     made.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     return made
 

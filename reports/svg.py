@@ -29,6 +29,7 @@ DARK = {
     "ink": "#e9e7e0", "muted": "#a5a39b", "grid": "#3a3934", "ground": "#171714",
     "s1": "#56b4e9", "s2": "#f0803c", "s3": "#2cc79b", "s4": "#e09ac2", "s5": "#f0e442", "s6": "#a5a39b",
 }
+MARGIN = 14  # units around a figure that stands alone
 _SETTINGS: Any = {  # Any: matplotlib 3.11 types the keys, earlier ones take any dictionary
     "svg.fonttype": "none", "svg.hashsalt": "tersparse", "text.parse_math": False, "font.size": 10.5, "font.family": "DejaVu Sans",
     "text.color": INK, "axes.edgecolor": MUTED, "axes.labelcolor": MUTED, "axes.facecolor": "none", "figure.facecolor": "none",
@@ -101,10 +102,11 @@ def standalone(figure: Figure) -> str:
     style = (
         f"<style>svg{{{variables(LIGHT)}font-family:system-ui,'Segoe UI','DejaVu Sans',sans-serif}}"
         f"@media(prefers-color-scheme:dark){{svg{{{variables(DARK)}}}}}</style>"
-        '<rect width="100%" height="100%" style="fill:var(--ground)"/>'
+        f'<rect x="{-MARGIN}" y="{-MARGIN}" width="100%" height="100%" style="fill:var(--ground)"/>'
     )
-    box = re.search(r'viewBox="[\d.]+ [\d.]+ ([\d.]+) ([\d.]+)"', figure.svg)
+    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', figure.svg)
     if box is None:
         raise AssertionError("a figure without a viewBox")
-    sized = figure.svg.replace("<svg ", f'<svg width="{box[1]}" height="{box[2]}" ', 1)
-    return sized.replace("</desc>", "</desc>" + style, 1) + "\n"
+    width, height = float(box[1]) + 2 * MARGIN, float(box[2]) + 2 * MARGIN
+    sized = f'width="{1.6 * width:.0f}" height="{1.6 * height:.0f}" viewBox="{-MARGIN} {-MARGIN} {width:.1f} {height:.1f}"'
+    return figure.svg.replace(box[0], sized, 1).replace("</desc>", "</desc>" + style, 1) + "\n"
