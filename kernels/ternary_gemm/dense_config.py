@@ -105,8 +105,8 @@ def _refusal(out_features: int, in_features: int, tokens: int, gpu: Device, pack
         return f"{tiles} tiles need no {config.split_k} shares on {gpu.sms} multiprocessors"
     if config.group > 1 and (tokens <= config.block_t or config.split_k > 1):
         return "one token tile, or one wave of shares, needs no grouping"
-    if not config.transposed and (config.split_k > 1 or config.group > 1 or config.num_warps < 8):
-        return "the untransposed order is tried on tiles of 8 warps, plainly"
+    if not config.transposed and (config.split_k > 1 or config.group > 1 or config.block_t < 256):
+        return "the untransposed order is tried on tiles of 256 tokens, plainly"
     return None
 
 
