@@ -42,6 +42,8 @@ def jobs(cases: Sequence[Case], gpu: Gpu, kernels: Callable[[Op], Sequence[Kerne
         for kernel in kernels(op):
             seen: dict[str, Job] = {}
             for case in spread:
+                if kernel.unavailable(case.problem, gpu):
+                    continue
                 config, source = lookup(kernel, case.problem, gpu)
                 units = tuple(kernel.compile_units(case.problem, config))
                 if units and len(seen) < most:

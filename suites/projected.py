@@ -29,9 +29,9 @@ def run(cases: Sequence[Case], gpu: Gpu, kernels: Callable[[Op], Sequence[Kernel
 
 
 def _result(kernel: Kernel, problem: Problem, gpu: Gpu) -> Result:
-    kind = number_type(kernel, problem)
-    if kind not in gpu.peak:
-        return plain_result(kernel, Failure("unavailable", f"{gpu.name} has no {kind} tensor cores"))
+    reason, kind = kernel.unavailable(problem, gpu), number_type(kernel, problem)
+    if reason is not None:
+        return plain_result(kernel, Failure("unavailable", reason))
     speed = 1.0 if on_dense_cores(kernel) else sparse_speed(problem.sparsity)
     seconds = gpu.floor_seconds(problem.operations / speed, compulsory_bytes(problem), kind)
     notes = {"roofline": f"{kind}, {'dense' if speed == 1 else 'sparse'} tensor cores, datasheet rates"}

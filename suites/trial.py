@@ -136,11 +136,12 @@ class Trial:
 
     def open(self, copies: Copies) -> None:
         """Everything before the clock; leaves a timer, or a failure."""
-        reason = self.kernel.unavailable(self.problem, self.bench.gpu)
-        if reason is not None:
-            self.failure = Failure("unavailable", reason)
-            return
+        self.mark("open")
         with self.guarded():
+            reason = self.kernel.unavailable(self.problem, self.bench.gpu)
+            if reason is not None:
+                self.failure = Failure("unavailable", reason)
+                return
             self._configure(copies)
             self._check(copies)
             if self.failure is None:

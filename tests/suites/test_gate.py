@@ -1,0 +1,223 @@
+"""The gate's judgements, pure; and what accepting writes."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kernels.errors import NoGpu, OutputError
+from kernels.gpu import by_name
+from kernels.problem import Problem, Sparsity
+from suites import gate, verdicts
+from suites.accept import accept, thinned
+from suites.gate import Judgement, judge_case, judge_run, ratio_of, verdict_of
+from suites.record import CaseRecord, Record, Result, RoofRecord, RunRecord, latest, read, write_all
+from suites.statistics import Ratio
+from tests.suites.fakes import measure
+
+H200 = by_name("h200")
+PROBLEM = Problem("gemm", 1024, 1024, 512, Sparsity(2, 4))
+
+
+def timed(name: str, us: float, kind: str = "baseline", **fields: object) -> Result:
+    return Result(name, kind, "ok", samples_us=tuple(us * (1 + 0.001 * (i % 3)) for i in range(12)), **fields)  # type: ignore[arg-type]
+
+
+def case(*results: Result, layer: str = "W2", run: str = "r1", **fields: object) -> CaseRecord:
+    return CaseRecord(
+        run, "prefill", "m", layer, "interleaved", "hot", PROBLEM.to_dict(), str(PROBLEM), PROBLEM.operations, 10**6, results,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+def head(name: str = "r1", **fields: object) -> RunRecord:
+    return RunRecord(name, "h200", "2026-01-01T00:00:00", "abc", False, "m/1", "fake", **fields)  # type: ignore[arg-type]
+
+
+OURS, FAST, SLOW = timed("ours", 50, "variant"), timed("fast", 80), timed("slow", 160)
+GOOD = case(OURS, FAST, SLOW)
+
+
+def verdict(now: CaseRecord, then: CaseRecord | None = GOOD) -> dict[str, str]:
+    return {judgement.kernel: judgement.verdict for judgement in judge_case(now, then, H200, {})}
+
+
+@pytest.mark.parametrize(
+    ("low", "value", "high", "expected"),
+    [(0.99, 1.0, 1.01, "PASS"), (0.90, 0.92, 0.94, "REGRESSED"), (1.04, 1.05, 1.06, "IMPROVED"), (0.9, 1.0, 1.1, "INCONCLUSIVE"),
+     (0.96, 0.965, 0.99, "INCONCLUSIVE"), (0.975, 0.98, 0.985, "PASS"), (1.0, 1.05, 1.1, "PASS")],
+)
+def test_verdicts_of_an_interval(low: float, value: float, high: float, expected: str) -> None:
+    assert verdict_of(Ratio(value, low, high, 10)) == expected
+
+
+def test_intervals_of_two_ratios_add_in_quadrature() -> None:
+    change = ratio_of(Ratio(2.0, 2.0 * 0.97, 2.0 * 1.03, 10), Ratio(1.0, 0.96, 1.04, 8))
+    assert change.value == pytest.approx(2.0)
+    assert change.low == pytest.approx(2.0 * 0.951, abs=0.003)
+    assert change.high == pytest.approx(2.0 * 1.052, abs=0.003)
+    assert change.pairs == 8
+
+
+def test_the_same_passes_and_a_slower_baseline_is_not_our_merit() -> None:
+    assert verdict(GOOD) == {"ours": "PASS"}
+    assert verdict(case(timed("ours", 50, "variant"), timed("fast", 96), SLOW)) == {"ours": "IMPROVED"}
+    assert verdict(case(timed("ours", 60, "variant"), timed("fast", 96), timed("slow", 192))) == {"ours": "PASS"}
+
+
+def test_the_common_baseline_is_the_fastest_accepted_one_that_counts() -> None:
+    then = case(OURS, timed("raw", 60, exact=False), FAST, SLOW)
+    now = case(OURS, timed("raw", 120, exact=False), FAST, SLOW)
+    assert verdict(now, then) == {"ours": "PASS"}
+
+
+def test_what_is_missing_or_wrong() -> None:
+    wrong = replace(OURS, status="wrong", stage="wrong", reason="y", samples_us=())
+    failed = replace(FAST, status="failed", stage="launch", reason="boom", samples_us=())
+    gone = replace(FAST, status="unavailable", stage="unavailable", reason="no library", samples_us=())
+    assert verdict(case(wrong, FAST, SLOW)) == {"ours": "WRONG"}
+    assert verdict(case(OURS, failed, SLOW)) == {"ours": "PASS", "fast": "MISSING"}
+    assert verdict(case(OURS, gone, SLOW)) == {"ours": "PASS", "fast": "MISSING"}
+    assert verdict(case(OURS, SLOW)) == {"ours": "PASS", "fast": "MISSING"}
+    assert verdict(case(OURS, gone, SLOW), None) == {"ours": "NEW"}
+    assert verdict(case(FAST, SLOW)) == {"ours": "MISSING"}
+
+
+def test_kernels_left_out_by_a_filter_are_not_missing() -> None:
+    run: list[Record] = [head(arguments=("--kernel", "ours", "slow")), case(OURS, SLOW)]
+    assert [(j.kernel, j.verdict) for j in judge_run(run, [head(), GOOD], H200)] == [("ours", "PASS")]
+
+
+def test_cases_left_out_by_a_selection_are_not_missing_but_planned_ones_are() -> None:
+    other = case(OURS, FAST, SLOW, layer="W13")
+    accepted = [head(), GOOD, other]
+    assert {j.verdict for j in judge_run([head(planned=(GOOD.key,)), GOOD], accepted, H200)} == {"PASS"}
+    found = judge_run([head(planned=(GOOD.key, other.key)), GOOD], accepted, H200)
+    assert [(j.key, j.verdict) for j in found] == [(other.key, "MISSING"), (GOOD.key, "PASS")]
+
+
+def test_impossible_and_throttled() -> None:
+    assert verdict(case(timed("ours", 0.01, "variant"), FAST))["ours"] == "INCONCLUSIVE"
+    hot = {"after": {"throttle": "0x20", "throttle_names": "thermal"}}
+    assert verdict(case(OURS, FAST, SLOW, conditions=hot))["ours"] == "INCONCLUSIVE"
+    assert verdict(case(OURS, FAST, SLOW, conditions={"after": {"throttle": "0x4"}, "before": {"throttle": None}}))["ours"] == "PASS"
+
+
+def test_a_run_without_measurements() -> None:
+    with pytest.raises(NoGpu, match="projected"):
+        judge_run([head(), replace(GOOD, evidence="projected")], [head(), GOOD], H200)
+
+
+@pytest.mark.parametrize(("kinds", "code"), [
+    (("PASS", "IMPROVED", "NEW"), 0), (("PASS", "REGRESSED"), 1), (("REGRESSED", "INCONCLUSIVE"), 4), (("MISSING", "PASS"), 4),
+    (("WRONG", "MISSING", "REGRESSED"), 3), ((), 0),
+])
+def test_the_exit_code_that_applies_first(kinds: Sequence[gate.Verdict], code: int) -> None:
+    assert gate.exit_code([Judgement("k", "ours", kind) for kind in kinds]) == code
+
+
+EVIL = [
+    Judgement("a|b", "<script>", "REGRESSED", "x & `y` *z* \x00"), Judgement("c", "ours", "PASS", "1.0"),
+    Judgement("d", "", "MISSING", "-"),
+]
+
+
+def test_junit() -> None:
+    root = ElementTree.fromstring(verdicts.junit(EVIL))
+    assert root.attrib == {"name": "suites.gate", "tests": "3", "failures": "1", "errors": "1"}
+    first = root.findall("testcase")[0]
+    assert first.get("name") == "<script>"
+    failure = first.find("failure")
+    assert failure is not None
+    assert failure.get("type") == "REGRESSED"
+
+
+def test_markdown_escapes() -> None:
+    text = verdicts.markdown(EVIL, "h200")
+    assert "<script>" not in text
+    assert r"| REGRESSED | a\|b | &lt;script&gt; | x &amp; \`y\` \*z\*" in text
+    assert "MISSING 1, PASS 1, REGRESSED 1" in text
+
+
+def test_the_files_are_written(tmp_path: Path) -> None:
+    assert measure(tmp_path / "run") == 0
+    line = ["--gpu", "h200", "--run", str(tmp_path / "run"), "--accepted", str(tmp_path / "none.jsonl")]
+    assert gate.main([*line, "--junit", str(tmp_path / "x.xml"), "--markdown", str(tmp_path / "x.md")]) == 0
+    assert ElementTree.parse(tmp_path / "x.xml").getroot().get("tests") == "1"
+    assert "NEW 1" in (tmp_path / "x.md").read_text()
+
+
+def test_accepting_replaces_adds_and_keeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "h200.jsonl"
+    old = [head("r0"), RoofRecord("r0", "copy", 1.0, "B/s"), case(OURS, SLOW, run="r0"), case(OURS, FAST, layer="Wo", run="r0")]
+    run = [head("r1", planned=("x",)), RoofRecord("r1", "copy", 2.0, "B/s"), GOOD, case(OURS, SLOW, layer="W13")]
+    accept(file, run, old)
+    records = list(read(file))
+    assert [r.id for r in records if isinstance(r, RunRecord)] == ["r0", "r1"]
+    assert [r.planned for r in records if isinstance(r, RunRecord)] == [(), ()]
+    assert [r.value for r in records if isinstance(r, RoofRecord)] == [2.0]
+    assert {c.layer: c.run for c in latest(records).values()} == {"W2": "r1", "Wo": "r0", "W13": "r1"}
+    out = capsys.readouterr().out
+    assert "3.200×    1.600×   -50.0%  prefill/m/W2" in out
+    assert "new  prefill/m/W13" in out
+    assert "1 accepted cases were not measured" in out
+
+
+def test_accepting_thins_until_it_fits_and_refuses_beyond(tmp_path: Path) -> None:
+    long = tuple(1.23456789 + i for i in range(200))
+    run: list[Record] = [head(), case(replace(OURS, samples_us=long, call_us=long), replace(FAST, samples_us=long))]
+    accept(tmp_path / "wide.jsonl", run, [])
+    (wide,) = latest(read(tmp_path / "wide.jsonl")).values()
+    assert len(wide.results[0].samples_us) == 40
+    assert wide.results[0].samples_us[:2] == (1.2346, 6.2346)
+    assert len(wide.results[0].call_us) == 5
+    accept(tmp_path / "narrow.jsonl", run, [], most_bytes=1200)
+    (narrow,) = latest(read(tmp_path / "narrow.jsonl")).values()
+    assert len(narrow.results[0].samples_us) < 40
+    write_all(tmp_path / "old.jsonl", [head()])
+    with pytest.raises(OutputError, match="the most is"):
+        accept(tmp_path / "old.jsonl", run, [], most_bytes=500)
+    assert len(list(read(tmp_path / "old.jsonl"))) == 1
+
+
+def test_thinning_keeps_pairs() -> None:
+    first = tuple(float(i) for i in range(100))
+    thin = thinned(case(replace(OURS, samples_us=first), replace(FAST, samples_us=first)), 30)
+    assert thin.results[0].samples_us == thin.results[1].samples_us
+    assert len(thin.results[0].samples_us) == 25
+
+
+def test_wrong_numbers_are_never_accepted(tmp_path: Path) -> None:
+    wrong = replace(OURS, status="wrong", stage="wrong", reason="y", samples_us=())
+    write_all(tmp_path / "run.jsonl", [head(), case(wrong, FAST)])
+    line = ["--gpu", "h200", "--run", str(tmp_path / "run.jsonl"), "--accepted", str(tmp_path / "a.jsonl"), "--accept"]
+    assert gate.main(line) == 3
+    assert not (tmp_path / "a.jsonl").exists()
+
+
+@pytest.mark.parametrize(("gpu", "content", "says"), [
+    ("h100", None, "is a run on h200"),
+    ("z80", None, "unknown GPU 'z80'"),
+    ("h200", '{"type": "run", "schema": "other/1"}\n', "schema 'other/1'"),
+    ("h200", "nonsense\n", "not JSON"),
+    ("h200", '{"type": "case"}\n', "missing"),
+])
+def test_bad_input_is_one_line_and_exit_2(
+    tmp_path: Path, gpu: str, content: str | None, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "run.jsonl"
+    write_all(file, [head(), GOOD])
+    if content is not None:
+        file.write_text(content)
+    assert gate.main(["--gpu", gpu, "--run", str(file), "--accepted", str(tmp_path / "a.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+def test_a_run_that_is_not_there(tmp_path: Path) -> None:
+    assert gate.main(["--gpu", "h200", "--run", str(tmp_path / "none")]) == 2
