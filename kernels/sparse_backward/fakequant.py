@@ -23,6 +23,7 @@ from kernels.problem import Op, Problem
 from kernels.space import Config
 from kernels.sparse_backward.input_grad import train_inputs, unavailable
 
+ROUNDED = "weight and activation to the input type, products in it too where the library splits a sum"
 EPSILON = 1e-5
 INT8_MAX = 127.0
 
@@ -116,7 +117,8 @@ def prepare_forward(problem: Problem, inputs: Inputs, config: Config, *, publish
         torch.mm(quant.activation(), weight.t(), out=y)
         return {"y": y}
 
-    return _warm(Prepared(run, {"y": y}, 2 * data.x.nbytes + data.w.nbytes * (2 if published else 1) + y.nbytes, data.w.nbytes))
+    touched = 2 * data.x.nbytes + data.w.nbytes * (2 if published else 1) + y.nbytes
+    return _warm(Prepared(run, {"y": y}, touched, data.w.nbytes, {"rounded": ROUNDED}))
 
 
 def prepare_step(problem: Problem, inputs: Inputs, config: Config, *, published: bool, compile_: bool) -> Prepared:
@@ -133,7 +135,7 @@ def prepare_step(problem: Problem, inputs: Inputs, config: Config, *, published:
         return outputs
 
     touched = 2 * (data.w.nbytes + data.x.nbytes) + data.dy.nbytes + sum(output.nbytes for output in outputs.values())
-    return _warm(Prepared(run, outputs, touched, data.w.nbytes))
+    return _warm(Prepared(run, outputs, touched, data.w.nbytes, {"rounded": ROUNDED}))
 
 
 def prepare_input_grad(problem: Problem, inputs: Inputs, config: Config) -> Prepared:
@@ -146,7 +148,7 @@ def prepare_input_grad(problem: Problem, inputs: Inputs, config: Config) -> Prep
         torch.mm(data.dy, weight, out=dx)
         return {"dx": dx}
 
-    return Prepared(run, {"dx": dx}, data.dy.nbytes + weight.nbytes + dx.nbytes, weight.nbytes)
+    return Prepared(run, {"dx": dx}, data.dy.nbytes + weight.nbytes + dx.nbytes, weight.nbytes, {"rounded": ROUNDED})
 
 
 def prepare_weight_grad(problem: Problem, inputs: Inputs, config: Config) -> Prepared:
@@ -159,7 +161,7 @@ def prepare_weight_grad(problem: Problem, inputs: Inputs, config: Config) -> Pre
         torch.mm(data.dy.t(), x, out=dw)
         return {"dw": dw}
 
-    return Prepared(run, {"dw": dw}, data.dy.nbytes + x.nbytes + dw.nbytes)
+    return Prepared(run, {"dw": dw}, data.dy.nbytes + x.nbytes + dw.nbytes, notes={"rounded": ROUNDED})
 
 
 def step_outputs(problem: Problem, data: TrainInputs) -> dict[str, torch.Tensor]:

@@ -19,7 +19,7 @@ import triton.language as tl
 from kernels.errors import ShapeError
 from kernels.gpu import Gpu
 from kernels.inputs import DTYPES, Inputs, TrainInputs
-from kernels.kernel import CompileUnit, Kernel, Outputs, Prepared
+from kernels.kernel import CompileUnit, Kernel, Note, Outputs, Prepared
 from kernels.packed import FIELD, PackedTernary, pack
 from kernels.problem import Problem
 from kernels.space import ConfigSpace
@@ -187,8 +187,8 @@ def prepare_unpack_dot(problem: Problem, inputs: Inputs, config: InputGradConfig
         launch_input_grad(data.dy, packed, dx, config)
         return {"dx": dx}
 
-    weight_bytes = packed.weight_bytes
-    return Prepared(run, {"dx": dx}, data.dy.nbytes + weight_bytes + dx.nbytes, weight_bytes)
+    touched = data.dy.nbytes + packed.weight_bytes + dx.nbytes
+    return Prepared(run, {"dx": dx}, touched, packed.weight_bytes, {"rounded": "dx alone"})
 
 
 def prepare_unpack_cublas(problem: Problem, inputs: Inputs, config: object) -> Prepared:
@@ -203,9 +203,9 @@ def prepare_unpack_cublas(problem: Problem, inputs: Inputs, config: object) -> P
         torch.matmul(data.dy, weight, out=dx)
         return {"dx": dx}
 
-    weight_bytes = packed.weight_bytes
-    notes = {"workspace_bytes": weight.nbytes}
-    return Prepared(run, {"dx": dx, "workspace": weight}, data.dy.nbytes + weight_bytes + weight.nbytes + dx.nbytes, weight_bytes, notes)
+    touched = data.dy.nbytes + packed.weight_bytes + weight.nbytes + dx.nbytes
+    notes: dict[str, Note] = {"rounded": f"w_scale to {problem.dtype}, dx", "workspace_bytes": weight.nbytes}
+    return Prepared(run, {"dx": dx, "workspace": weight}, touched, packed.weight_bytes, notes)
 
 
 # (block_tokens, block_bytes, block_rows, warps): compiled without spills (see docs/); mma.sync keeps both operands in registers too.

@@ -102,7 +102,8 @@ def prepare_step(problem: Problem, inputs: Inputs, config: StepConfig) -> Prepar
 
     made = packed.weight_bytes + x_q.numel() + x_scale.nbytes + spaces.nbytes
     touched = data.w.nbytes + data.x.nbytes + data.dy.nbytes + gemm.out.nbytes + dx.nbytes + dw.nbytes + made
-    return Prepared(run, outputs, touched, packed.weight_bytes, {"workspace_bytes": spaces.nbytes})
+    rounded = "outputs, x_q · x_scale for dw" + ("" if config.input_grad else ", w_scale for dx")
+    return Prepared(run, outputs, touched, packed.weight_bytes, {"rounded": rounded, "workspace_bytes": spaces.nbytes})
 
 
 def _prepare_weight(problem: Problem, w: torch.Tensor, buffers: PrepareBuffers, w_fake: torch.Tensor | None, config: StepConfig) -> None:

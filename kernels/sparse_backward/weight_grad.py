@@ -18,7 +18,7 @@ import triton.language as tl
 from kernels.errors import ShapeError
 from kernels.gpu import Gpu
 from kernels.inputs import DTYPES, Inputs
-from kernels.kernel import CompileUnit, Kernel, Outputs, Prepared
+from kernels.kernel import CompileUnit, Kernel, Note, Outputs, Prepared
 from kernels.problem import Problem
 from kernels.space import ConfigSpace
 from kernels.sparse_backward.input_grad import check_gradient, train_inputs, unavailable, warpgroup_mma
@@ -196,7 +196,7 @@ def prepare_convert_dot(problem: Problem, inputs: Inputs, config: WeightGradConf
 
     buffers = {"dw": dw} if parts is None else {"dw": dw, "parts": parts}
     footprint = data.dy.nbytes + data.x_q.nbytes + data.x_scale.nbytes + sum(buffer.nbytes for buffer in buffers.values())
-    return Prepared(run, buffers, footprint, notes={"parts": config.parts})
+    return Prepared(run, buffers, footprint, notes={"rounded": f"x_q · x_scale to {problem.dtype}, dw", "parts": config.parts})
 
 
 def prepare_dequantize_cublas(problem: Problem, inputs: Inputs, config: object) -> Prepared:
@@ -213,7 +213,8 @@ def prepare_dequantize_cublas(problem: Problem, inputs: Inputs, config: object) 
         return {"dw": dw}
 
     footprint = data.dy.nbytes + data.x_q.nbytes + data.x_scale.nbytes + dw.nbytes + x.nbytes
-    return Prepared(run, {"dw": dw, "workspace": x}, footprint, notes={"workspace_bytes": x.nbytes})
+    notes: dict[str, Note] = {"rounded": f"x_q · x_scale to {problem.dtype}, dw", "workspace_bytes": x.nbytes}
+    return Prepared(run, {"dw": dw, "workspace": x}, footprint, notes=notes)
 
 
 # (block_out, block_in, block_tokens, warps): compiled without spills (see docs/).

@@ -9,7 +9,7 @@ import torch
 
 from autotune.compile import Compiled, compile_unit
 from kernels.errors import ShapeError
-from kernels.gpu import GPUS, by_name
+from kernels.gpu import GPUS, Gpu, by_name, detect
 from kernels.inputs import KINDS, Kind, TrainInputs, make_inputs
 from kernels.judge import judge, poison
 from kernels.kernel import Kernel
@@ -134,7 +134,7 @@ def test_bad_gradients_are_refused_before_launch(kind: str) -> None:
 
 @pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
 @pytest.mark.parametrize("tokens", [1, 63, 4096])
-def test_spaces_are_small_and_hold_the_default(gpu, tokens: int) -> None:  # type: ignore[no-untyped-def]  # a Gpu
+def test_spaces_are_small_and_hold_the_default(gpu: Gpu, tokens: int) -> None:
     for sparsity, out_features, in_features, splits in LAYERS:
         case = problem((out_features, in_features, tokens), sparsity, splits)
         allowed = list(SPACE.allowed(case, gpu))
@@ -173,8 +173,6 @@ def test_layers_on_the_device(kernel: Kernel, tokens: int, layer: tuple[str, int
 
 @pytest.mark.gpu
 def test_every_config_on_the_device() -> None:
-    from kernels.gpu import detect
-
     gpu = detect()
     assert gpu is not None
     for tokens in (7, 300):
