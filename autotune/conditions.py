@@ -79,7 +79,9 @@ class NvmlMonitor:
         """Clocks in MHz, power in W, temperature in °C, throttle reasons, and how many other processes compute on the device."""
         nvml = self._nvml
         power = self._read("nvmlDeviceGetPowerUsage")
-        reasons = self._read("nvmlDeviceGetCurrentClocksThrottleReasons")
+        reasons = self._read("nvmlDeviceGetCurrentClocksEventReasons")
+        if reasons is None:  # drivers before 535 know the older name
+            reasons = self._read("nvmlDeviceGetCurrentClocksThrottleReasons")
         processes = self._read("nvmlDeviceGetComputeRunningProcesses")
         return {
             "sm_mhz": self._read("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),

@@ -209,10 +209,10 @@ def _line(outcome: Outcome) -> str:
 
 
 @contextmanager
-def _display(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[str], None]]]:
+def _display(total: int) -> Iterator[tuple[Callable[[str, int], None], Callable[[str], None]]]:
     """(step, say): a bar with the time left on a terminal, else one plain line per case."""
     if not sys.stdout.isatty():
-        yield (lambda text: None), (lambda text: print(text, flush=True))
+        yield (lambda text, done: None), (lambda text: print(text, flush=True))
         return
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -220,8 +220,8 @@ def _display(total: int) -> Iterator[tuple[Callable[[str], None], Callable[[str]
     with Progress(BarColumn(), counter, TimeRemainingColumn(), what) as progress:
         task = progress.add_task("starting", total=total)
 
-        def step(text: str) -> None:
-            progress.update(task, description=text.replace("[", r"\["), advance=float("{" in text))
+        def step(text: str, done: int) -> None:
+            progress.update(task, description=text.replace("[", r"\["), advance=done)
 
         yield step, lambda text: progress.console.print(text, markup=False, highlight=False)
 

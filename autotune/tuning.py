@@ -48,13 +48,17 @@ class Outcome:
 
 @dataclass
 class Tuner:
-    """Tunes one case after the other. journal: what is known already. step(text): called at every candidate, for a progress display."""
+    """Tunes one case after the other.
+
+    journal: what is known already. table: the file the winners go to. step(text, done): what is done now, and how many candidates were
+    finished since the last call. trial_seconds: after which a candidate is killed.
+    """
 
     journal: Journal
     budget: Budget
     table: Path
     versions: Mapping[str, str | None]
-    step: Callable[[str], None] = lambda text: None
+    step: Callable[[str, int], None] = lambda text, done: None
     trial_seconds: float = TRIAL_SECONDS
     _compiled: dict[tuple[str, str, str], Failure] = field(default_factory=dict)
 
@@ -80,8 +84,8 @@ class Tuner:
                     wanted += [(_identity(job, config), unit) for unit in units]
         if not wanted:
             return
-        self.step(f"compiling {len(wanted)} kernels")
-        done = compile_all([unit for _, unit in wanted], jobs[0].gpu, progress=lambda n, of: self.step(f"compiled {n} of {of}"))
+        self.step(f"compiling {len(wanted)} kernels", 0)
+        done = compile_all([unit for _, unit in wanted], jobs[0].gpu, progress=lambda n, of: self.step(f"compiled {n} of {of}", 0))
         for (identity, _), result in zip(wanted, done, strict=True):
             if not isinstance(result, Compiled):
                 self._compiled[identity] = result
@@ -93,9 +97,9 @@ class Tuner:
         def evaluate(config: Config) -> float | Failure:
             key = self._key(job, kernel, config)
             known = self.journal.get(*key)
+            self.step(f"{kernel} {job.problem}: {config_to_dict(config)}", 1)
             if known is not None:
                 return outcome_from_plain(known)
-            self.step(f"{kernel} {job.problem}: {config_to_dict(config)}")
             outcome = self._compiled.get(_identity(job, config)) or worker.call(
                 "autotune.candidate:evaluate", (job, config_to_dict(config)), self.trial_seconds
             )
@@ -114,7 +118,7 @@ class Tuner:
         if not search.best(1):
             first = f": {failures[0]}" if failures else ""
             return Outcome(job, None, False, failures=failures, reason=f"no candidate could be measured{first}")
-        self.step(f"{kernel} {job.problem}: finals")
+        self.step(f"{kernel} {job.problem}: finals", 0)
         plain = [config_to_dict(config) for config in configs]
         key = ("finals", *self._key(job, kernel, default), plain)
         known = self.journal.get(*key)

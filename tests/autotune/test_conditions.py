@@ -19,6 +19,9 @@ class Nvml:
     def nvmlDeviceGetPowerUsage(self, handle: object) -> int:
         return 691_500
 
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: object) -> int:
+        raise self.NVMLError("function not found")
+
     def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: object) -> int:
         return 0x4 | 0x20
 

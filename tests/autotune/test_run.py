@@ -12,7 +12,7 @@ import pytest
 
 from autotune import tuned
 from autotune.clock import FakeClock
-from autotune.run import Surroundings, main, parse_budget, parse_shape
+from autotune.run import Surroundings, _display, main, parse_budget, parse_shape
 from kernels.errors import UsageError
 from kernels.gpu import Gpu, by_name
 
@@ -166,6 +166,17 @@ def workers_of(parent: int) -> list[int]:
         if int(fields[1]) == parent:
             found.append(int(stat.parent.name))
     return found
+
+
+def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    with _display(2) as (step, say):
+        step("good: {'tile': [1]}", 1)
+        say("a line with [brackets]")
+        step("finals", 1)
+    out = capsys.readouterr().out
+    assert "a line with [brackets]" in out
+    assert "2/2" in out
 
 
 def test_values_are_parsed() -> None:
