@@ -14,15 +14,16 @@ from kernels.errors import OutputError, TerSparseError
 from reports.load import Results, load
 from reports.page import headline_figure, render
 from reports.svg import standalone
+from suites.command import EXIT_CODES, Parser
 
 EXAMPLE = "example: python -m reports.build --gpu h200 --out report.html"
 
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    made = argparse.ArgumentParser(prog="python -m reports.build", description="Write the report: one HTML file.", epilog=EXAMPLE)
+    made = Parser(prog="python -m reports.build", description="Write the report: one HTML file.", epilog=f"{EXAMPLE} · {EXIT_CODES}")
     made.add_argument("--gpu", required=True, help="profile name, such as h200; auto: the runs' own")
-    made.add_argument("--run", nargs="+", action="extend", default=[], metavar="RUN", help="folders or .jsonl files; left out: committed results")
+    made.add_argument("--run", nargs="+", action="extend", default=[], metavar="RUN", help="folders or .jsonl; left out: committed results")
     made.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two runs side by side, B against A; without --run the page is B's")
     made.add_argument("--out", metavar="report.html", help="where to write; left out: report-GPU.html here, or in the one run's folder")
     made.add_argument("--figure", metavar="headline.svg", help="write the headline figure as an SVG file of its own, and no page")
@@ -33,9 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     try:
         options = parser().parse_args(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    try:
         compared = (load(options.gpu, options.compare[:1]), load(options.gpu, options.compare[1:])) if options.compare else None
         results = load(options.gpu, options.run) if options.run or compared is None else compared[1]
         if options.figure:
@@ -45,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             path = Path(options.out) if options.out else default_path(results, options.run)
             text = render(results, compared)
         write(path, text)
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
     except TerSparseError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

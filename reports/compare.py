@@ -64,6 +64,8 @@ def compare(case: Case, over: str, results: Results, variant: str | None = None)
     record = case.record
     if record.refusal is not None:
         return Comparison(case, reason=record.refusal, refused=True)
+    if not case.reached:
+        return Comparison(case, reason="planned, but the run ended before it")
     if not case.measured:
         return Comparison(case, reason=f"{record.evidence}, not measured")
     ours = best_variant(record, variant)

@@ -41,9 +41,9 @@ def times(value: float) -> str:
     return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}×"
 
 
-def short(text: str) -> str:
-    """A label that fits a figure: at most 30 characters."""
-    return text if len(text) <= 30 else text[:29] + "…"
+def short(text: str, most: int = 30) -> str:
+    """A label that fits a figure: at most so many characters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def slug(text: str) -> str:
@@ -99,7 +99,7 @@ def _title(axes: Axes, title: str, left: float = -0.12) -> None:
     in_one_row = sum(len(label) + 4 for label in labels) <= 50
     columns = max(1, len(labels) if in_one_row else 52 // (max(map(len, labels)) + 3))
     rows = math.ceil(len(labels) / columns)
-    axes.set_title(title if len(title) < 60 else title[:59] + "…", loc="left", weight="bold", fontsize=11, color=INK, pad=8 + 13.5 * rows, x=left)
+    axes.set_title(short(title, 60), loc="left", weight="bold", fontsize=11, color=INK, pad=8 + 13.5 * rows, x=left)
     if labels:
         axes.legend(loc="lower left", bbox_to_anchor=(left, 1.01), ncols=columns)
 
@@ -222,7 +222,8 @@ def by_case(
                 x, y = zip(*spots, strict=True)
                 colour = SERIES[place % len(SERIES)]
                 face = colour if kernel in ours else "none"
-                axes.plot(x, y, linestyle="none", marker=MARKERS[place % len(MARKERS)], color=colour, markerfacecolor=face, label=short(kernel))
+                marker = MARKERS[place % len(MARKERS)]
+                axes.plot(x, y, linestyle="none", marker=marker, color=colour, markerfacecolor=face, label=short(kernel))
         axes.set_xlim(left=0)
         axes.set_yticks(range(len(rows)), [short(label) for label, _ in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)

@@ -14,7 +14,8 @@ import pandas as pd
 import suites
 from kernels.errors import RecordError, TerSparseError, UsageError
 from kernels.gpu import GPUS, by_name
-from kernels.problem import Problem
+from kernels.problem import Problem, Sparsity
+from suites.quality import throttled
 from suites.record import CaseRecord, Result, RoofRecord, RunRecord, Status, read
 from suites.statistics import joules_per_call, time_us
 
@@ -24,10 +25,11 @@ EVIDENCE = ("measured", "compiled", "interpreted", "projected")
 
 @dataclass(frozen=True)
 class Case:
-    """A case record with its problem parsed."""
+    """A case record with its problem parsed. reached: False for a case that a run planned and did not get to."""
 
     record: CaseRecord
     problem: Problem
+    reached: bool = True
 
     @property
     def shape(self) -> str:
@@ -37,7 +39,7 @@ class Case:
     @property
     def measured(self) -> bool:
         """Whether its times were taken on a device."""
-        return self.record.evidence == "measured"
+        return self.reached and self.record.evidence == "measured"
 
     def tops(self, us: float) -> float | None:
         """Tera operations per second, zeros included, when a call takes `us` microseconds; None where only bytes count."""
@@ -58,6 +60,7 @@ class Results:
     """Everything that was read, for one GPU.
 
     gpu: profile name. source: where it was read from, for the reader. cases: one per key and kind of evidence, the last written wins.
+    unreached: cases that a run planned to measure and ended before.
     """
 
     gpu: str
@@ -65,6 +68,7 @@ class Results:
     runs: tuple[RunRecord, ...] = ()
     roofs: tuple[RoofRecord, ...] = ()
     cases: tuple[Case, ...] = ()
+    unreached: tuple[Case, ...] = ()
 
     @property
     def measured(self) -> tuple[Case, ...]:
@@ -130,7 +134,38 @@ def _gather(gpu: str, paths: Iterable[Path], source: str) -> Results:
                 roofs[record.run, record.name] = _checked_roof(record, path)
             else:
                 cases[record.key, record.evidence] = _checked_case(record, path)
-    return Results(gpu, source, tuple(heads), tuple(roofs.values()), tuple(cases.values()))
+    done = {key for key, evidence in cases if evidence == "measured"}
+    planned = dict.fromkeys((key, head.id) for head in heads if head.evidence == "measured" for key in head.planned if key not in done)
+    unreached = {key: _unreached(key, run) for key, run in planned}
+    return Results(gpu, source, tuple(heads), tuple(roofs.values()), tuple(cases.values()), tuple(unreached.values()))
+
+
+def _unreached(key: str, run: str) -> Case:
+    """The case that a planned key names (`CaseRecord.key`)."""
+    try:
+        rest, layer, label, cache, state = key.rsplit("/", 4)
+        suite, model = rest.split("/", 1)
+        problem = _problem(label)
+    except (TerSparseError, ValueError, AttributeError) as error:
+        raise RecordError(f"run {run}: planned case {key!r} is not the key of a case: {error}") from None
+    record = CaseRecord(
+        run, suite, model, layer, "sustained" if state == "sustained" else "interleaved", "cold" if cache == "cold" else "hot",
+        problem.to_dict(), label, problem.operations, 0, (),
+    )  # fmt: skip
+    return Case(record, problem, reached=False)
+
+
+def _problem(label: str) -> Problem:
+    """The problem that `str(problem)` names."""
+    op, shape, *rest = label.split()
+    sizes = [int(size) for size in shape.removeprefix("K=").split("x")]
+    tokens = int(rest.pop(0).removeprefix("T=")) if rest[0].startswith("T=") else 0
+    sparsity = Sparsity.parse(rest.pop(0))
+    splits = next((tuple(map(int, part[7:].split(","))) for part in rest if part.startswith("splits=")), ())
+    dtype = next((part for part in rest if part in ("fp16", "fp32", "int32")), "bf16")
+    out_features = sizes[0] if len(sizes) == 2 else 0
+    fields: dict[str, Any] = {"op": op, "dtype": dtype, "bias": "bias" in rest, "splits": splits}
+    return Problem(out_features=out_features, in_features=sizes[-1], tokens=tokens, sparsity=sparsity, **fields)
 
 
 def _checked_roof(roof: RoofRecord, path: Path) -> RoofRecord:
@@ -150,6 +185,10 @@ def _checked_case(record: CaseRecord, path: Path) -> Case:
     for name in ("operations", "compulsory_bytes"):
         if not isinstance(getattr(record, name), int) or getattr(record, name) < 0:
             raise RecordError(f"{where}: {name} {getattr(record, name)!r} is not a whole number")
+    try:
+        throttled(record)
+    except (TypeError, AttributeError, ValueError) as error:
+        raise RecordError(f"{where}: bad conditions: {error}") from None
     for result in record.results:
         fault = _fault(result)
         if fault:

@@ -44,7 +44,7 @@ OVER = "the strongest baseline"
 def render(results: Results, compared: tuple[Results, Results] | None = None) -> str:
     """The HTML of the report. compared: two runs whose cases are set side by side as well."""
     comparer = Comparer(results)
-    groups = tables.groups(comparer)
+    groups, cases = tables.groups(comparer), tables.case_rows(comparer)
     context: dict[str, Any] = {
         "results": results,
         "light": LIGHT,
@@ -56,7 +56,8 @@ def render(results: Results, compared: tuple[Results, Results] | None = None) ->
         "speedups": speedup_figures(groups),
         "rooflines": roofline_figures(results, groups),
         "sustained": sustained_figures(results),
-        "tables": tables.case_rows(comparer),
+        "tables": cases,
+        "doubtful": sum(1 for _, rows in cases for row in rows if row.flag),
         "missing": tables.not_measured(results),
         "statuses": tables.statuses(results),
         "conditions": tables.conditions(results.measured),
@@ -169,15 +170,29 @@ def sustained_figures(results: Results) -> list[Figure]:
 
 
 def projection_figures(results: Results) -> list[Figure]:
-    """Projected rates, a panel per model; each says that nothing was measured."""
-    cases = [case for case in results.cases if case.record.evidence == "projected" and case.record.operations]
-    kernels = in_order((r.kernel for case in cases for r in case.record.results if r.projected_us), ())[:6]
-    models = in_order((case.record.model for case in cases), ()) if kernels else []
+    """Projected rates of the GEMMs, a panel per model and sparsity; each says that nothing was measured. Kernels with equal floors are
+    drawn once."""
+    cases = [case for case in results.cases if case.record.evidence == "projected" and case.problem.op == "gemm"]
+    chosen: dict[tuple[str, str], list[Case]] = {}
+    for case in cases:
+        if str(case.problem.sparsity) != "dense":
+            chosen.setdefault((case.record.model, str(case.problem.sparsity)), []).append(case)
     figures = []
-    for place, model in enumerate(models):
-        own = [case for case in cases if case.record.model == model]
-        figures.append(projected(f"fig-projected-{place}", model or "shapes", own, kernels))
+    for place, ((model, sparsity), own) in enumerate(sorted(chosen.items())):
+        kernels = _distinct_floors(own)
+        if kernels:
+            figures.append(projected(f"fig-projected-{place}", f"{model or 'squares'} {sparsity}", own, kernels))
     return figures
+
+
+def _distinct_floors(cases: Sequence[Case]) -> list[str]:
+    """At most six kernels whose projections differ, ours first."""
+    floors: dict[tuple[float, ...], str] = {}
+    kinds = {result.kernel: result.kind for case in cases for result in case.record.results if result.projected_us}
+    for kernel in sorted(kinds, key=lambda name: (kinds[name] != "variant", name)):
+        found = [result for case in cases if (result := case.record.result(kernel))]
+        floors.setdefault(tuple(round(result.projected_us or 0.0, 6) for result in found), kernel)
+    return list(floors.values())[:6]
 
 
 def _evidence(results: Results, kind: str) -> list[tuple[Case, Result]]:

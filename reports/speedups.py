@@ -17,6 +17,7 @@ from kernels.errors import RecordError, TerSparseError, UsageError
 from kernels.problem import Sparsity
 from reports.compare import CHOICES, ROOF, Comparison, Summary, compare, in_order, sparsities, summarize
 from reports.load import Case, Results, load
+from suites.command import EXIT_CODES, INCONCLUSIVE, Parser
 
 EXAMPLE = "example: python -m reports.speedups --gpu h200 --suite prefill --sparsity 2:4 --over strongest"
 PARTS = ("forward", "input-grad", "weight-grad", "step")
@@ -24,8 +25,8 @@ PARTS = ("forward", "input-grad", "weight-grad", "step")
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    made = argparse.ArgumentParser(prog="python -m reports.speedups", description="Speed-ups of our kernels over a baseline, by case.",
-                                   epilog=EXAMPLE)
+    made = Parser(prog="python -m reports.speedups", description="Speed-ups of our kernels over a baseline, by case.",
+                                   epilog=f"{EXAMPLE} · {EXIT_CODES}")
     made.add_argument("--gpu", required=True, help="profile name, such as h200; auto: the runs' own")
     made.add_argument("--suite", required=True, help="one suite: prefill, decode, layer, prepare, train, square")
     made.add_argument("--over", required=True, metavar="NAME", help=f"a baseline's name, or {', '.join(CHOICES)} (the share of the roof)")
@@ -37,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--part", choices=PARTS, help="part of a training step (default: step); only with --suite train")
     made.add_argument("--variant", metavar="NAME", help="one of our variants; left out: the fastest exact one of each case")
     made.add_argument("--state", choices=("interleaved", "sustained"), default="interleaved")
-    made.add_argument("--run", nargs="+", action="extend", default=[], metavar="RUN", help="folders or .jsonl files; left out: committed results")
+    made.add_argument("--run", nargs="+", action="extend", default=[], metavar="RUN", help="folders or .jsonl; left out: committed results")
     made.add_argument("--json", action="store_true", help="one JSON object instead of the table")
     return made
 
@@ -46,16 +47,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     try:
         options = parser().parse_args(argv)
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    try:
         comparisons = select(load(options.gpu, options.run), options)
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
     except TerSparseError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     summary = summarize(comparisons)
     print(as_json(comparisons, summary) if options.json else as_table(comparisons, summary, options.over))
-    return 4 if summary.missing else 0
+    return INCONCLUSIVE if summary.missing else 0
 
 
 def select(results: Results, options: argparse.Namespace) -> list[Comparison]:
@@ -64,7 +64,7 @@ def select(results: Results, options: argparse.Namespace) -> list[Comparison]:
         raise RecordError(f"{results.source}: no cases; measure with python -m suites.run --gpu {results.gpu}, or give --run")
     if options.part and options.suite != "train":
         raise UsageError(f"--part {options.part}: only --suite train has parts")
-    cases = _allowed(results.cases, "--suite", options.suite, lambda case: case.record.suite)
+    cases = _allowed((*results.cases, *results.unreached), "--suite", options.suite, lambda case: case.record.suite)
     if options.suite == "train":
         part = options.part or "step"
         cases = _allowed(cases, "--part", part, lambda case: case.problem.op)

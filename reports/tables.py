@@ -11,6 +11,7 @@ import numpy as np
 from kernels.gpu import GPUS, Gpu
 from reports.compare import STRONGEST, Comparer, Comparison, Summary, compare, in_order, sparsities, summarize, why
 from reports.load import TERA, Case, Results
+from suites.quality import NOISE, noise, throttled
 from suites.record import Result
 from suites.statistics import Ratio, geomean, time_us
 
@@ -65,7 +66,8 @@ def _counted(names: Iterable[str]) -> list[tuple[str, int]]:
 
 def groups(comparer: Comparer) -> list[Group]:
     """Every interleaved measured group, in the order of the suites."""
-    cases = [case for case in comparer.results.measured if case.record.state == "interleaved"]
+    every = (*comparer.results.measured, *comparer.results.unreached)
+    cases = [case for case in every if case.record.state == "interleaved"]
     made = []
     for suite in in_order((case.record.suite for case in cases), SUITES):
         own = [case for case in cases if case.record.suite == suite]
@@ -148,7 +150,8 @@ def _case_row(case: Case, comparer: Comparer, gpu: Gpu | None) -> CaseRow:
     shape = f"{problem.out_features}×{problem.in_features}" if problem.out_features else f"K = {problem.in_features}"
     kernels = tuple(_kernel_row(case, result, comparison) for result in record.results)
     over = comparer(case, name).ratio if name else None
-    return CaseRow(comparison, what, shape, over, kernels, impossible(case, comparison.ours, comparer.results, gpu))
+    flags = (impossible(case, comparison.ours, comparer.results, gpu), *doubts(case, comparison))
+    return CaseRow(comparison, what, shape, over, kernels, "; ".join(flag for flag in flags if flag))
 
 
 def _kernel_row(case: Case, result: Result, comparison: Comparison) -> KernelRow:
@@ -172,6 +175,15 @@ def _remark(result: Result) -> str:
 def pairs(mapping: Mapping[str, Any]) -> str:
     """A mapping on one line: `block_n=128 stages=3`, nested ones in brackets."""
     return " ".join(f"{key}={'[' + pairs(value) + ']' if isinstance(value, Mapping) else value}" for key, value in mapping.items())
+
+
+def doubts(case: Case, comparison: Comparison) -> list[str]:
+    """Why a measured case is not to be relied on: noise, or a device that slowed down for other reasons than its power cap."""
+    found = []
+    if comparison.ratio and noise(comparison.ratio) > NOISE:
+        found.append(f"noisy: the speed-up is uncertain by {noise(comparison.ratio):.0%}")
+    slowed = throttled(case.record)
+    return [*found, f"throttled: {slowed}"] if slowed else found
 
 
 def impossible(case: Case, ours: Result | None, results: Results, gpu: Gpu | None) -> str:
@@ -198,6 +210,9 @@ def not_measured(results: Results) -> list[tuple[str, str, int, str]]:
         for result in case.record.results:
             if result.status != "ok" or time_us(result) is None:
                 found.setdefault((result.kernel, why(result).removeprefix(f"{result.kernel}: ")), []).append(where)
+    for case in results.unreached:
+        place = f"{case.record.suite} {case.record.model} {case.record.label}"
+        found.setdefault(("every kernel", "planned, but the run ended before it"), []).append(place)
     return [(kernel, reason, len(places), places[0]) for (kernel, reason), places in sorted(found.items())]
 
 

@@ -92,6 +92,8 @@ def broken(**changes: object) -> str:
         (lines(broken(evidence="guessed")), "evidence 'guessed'"),
         (lines(broken(operations="many")), "operations 'many'"),
         (lines(broken(surprise=1)), "surprise"),
+        (lines(broken(conditions={"before": "warm"})), "bad conditions"),
+        (lines(broken(conditions={"before": {"throttle": "much"}})), "bad conditions"),
         (lines(to_line(RoofRecord(golden.RUN, "copy", -1.0, "B/s"))), "roof 'copy'"),
         (lines("{not json", to_line(case())), "not JSON"),
         (to_line(golden.head()).replace("tersparse/1", "tersparse/9") + "\n", "schema 'tersparse/9'"),
@@ -149,3 +151,28 @@ def test_the_frame_has_a_row_per_kernel_and_case(run: Path) -> None:
     assert list(table.columns) == list(COLUMNS)
     assert len(table) == sum(len(item.record.results) for item in results.cases)
     assert table.loc[table["evidence"] != "measured", "us"].isna().all()
+
+
+AWKWARD = (
+    Problem("gemm", 4608, 3584, 64, golden.S68, (3584, 512, 512), "int32"),
+    Problem("layer", 64, 256, 7, golden.DENSE, (), "fp16", bias=True),
+    Problem("prepare", 64, 256, 0, golden.S24, (32, 32), "fp32"),
+    Problem("activation", 0, 2560, 16, golden.S68),
+)
+
+
+def test_a_planned_case_is_known_by_its_key(tmp_path: Path) -> None:
+    measured = [record for record in golden.records(("bitnet-2b",)) if isinstance(record, CaseRecord) and record.evidence == "measured"]
+    planned = [*measured, *(case(problem=problem, model="owner/name") for problem in AWKWARD)]
+    write_all(tmp_path / "r.jsonl", [golden.head(planned=tuple(record.key for record in planned)), *measured[:3]])
+    results = load("h200", [tmp_path])
+    assert [item.record.key for item in results.unreached] == [record.key for record in planned[3:]]
+    assert [item.problem.to_dict() for item in results.unreached] == [dict(record.problem) for record in planned[3:]]
+    assert not any(item.measured for item in results.unreached)
+
+
+@pytest.mark.parametrize("key", ["nonsense", "prefill/m/Wo/gemm/hot/interleaved", "prefill/m/Wo/gemm 1x2 T=a 2:4/hot/interleaved"])
+def test_a_planned_key_that_names_no_case_is_an_error(key: str, tmp_path: Path) -> None:
+    write_all(tmp_path / "r.jsonl", [golden.head(planned=(key,))])
+    with pytest.raises(RecordError, match="is not the key of a case"):
+        load("h200", [tmp_path])

@@ -12,7 +12,7 @@ import pytest
 
 from reports.load import Results, load
 from reports.page import number, render
-from reports.published import sources
+from reports.published import PUBLISHED, sources
 from reports.svg import DARK, LIGHT
 from reports.tables import impossible
 from suites.record import CaseRecord, Record, Result, RunRecord, write_all
@@ -203,7 +203,7 @@ def test_every_projected_figure_says_so(projected: Page) -> None:
         assert said in text
     assert "Every case" not in text
     assert "Geomean" in text  # only beside the published figures, where it says that nothing was measured here
-    assert text.count("not measured here") == 8
+    assert text.count("not measured here") == len(PUBLISHED) + 1  # each published figure, and the title
 
 
 def test_without_any_results_the_page_says_so() -> None:
@@ -233,6 +233,28 @@ def test_a_result_above_its_roof_is_flagged(results: Results) -> None:
     assert "bandwidth" in impossible(item, fast, results, None)
     hot = replace(item, record=replace(item.record, cache="hot"))
     assert impossible(hot, fast, results, None) == ""
+
+
+def test_what_cannot_be_relied_on_is_marked(results: Results) -> None:
+    item = next(one for one in results.measured if one.record.state == "interleaved" and one.record.results)
+    ours, *others = item.record.results
+    shaky = replace(ours, samples_us=tuple(us * (1 + place % 2) for place, us in enumerate(ours.samples_us[:4])))
+    hot = {"before": {"throttle": "0x20", "throttle_names": "sw thermal slowdown"}}
+    noisy = replace(item, record=replace(item.record, results=(shaky, others[1])))
+    slowed = replace(item, record=replace(item.record, layer="hot", conditions=hot))
+    text = Page(render(replace(results, cases=(noisy, slowed)))).text()
+    assert "noisy: the speed-up is uncertain by" in text
+    assert "throttled: sw thermal slowdown" in text
+    assert "2 cases are doubtful" in text
+    assert "doubtful" not in Page(render(replace(results, cases=(item,)))).text()
+
+
+def test_cases_that_a_run_did_not_reach_are_missing(tmp_path: Path) -> None:
+    records = [record for record in golden.records(("bitnet-2b",)) if isinstance(record, CaseRecord) and record.suite == "square"]
+    write_all(tmp_path / "r.jsonl", [golden.head(planned=tuple(record.key for record in records)), *records[:1]])
+    text = re.sub(r"\s+", " ", Page(render(load("h200", [tmp_path]))).text())
+    assert f"{len(records) - 1} planned cases were not reached" in text
+    assert "planned, but the run ended before it" in text
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,14 @@ def test_what_is_projected_is_never_a_measurement(speedups) -> None:
     assert speedups([*TWO, gemm(100, guess, evidence="projected")])[0] == 0  # the same case was measured too
 
 
+def test_a_planned_case_that_was_not_reached_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_all(tmp_path / "r.jsonl", [golden.head(planned=tuple(case.key for case in TWO)), TWO[0]])
+    assert main(["--gpu", "h200", "--suite", "prefill", "--over", "strongest", "--run", str(tmp_path)]) == 4
+    *_, missing, last = capsys.readouterr().out.splitlines()
+    assert missing == "missing: m Wo gemm 1000x2000 T=200 2:4: planned, but the run ended before it"
+    assert last == "geomean 2.000 min 2.000 max 2.000 n 1 missing 1"
+
+
 def test_the_share_of_the_roof_by_hand(speedups) -> None:
     # 4e8 operations at 1e14 op/s: 4 µs; 1e5 bytes at 1e12 B/s: 0.1 µs. Ours needs 10 µs: 0.4. Twice the tokens, twice the share.
     roofs = [RoofRecord(golden.RUN, "copy", 1e12, "B/s"), RoofRecord(golden.RUN, "dense-int8", 1e14, "op/s")]
@@ -177,6 +185,7 @@ def test_an_unknown_name_is_one_line_with_what_is_allowed(argv: list[str], allow
 
 def test_argparse_errors_are_returned_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--gpu", "h200"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
     assert main(["--help"]) == 0
     assert "example" in capsys.readouterr().out
 
