@@ -316,3 +316,10 @@ def test_layer_on_the_device(kernel: Kernel, tokens: int) -> None:
         problem = Problem(kernel.op, 1000, 2568, tokens, sparsity, splits=(500, 500))
         for kind in KINDS:
             check(kernel, problem, kernel.default_config(problem, H200), "cuda", kind)
+
+
+@pytest.mark.gpu
+def test_one_row_one_token_on_the_device() -> None:
+    for config in (SMALL, SHARED, LARGE):
+        check(PACKED, gemm(1, 256, 1), config, "cuda")
+        check(INT8, gemm(1, 20, 3), config, "cuda")
