@@ -136,6 +136,8 @@ def launch_weight_grad(
     check_activation(dy, x_q, x_scale)
     if dw.shape[1] != in_features or dw.stride(-1) != 1:
         raise ShapeError(f"dw {tuple(dw.shape)}: expected contiguous rows of {in_features}")
+    if (config.parts, out_features, in_features) != ((1, *dw.shape) if parts is None else tuple(parts.shape)):
+        raise ShapeError(f"{config.parts} parts of dw {tuple(dw.shape)} need the workspace that `workspace` gives")
     if not dw.numel():
         return
     out = dw if parts is None else parts

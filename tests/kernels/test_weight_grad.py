@@ -86,6 +86,17 @@ def test_bad_operands_are_refused_before_launch(kind: str, monkeypatch: pytest.M
         launch_weight_grad(inputs.dy, x_q, x_scale, dw[:, :71] if kind == "dw" else dw, None, TINY)
 
 
+@pytest.mark.parametrize("shape", [None, (3, 32, 72), (2, 32, 71)])
+def test_parts_need_their_workspace(shape: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    import triton
+
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", True)
+    inputs, dw = train_inputs(problem((32, 72, 6))), torch.empty(32, 72, dtype=torch.bfloat16)
+    parts = None if shape is None else torch.empty(shape)
+    with pytest.raises(ShapeError, match="2 parts"):
+        launch_weight_grad(inputs.dy, inputs.x_q, inputs.x_scale, dw, parts, dataclasses.replace(TINY, parts=2))
+
+
 @pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
 @pytest.mark.parametrize("tokens", [1, 1000, 4096, 16384])
 def test_spaces_are_small_and_hold_the_default(gpu: Gpu, tokens: int) -> None:
