@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -154,9 +154,9 @@ def _compact(value: Any) -> dict[str, Any]:
 
 
 def _is_default(entry: Any, content: Any) -> bool:
-    if content in ((), {}):
-        return True
-    return bool(content == entry.default)
+    if entry.default is MISSING and entry.default_factory is MISSING:
+        return False
+    return content in ((), {}) or bool(content == entry.default)
 
 
 def from_dict(data: Mapping[str, Any], where: str = "record") -> Record:
@@ -237,7 +237,7 @@ class Writer:
 
     def write(self, record: Record) -> None:
         """Append one record and wait until it is on the disk."""
-        rest = memoryview((to_line(record) + "\n").encode())
+        rest = memoryview((to_line(record) + "\n").encode("utf-8", "replace"))
         try:
             while rest:
                 rest = rest[self._file.write(rest) :]

@@ -1,0 +1,92 @@
+"""Records survive the disk, and damage is told from a cut-off end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kernels.errors import OutputError, RecordError
+from suites.record import CaseRecord, Record, Result, RoofRecord, RunRecord, Writer, from_dict, latest, read, to_line, write_all
+
+HEAD = RunRecord("r", "h200", "2026", "abc", True, "m/1", "fake", {"name": "X"}, {"torch": "2"}, ("--quick",), planned=("k",))
+BLOCKS = ({"seconds": 1.0, "calls": 2},)
+RESULT = Result("ours", "variant", "ok", config={"BM": 64}, samples_us=(1.5, 2.5), blocks=BLOCKS, notes={"a": None})
+CASE = CaseRecord(
+    "r", "prefill", "m", "W2", "interleaved", "hot", {"op": "gemm"}, "gemm 1x1", 2, 3, (RESULT,), phases={"check": 0.5},
+    conditions={"before": {"throttle": "0x4"}},
+)
+
+
+def test_a_round_trip(tmp_path: Path) -> None:
+    records: list[Record] = [HEAD, RoofRecord("r", "copy", 4.3e12, "B/s", (1.0,)), CASE]
+    write_all(tmp_path / "new" / "x.jsonl", records)
+    assert list(read(tmp_path / "new" / "x.jsonl")) == records
+    assert list(read(tmp_path / "new")) == records
+
+
+@pytest.mark.parametrize("text", ["", "\n\r\u2028", '"\\', "</script>", "µ ×", "\0"])
+def test_any_text_stays_one_line(text: str) -> None:
+    case = CaseRecord("r", "s", text, "l", "interleaved", "hot", {}, text, 0, 0, (Result(text, "variant", "ok", samples_us=(1e-3, 1e9)),))
+    line = to_line(case)
+    assert "\n" not in line
+    assert from_dict(json.loads(line)) == case
+
+
+def test_a_surrogate_in_a_reason_does_not_end_a_run(tmp_path: Path) -> None:
+    with Writer(tmp_path / "x.jsonl") as writer:
+        writer.write(HEAD)
+        writer.write(CaseRecord(**{**CASE.__dict__, "layer": "\udc80"}))
+    assert [record.layer for record in read(tmp_path / "x.jsonl") if isinstance(record, CaseRecord)] == ["?"]
+
+
+def test_the_later_record_of_a_case_counts() -> None:
+    later = CaseRecord(**{**CASE.__dict__, "seconds": 9.0})
+    projection = CaseRecord(**{**CASE.__dict__, "evidence": "projected"})
+    assert latest([HEAD, CASE, later, projection]) == {CASE.key: later}
+    assert latest([projection], "projected") == {CASE.key: projection}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[1]\n", "not a TerSparse record"), ('{"type": "x"}\n', "not a TerSparse record"), ("{\n{}\n", "x.jsonl:1: not JSON"),
+        (to_line(CASE) + "\n", "starts with its run record"), (to_line(HEAD).replace("tersparse/1", "t/2") + "\n", "schema 't/2'"),
+        (to_line(HEAD) + "\n" + to_line(CASE).replace('"label"', '"lable"') + "\n", "x.jsonl:2: .*lable"),
+        (to_line(HEAD) + "\n" + '{"type":"case","results":[{"speed":1}]}\n', "x.jsonl:2: .*speed"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "x.jsonl").write_text(text)
+    with pytest.raises(RecordError, match=says) as caught:
+        list(read(tmp_path / "x.jsonl"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cut_off_end_is_dropped_and_written_over(tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_text(to_line(HEAD) + "\n" + to_line(CASE)[:-7])
+    assert list(read(file)) == [HEAD]
+    with Writer(file) as writer:
+        writer.write(CASE)
+    assert list(read(file)) == [HEAD, CASE]
+
+
+def test_a_folder_without_results(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match=r"no \.jsonl file"):
+        list(read(tmp_path))
+
+
+def test_not_a_number_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_line(RoofRecord("r", "copy", float("nan"), "B/s"))
+
+
+def test_a_replacement_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    write_all(file, [HEAD])
+    (tmp_path / "x.jsonl.new").mkdir()
+    with pytest.raises(OutputError, match="cannot be written"):
+        write_all(file, [HEAD, CASE])
+    assert list(read(file)) == [HEAD]
