@@ -47,6 +47,7 @@ def render(results: Results, compared: tuple[Results, Results] | None = None) ->
     groups, cases = tables.groups(comparer), tables.case_rows(comparer)
     context: dict[str, Any] = {
         "results": results,
+        "run": next((head for head in reversed(results.runs) if head.evidence == "measured"), results.runs[-1] if results.runs else None),
         "light": LIGHT,
         "dark": DARK,
         "groups": [group for group in groups if group.op in HEADLINE_OPS],
