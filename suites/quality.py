@@ -10,6 +10,8 @@ from suites.statistics import Ratio, best_variant, speedup, strongest
 
 NOISE = 0.10
 """A case whose headline ratio is uncertain by more than this, end to end, is noisy."""
+IMPOSSIBLE = "impossible"
+"""The note of a result that lies above its roof."""
 THERMAL_BITS = 0x8 | 0x20 | 0x40 | 0x80
 """Clock event reasons that spoil a measurement: slowdowns and power brakes. The power cap is the normal state of a busy device."""
 
@@ -41,7 +43,10 @@ def troubles(case: CaseRecord) -> list[tuple[int, str]]:
         return []
     found = [(WRONG, f"{result.kernel} is wrong: {result.reason}") for result in case.results if result.status == "wrong"]
     found += [(INCONCLUSIVE, f"{result.kernel}: {result.stage}: {result.reason}") for result in case.results if result.status == "failed"]
-    if best_variant(case) is None and not found:
+    flagged = [result for result in case.results if IMPOSSIBLE in result.notes]
+    found += [(INCONCLUSIVE, f"{result.kernel} is impossible: {result.notes[IMPOSSIBLE]}") for result in flagged]
+    variants = {result.status for result in case.results if result.kind == "variant"} - {"unavailable"}
+    if variants and best_variant(case) is None and not found:
         found.append((INCONCLUSIVE, "no variant was measured"))
     ratio, reason = headline(case), throttled(case)
     if ratio is not None and noise(ratio) > NOISE:

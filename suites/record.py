@@ -279,7 +279,7 @@ def write_all(path: Path, records: Iterable[Record]) -> None:
     temporary = path.with_name(path.name + ".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text("".join(to_line(record) + "\n" for record in records), encoding="utf-8")
+        temporary.write_text("".join(to_line(record) + "\n" for record in records), encoding="utf-8", errors="replace")
         os.replace(temporary, path)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from None

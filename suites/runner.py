@@ -6,16 +6,19 @@ import gc
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 
 from autotune.measure import Plan, interleaved, sustained
 from kernels.errors import Failure
+from kernels.gpu import Gpu
 from kernels.inputs import Weights, make_inputs, make_weights
 from kernels.kernel import Kernel
 from kernels.problem import Problem
 from suites.case import Case
-from suites.floors import compulsory_bytes
+from suites.floors import compulsory_bytes, impossible
+from suites.quality import IMPOSSIBLE
 from suites.record import CaseRecord, Result
 from suites.trial import Bench, Copies, Fault, Trial, as_failure, plain_result
 
@@ -79,13 +82,20 @@ def run_case(
     if reason is None:
         results = _results(case, bench, plan, weights, phases, excluded or {})
         _release(bench)
-    return CaseRecord(
+    record = CaseRecord(
         run=run, suite=case.suite, model=case.model, layer=case.layer, state=case.state, cache=case.cache,
         problem=case.problem.to_dict(), label=str(case.problem), operations=case.problem.operations,
         compulsory_bytes=compulsory_bytes(case.problem), results=results, refusal=reason,
         conditions={"before": before, "after": bench.monitor.snapshot()}, seconds=round(time.monotonic() - started, 3),
         phases={name: round(seconds, 3) for name, seconds in phases.seconds.items()},
     )
+    return replace(record, results=tuple(_flagged(record, result, bench.gpu) for result in results))
+
+
+def _flagged(case: CaseRecord, result: Result, gpu: Gpu) -> Result:
+    """The result, with a note where it lies above the datasheet's roof."""
+    reason = impossible(case, result, gpu, {})
+    return replace(result, notes={**result.notes, IMPOSSIBLE: reason}) if reason else result
 
 
 def _results(

@@ -93,7 +93,7 @@ def test_a_baseline_that_breaks(tmp_path: Path, accepted: Path) -> None:
 
 def test_a_result_above_its_roof(tmp_path: Path) -> None:
     larger = ("--suite", "prefill", "--shape", "256x128", "--tokens", "256", "--sparsity", "2:4")
-    assert measure(tmp_path / "run", lab((gemm("ours", 1e-6), THEIRS)), *larger) == 0
+    assert measure(tmp_path / "run", lab((gemm("ours", 1e-6), THEIRS)), *larger) == 4
     assert judged(tmp_path / "run", tmp_path / "none.jsonl") == 4
 
 
@@ -104,7 +104,7 @@ def test_a_case_that_was_planned_but_not_measured(tmp_path: Path, accepted: Path
     assert judged(tmp_path / "run", accepted) == 5
     both = [*read(tmp_path / "good"), *read(tmp_path / "run")]
     assert judged(tmp_path / "good", accepted) == 0
-    heads = [replace(r, arguments=("--suite", "square", "--tokens", "64")) for r in both if isinstance(r, RunRecord)][:1]
+    heads = [replace(r, planned=(*r.planned, "prefill/another")) for r in both if isinstance(r, RunRecord)][:1]
     write_all(tmp_path / "part.jsonl", [*heads, *(r for r in both if not isinstance(r, RunRecord) and r.run == heads[0].id)])
     assert judged(tmp_path / "part.jsonl", accepted) == 4
 

@@ -121,7 +121,12 @@ def test_troubles() -> None:
     problem = Problem("gemm", 64, 64, 64, HALF)
     assert troubles(case(problem, result("a", 10, "variant"), result("b", 20))) == []
     assert [code for code, _ in troubles(case(problem, result("a", 10, "variant", noise=0.4), result("bb", 20, noise=0.4)))] == [4]
-    assert troubles(case(problem, result("b", 20))) == [(4, "no variant was measured")]
+    refused, absent = Result("a", "variant", "refused", "refused", "no"), Result("a", "variant", "unavailable", "unavailable", "no")
+    assert troubles(case(problem, refused, result("b", 20))) == [(4, "no variant was measured")]
+    assert troubles(case(problem, absent, result("b", 20))) == []
+    assert troubles(case(problem, result("b", 20))) == []
+    fast = result("a", 10, "variant", notes={"impossible": "too fast"})
+    assert troubles(case(problem, fast)) == [(4, "a is impossible: too fast")]
     assert troubles(replace(case(problem), refusal="no")) == []
     failed = Result("c", "baseline", "failed", "launch", "boom")
     assert troubles(case(problem, result("a", 10, "variant"), failed)) == [(4, "c: launch: boom")]
