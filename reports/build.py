@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kernels.errors import OutputError, TerSparseError
-from reports.load import Results, load
+from reports.load import Results, frame, load
 from reports.page import headline_figure, render
 from reports.svg import standalone
 from suites.command import EXIT_CODES, Parser
@@ -26,7 +26,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--run", nargs="+", action="extend", default=[], metavar="RUN", help="folders or .jsonl; left out: committed results")
     made.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two runs side by side, B against A; without --run the page is B's")
     made.add_argument("--out", metavar="report.html", help="where to write; left out: report-GPU.html here, or in the one run's folder")
-    made.add_argument("--figure", metavar="headline.svg", help="write the headline figure as an SVG file of its own, and no page")
+    made.add_argument("--figure", metavar="headline.svg", help="write the headline figure as an SVG file of its own instead of the page")
+    made.add_argument("--table", metavar="results.csv", help="write every result as a row of a CSV file instead of the page")
     return made
 
 
@@ -39,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.figure:
             path = Path(options.figure)
             text = standalone(headline_figure(results))
+        elif options.table:
+            path = Path(options.table)
+            text = frame(results).to_csv(index=False, lineterminator="\n")
         else:
             path = Path(options.out) if options.out else default_path(results, options.run)
             text = render(results, compared)

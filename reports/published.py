@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from reports.compare import Summary, compare, summarize
 from reports.load import Results
+from suites.record import Result
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ def weight_share(results: Results) -> float | None:
     return ours / theirs if theirs else None
 
 
-def _packed(result: object) -> bool:
-    return getattr(result, "kind", "") == "variant" and getattr(result, "status", "") == "ok" and getattr(result, "weight_bytes", 0) > 0
+def _packed(result: Result) -> bool:
+    return result.kind == "variant" and result.status == "ok" and result.weight_bytes > 0
 
 
 def sources() -> Sequence[tuple[str, str]]:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from reports.build import main
-from suites.record import write_all
+from suites.record import CaseRecord, write_all
+from suites.statistics import time_us
 from tests.reports import golden
 from tests.reports.htmlcheck import Page
 
@@ -89,6 +91,16 @@ def test_the_figure_alone_is_an_svg_with_its_own_colours(small: Path, tmp_path: 
     assert "prefers-color-scheme:dark" in text
     assert root.find("{http://www.w3.org/2000/svg}desc") is not None
     assert "prefill 2:4" in text
+
+
+def test_the_table_alone_is_csv(small: Path, tmp_path: Path) -> None:
+    out = tmp_path / "results.csv"
+    assert main(["--gpu", "h200", "--run", str(small), "--table", str(out)]) == 0
+    with out.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    [first, *_] = [record for record in golden.records(("bitnet-2b",)) if isinstance(record, CaseRecord)]
+    assert (rows[0]["kernel"], rows[0]["label"]) == (first.results[0].kernel, first.label)
+    assert float(rows[0]["us"]) == pytest.approx(time_us(first.results[0]))
 
 
 def test_a_figure_of_nothing_says_so(tmp_path: Path) -> None:
