@@ -43,6 +43,11 @@ class Comparison:
         return time_us(self.theirs) if self.theirs else self.roof_us
 
 
+def plain(ratio: float) -> str:
+    """A ratio with three decimals, or three significant digits below 0.1."""
+    return f"{ratio:.3f}" if not ratio < 0.1 else f"{ratio:.3g}"
+
+
 @dataclass(frozen=True)
 class Summary:
     """Ratios summed up: geometric mean, least and greatest, how many, and how many cases should have one and do not."""
@@ -56,7 +61,8 @@ class Summary:
     @property
     def line(self) -> str:
         """The last line of `reports.speedups`."""
-        return f"geomean {self.geomean:.3f} min {self.least:.3f} max {self.greatest:.3f} n {self.count} missing {self.missing}"
+        geomean, least, greatest = plain(self.geomean), plain(self.least), plain(self.greatest)
+        return f"geomean {geomean} min {least} max {greatest} n {self.count} missing {self.missing}"
 
 
 def compare(case: Case, over: str, results: Results, variant: str | None = None) -> Comparison:

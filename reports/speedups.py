@@ -15,7 +15,7 @@ from typing import Any
 
 from kernels.errors import RecordError, TerSparseError, UsageError
 from kernels.problem import Sparsity
-from reports.compare import CHOICES, ROOF, Comparison, Summary, compare, in_order, sparsities, summarize
+from reports.compare import CHOICES, ROOF, Comparison, Summary, compare, in_order, plain, sparsities, summarize
 from reports.load import Case, Results, load
 from suites.command import EXIT_CODES, INCONCLUSIVE, Parser
 
@@ -148,7 +148,7 @@ def _cells(row: dict[str, Any], sustained: bool) -> list[str]:
     layer = row["op"] if row["op"] in ("prepare", "activation") else row["layer"]
     cells = [row["model"], layer, row["shape"], str(row["tokens"] or "-"), row["sparsity"], row["ours"]]
     cells += [_number(row["us"], 1), _number(row["tops"], 1), _number(row["tbs"], 3), row["over"], _number(row["over_us"], 1)]
-    cells += [_number(row["ratio"], 3), f"{row['low']:.3f}-{row['high']:.3f}"]
+    cells += [plain(row["ratio"]), f"{plain(row['low'])}-{plain(row['high'])}"]
     return [*cells, _number(row["joules_per_top"], 3), _number(row["over_joules_per_top"], 3)] if sustained else cells
 
 

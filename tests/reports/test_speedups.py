@@ -126,6 +126,11 @@ def test_the_share_of_the_roof_by_hand(speedups) -> None:
     assert "no roof was measured" in lines[0]
 
 
+def test_a_small_share_keeps_its_digits(speedups) -> None:
+    roofs = [RoofRecord(golden.RUN, "copy", 1e12, "B/s"), RoofRecord(golden.RUN, "dense-int8", 1e17, "op/s")]
+    assert speedups([*roofs, TWO[0]], over="roof")[1][-1] == "geomean 0.01 min 0.01 max 0.01 n 1 missing 0"
+
+
 def test_sustained_rows_have_joules(speedups) -> None:
     def blocks(us: float, watts: float) -> tuple[dict[str, float], ...]:
         return tuple({"seconds": 2.0, "calls": 2e6 / us, "joules": 2.0 * watts} for _ in range(3))
