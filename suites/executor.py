@@ -17,10 +17,10 @@ from kernels.errors import Failure
 from kernels.gpu import Gpu
 from kernels.kernel import Kernel
 from kernels.problem import Op
+from suites.bench import Bench, Fault
 from suites.case import Case
 from suites.record import CaseRecord, RoofRecord
 from suites.runner import WeightStore, run_case
-from suites.trial import Bench, Fault
 
 CASE_SECONDS = 400.0
 """Seconds that a case may take, library searches and compilation included, before the kernel in flight counts as hanging."""

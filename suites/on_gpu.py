@@ -17,6 +17,7 @@ from kernels.errors import GpuMismatch
 from kernels.gpu import Gpu
 from kernels.kernel import Kernel
 from kernels.problem import Op
+from suites.bench import Bench, Fault
 from suites.case import Case
 from suites.command import INCONCLUSIVE, Reporting, accepted_file, first_that_applies
 from suites.executor import ON_DEVICE, DeviceArguments, Executor, Local, Worker, catalogued
@@ -24,7 +25,6 @@ from suites.gate import decided
 from suites.progress import Reporter, phases, table
 from suites.record import CaseRecord, Record, RoofRecord, RunRecord, Writer, latest, read
 from suites.session import ROOT, Outcome, Session, commit_of, now, only, run_id
-from suites.trial import Bench, Fault
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ from kernels.gpu import Gpu
 from kernels.inputs import Weights, make_inputs, make_weights
 from kernels.kernel import Kernel
 from kernels.problem import Problem
+from suites.bench import Bench, Copies, Fault, as_failure
 from suites.case import Case
 from suites.floors import compulsory_bytes, impossible
 from suites.quality import IMPOSSIBLE
 from suites.record import CaseRecord, Result
-from suites.trial import Bench, Copies, Fault, Trial, as_failure, plain_result
+from suites.trial import Trial, plain_result
 
 SUSTAINED_BASELINES = ("cusparselt-int8", "cusparselt-int8-scaled", "dense-bf16", "dense-fp8", "dense-int8")
 SCARCE = 0.35

@@ -13,13 +13,14 @@ from autotune.measure import Plan
 from kernels.errors import UsageError
 from kernels.kernel import Kernel
 from kernels.problem import Op
+from suites.bench import Fault
 from suites.case import Case
 from suites.command import INCONCLUSIVE, first_that_applies
 from suites.executor import Executor, measure_case
 from suites.floors import compulsory_bytes
 from suites.quality import troubles
 from suites.record import CaseRecord, RoofRecord, Writer
-from suites.trial import Fault, plain_result
+from suites.trial import plain_result
 
 LOST_IN_A_ROW = 3
 """So many cases in a row whose process dies before any kernel runs end the run: the machine is broken, not the case."""

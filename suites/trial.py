@@ -2,114 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from autotune.clock import Block, Clock, Timer
-from autotune.conditions import Monitor
-from autotune.failures import failure_of
+from autotune.clock import Timer
 from autotune.measure import Plan, Samples, bind, copies_needed
 from autotune.tuned import lookup
-from kernels.errors import Failure, TerSparseError
+from kernels.errors import Failure
 from kernels.gpu import Gpu
-from kernels.inputs import Inputs, clone
+from kernels.inputs import Inputs
 from kernels.judge import judge, poison
 from kernels.kernel import Kernel, Outputs, Prepared
-from kernels.problem import Op, Problem
+from kernels.problem import Problem
 from kernels.space import Config, NoConfig, config_to_dict
+from suites.bench import Bench, Copies, Fault, MarkedTimer, as_failure
 from suites.case import Case
 from suites.floors import compulsory_bytes
 from suites.record import Result, Status
 
 if TYPE_CHECKING:
     from suites.runner import Phases
-
-
-class Fault(Exception):
-    """The device's context is lost (an illegal access, a launch failure): only another process can go on. kernel: who did it, or None."""
-
-    def __init__(self, kernel: str | None, failure: Failure) -> None:
-        super().__init__(f"{kernel}: {failure}")
-        self.kernel, self.failure = kernel, failure
-
-
-def _no_mark(text: str) -> None:
-    """Nobody watches."""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What cases are measured with.
-
-    kernels(op): the kernels to measure. device: where tensors live. mark: is told what runs, before it runs.
-    """
-
-    gpu: Gpu
-    clock: Clock
-    monitor: Monitor
-    kernels: Callable[[Op], Sequence[Kernel]]
-    device: str = "cuda"
-    mark: Callable[[str], None] = _no_mark
-
-
-class Copies:
-    """A case's inputs and their clones, made when they are first asked for and shared by the kernels."""
-
-    def __init__(self, inputs: Inputs) -> None:
-        self._all = [inputs]
-
-    def get(self, index: int) -> Inputs:
-        """The inputs, or their index-th copy in memory of its own."""
-        while len(self._all) <= index:
-            self._all.append(clone(self._all[0]))
-        return self._all[index]
-
-
-class MarkedTimer:
-    """A timer that says whose turn it is, so that a hang or a crash has a name; what it raises is a `Fault` of that kernel."""
-
-    def __init__(self, timer: Timer, kernel: str, mark: Callable[[str], None]) -> None:
-        self._timer, self._kernel, self._mark = timer, kernel, mark
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        self._mark("measure")
-        try:
-            yield
-        except Exception as error:  # whose turn it was is only known here; the case is measured again without this kernel
-            raise Fault(self._kernel, as_failure(error)) from error
-
-    def sample(self) -> float:
-        """As the timer's."""
-        with self._turn():
-            return self._timer.sample()
-
-    def call_time(self) -> float:
-        """As the timer's."""
-        with self._turn():
-            return self._timer.call_time()
-
-    def block(self, seconds: float) -> Block:
-        """As the timer's."""
-        with self._turn():
-            return self._timer.block(seconds)
-
-    def outputs(self) -> object:
-        """As the timer's."""
-        return self._timer.outputs()
-
-    def close(self) -> None:
-        """As the timer's."""
-        self._timer.close()
-
-
-def as_failure(error: Exception) -> Failure:
-    """The failure that an exception of a kernel stands for."""
-    return Failure("refused", str(error)) if isinstance(error, TerSparseError) else failure_of(error)
 
 
 class Trial:

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from kernels.gpu import by_name
+from suites.bench import Bench
 from suites.executor import Local
 from suites.record import RoofRecord
-from suites.trial import Bench
 from tests.suites.fakes import OURS, THEIRS, gemm, lab
 
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -107,3 +110,14 @@ def test_list_prints_the_cases_and_their_counts(capsys: pytest.CaptureFixture[st
     assert lines[0] == "square/square/64x64/gemm 64x64 T=64 2:4/hot/interleaved"
     assert lines[-2:] == ["square: 4 cases", "in all: 4 cases"]
     assert lines == listing(plan(Selection(suites=("square",), tokens=(64, 128))))
+
+
+def test_planning_and_judging_need_no_torch(repository: Path) -> None:
+    code = (
+        "import sys; sys.modules.update(torch=None, triton=None)\n"
+        "import suites.gate, suites.verdicts, suites.accept, suites.floors, suites.quality, suites.record, suites.statistics\n"
+        "from suites.run import main; raise SystemExit(main(['--list', '--suite', 'square']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "in all: 10 cases"
