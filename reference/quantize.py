@@ -80,8 +80,8 @@ def quantize_activation(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     for chunk in chunk_rows(tokens, width):
         values = x[chunk].float()
         absmax = values.abs().amax(dim=1).clamp(min=EPSILON)
-        finite = absmax.isfinite()
-        scaled = (values * (torch.full_like(absmax, INT8_MAX) / absmax)[:, None]).round()
+        finite, full = absmax.isfinite(), torch.full_like(absmax, INT8_MAX)  # on a GPU, dividing by a Python number multiplies by 1/number
+        scaled = (values * (full / absmax)[:, None]).round()
         q[chunk] = torch.where(finite[:, None], scaled, 0).to(torch.int8)
-        x_scale[chunk] = torch.where(finite, absmax / INT8_MAX, torch.nan)
+        x_scale[chunk] = torch.where(finite, absmax / full, torch.nan)
     return q, x_scale
