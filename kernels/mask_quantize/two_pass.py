@@ -123,7 +123,9 @@ def launch_prepare(
         return
     flat = weight.stride(0) == in_features
     wide = weight.dtype == torch.float32
-    absmean_kernel[(SUM_PROGRAMS, len(splits))](
+    largest = max(splits)
+    tiles = triton.cdiv(largest * in_features, config.sum_block) if flat else largest * triton.cdiv(in_features, config.sum_block)
+    absmean_kernel[(min(SUM_PROGRAMS, tiles), len(splits))](
         weight, workspace.partials, workspace.counters, workspace.bounds, workspace.limits, workspace.nonfinite, w_scale, inv_scale,
         in_features, weight.stride(0), FLAT=flat, VECTOR=_vector(in_features), BLOCK=config.sum_block, PROGRAMS=SUM_PROGRAMS,
         num_warps=config.sum_warps,
