@@ -17,7 +17,7 @@ from kernels.errors import NonFiniteError, ShapeError
 from kernels.gpu import Gpu
 from kernels.inputs import DTYPES, Inputs, PrepareInputs
 from kernels.kernel import CompileUnit, Kernel, Outputs, Prepared
-from kernels.mask_quantize.two_pass_kernels import absmean_kernel, pack_kernel
+from kernels.mask_quantize.two_pass_kernels import absmean_kernel, pack_kernel, pack_words_kernel
 from kernels.packed import PackedTernary, packed_width
 from kernels.problem import Problem, Sparsity
 from kernels.space import Config, ConfigSpace
@@ -121,8 +121,9 @@ def launch_prepare(
         w_scale.fill_(1e-5)
         inv_scale.fill_(1e5)
         return
+    if any(out is not None and (not out.is_contiguous() or out.data_ptr() % 4) for out in (packed_data, mask, w_fake)):
+        raise ShapeError("packed_data, mask and w_fake must be contiguous and start at a multiple of 4 bytes")
     flat = weight.stride(0) == in_features
-    wide = weight.dtype == torch.float32
     largest = max(splits)
     tiles = triton.cdiv(largest * in_features, config.sum_block) if flat else largest * triton.cdiv(in_features, config.sum_block)
     absmean_kernel[(min(SUM_PROGRAMS, tiles), len(splits))](
@@ -131,11 +132,18 @@ def launch_prepare(
         num_warps=config.sum_warps,
     )
     column_tiles = triton.cdiv(packed_width(in_features) // 64, config.blocks)
-    pack_kernel[(triton.cdiv(out_features, config.rows) * column_tiles,)](
+    by_words = _by_words(weight.dtype, in_features, sparsity) and weight.stride(0) % 2 == 0 and weight.data_ptr() % 4 == 0
+    kernel, types = (pack_words_kernel, {"BF16": weight.dtype == torch.bfloat16}) if by_words else (pack_kernel, {})
+    kernel[(triton.cdiv(out_features, config.rows) * column_tiles,)](
         weight, packed_data, None if mask is None else mask.view(torch.uint8), w_fake, workspace.bounds, workspace.limits, w_scale,
-        out_features, in_features, weight.stride(0), column_tiles, SPLITS=len(splits), KEEP=sparsity.n, GROUP=sparsity.m, WIDE=wide,
-        ROWS=config.rows, BLOCKS=config.blocks, num_warps=config.warps,
+        out_features, in_features, weight.stride(0), column_tiles, SPLITS=len(splits), KEEP=sparsity.n, GROUP=sparsity.m,
+        ROWS=config.rows, BLOCKS=config.blocks, num_warps=config.warps, **types,
     )
+
+
+def _by_words(dtype: torch.dtype, in_features: int, sparsity: Sparsity) -> bool:
+    """Whether the second pass may take two weights as a word, given that rows are aligned."""
+    return dtype != torch.float32 and in_features % 2 == 0 and 64 % sparsity.m == 0
 
 
 def _vector(in_features: int) -> int:
@@ -200,20 +208,21 @@ def _prepare(problem: Problem, inputs: Inputs, config: Config) -> Prepared:
 def compile_units(problem: Problem, config: Config) -> tuple[CompileUnit, ...]:
     """Both functions as they are compiled for a contiguous master of the problem's dtype, without the optional outputs."""
     dtype = DTYPES[problem.dtype]
-    wide = dtype == torch.float32
-    scales = {"w_scale_ptr": "*fp32"}
     first: dict[str, Any] = {"FLAT": True, "VECTOR": _vector(problem.in_features), "BLOCK": config.sum_block,
                              "PROGRAMS": SUM_PROGRAMS}
     second: dict[str, Any] = {"mask_ptr": None, "fake_ptr": None, "SPLITS": len(problem.splits), "KEEP": problem.sparsity.n,
-                              "GROUP": problem.sparsity.m, "WIDE": wide, "ROWS": config.rows, "BLOCKS": config.blocks}
-    pointers = {"w_ptr": _POINTERS[dtype], "bound_ptr": "*i64", "limit_ptr": "*i32", **scales}
+                              "GROUP": problem.sparsity.m, "ROWS": config.rows, "BLOCKS": config.blocks}
+    pointers = {"w_ptr": _POINTERS[dtype], "bound_ptr": "*i64", "limit_ptr": "*i32", "w_scale_ptr": "*fp32"}
     sizes = {"in_features": "i32", "row_stride": "i32"}
     reduce = {**pointers, "partial_ptr": "*fp64", "counter_ptr": "*i32", "nonfinite_ptr": "*i32", "inv_scale_ptr": "*fp32", **sizes}
     pack = {**pointers, "packed_ptr": "*u8", **sizes, "out_features": "i32", "column_tiles": "i32"}
     aligned = tuple(sizes) if problem.in_features % 16 == 0 else ()
+    by_words = _by_words(dtype, problem.in_features, problem.sparsity)
+    if by_words:
+        second["BF16"] = dtype == torch.bfloat16
     return (
         _unit(absmean_kernel, reduce, first, aligned, config.sum_warps),
-        _unit(pack_kernel, pack, second, aligned, config.warps),
+        _unit(pack_words_kernel if by_words else pack_kernel, pack, second, aligned, config.warps),
     )
 
 

@@ -1,4 +1,4 @@
-"""The two Triton functions of `two_pass`: the mean of |w| per split, then mask, ternary values and packing."""
+"""The Triton functions of `two_pass`: the mean of |w| per split, then mask, ternary values and packing."""
 
 from __future__ import annotations
 
@@ -66,20 +66,23 @@ def _store_scale(mean, split, limit_ptr, nonfinite_ptr, w_scale_ptr, inv_scale_p
 
 
 @triton.jit
-def _cut(key, KEEP: tl.constexpr, GROUP: tl.constexpr, UNSIGNED: tl.constexpr):
-    """The value that exactly the KEEP largest of the GROUP distinct non-negative keys along the last axis exceed, axis kept.
+def _cut(even, odd, KEEP: tl.constexpr, GROUP: tl.constexpr, UNSIGNED: tl.constexpr):
+    """The value that exactly the KEEP largest of a group's distinct non-negative keys exceed; last axis reduced, kept as 1.
 
+    The group is what `even` and `odd` hold along the last axis together (one tensor twice is that tensor).
     Walks from the nearer end; the next key below t is t − 1 − min(t − 1 − key) in wrapping unsigned arithmetic.
     """
-    axis: tl.constexpr = len(key.shape) - 1
+    axis: tl.constexpr = len(even.shape) - 1
     if 2 * KEEP <= GROUP:
-        below = tl.max(key, axis, keep_dims=True) - 1
+        below = tl.max(tl.maximum(even, odd), axis, keep_dims=True) - 1
         for _ in tl.static_range(KEEP - 1):
-            below = below - tl.min((below - key).to(UNSIGNED, bitcast=True), axis, keep_dims=True).to(key.dtype, bitcast=True) - 1
+            steps = tl.minimum((below - even).to(UNSIGNED, bitcast=True), (below - odd).to(UNSIGNED, bitcast=True))
+            below = below - tl.min(steps, axis, keep_dims=True).to(even.dtype, bitcast=True) - 1
         return below
-    above = tl.min(key, axis, keep_dims=True) + 1
+    above = tl.min(tl.minimum(even, odd), axis, keep_dims=True) + 1
     for _ in tl.static_range(GROUP - KEEP - 1):
-        above = above + tl.min((key - above).to(UNSIGNED, bitcast=True), axis, keep_dims=True).to(key.dtype, bitcast=True) + 1
+        steps = tl.minimum((even - above).to(UNSIGNED, bitcast=True), (odd - above).to(UNSIGNED, bitcast=True))
+        above = above + tl.min(steps, axis, keep_dims=True).to(even.dtype, bitcast=True) + 1
     return above - 1
 
 
@@ -96,31 +99,110 @@ def _keep_by_rank(row_ptr, magnitude, columns, valid, KEEP: tl.constexpr, GROUP:
 
 
 @triton.jit
+def _row_limits(row, limit_ptr, bound_ptr, w_scale_ptr, SPLITS: tl.constexpr):
+    """Per row: the bits of the largest float32 magnitude that quantizes to zero, and the bits of w_scale rounded to bf16 (upper half)."""
+    limit = tl.zeros(row.shape, tl.int32) + tl.load(limit_ptr)
+    scale = tl.zeros(row.shape, tl.float32) + tl.load(w_scale_ptr)
+    for split in tl.static_range(1, SPLITS):
+        inside = row >= tl.load(bound_ptr + split)
+        limit = tl.where(inside, tl.load(limit_ptr + split), limit)
+        scale = tl.where(inside, tl.load(w_scale_ptr + split), scale)
+    # Half to even, once per row: the conversion at the store is then exact (and the interpreter's, which truncates, right).
+    bits = scale.to(tl.int32, bitcast=True)
+    return limit, (bits + 0x7FFF + ((bits >> 16) & 1)) & ~0xFFFF
+
+
+@triton.jit
+def _half_limit(limit, BF16: tl.constexpr):
+    """The limit as bits of bf16 or fp16 in the upper half of a word: the largest of its values that is not above the limit."""
+    if BF16:
+        return limit & ~0xFFFF
+    value = limit.to(tl.float32, bitcast=True)
+    half = value.to(tl.float16)
+    bits = half.to(tl.int16, bitcast=True).to(tl.int32) - (half.to(tl.float32) > value).to(tl.int32)
+    return tl.where(limit >= 0x7F800000, 0x7FFF, bits) << 16
+
+
+@triton.jit
+def pack_words_kernel(
+    w_ptr, packed_ptr, mask_ptr, fake_ptr, bound_ptr, limit_ptr, w_scale_ptr, out_features, in_features, row_stride, column_tiles,
+    BF16: tl.constexpr, SPLITS: tl.constexpr, KEEP: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
+):
+    """ROWS rows × BLOCKS blocks of 256 columns of a 16-bit master to packed bytes, two weights (a 32-bit word) at a time.
+
+    The words of a row are aligned (even row stride) and groups divide 64. A weight's key is its magnitude bits, which order like
+    magnitudes, in the upper half of a word, above its place from the end of the group, so that no two are equal and the lower index
+    wins a tie. It is kept above its group's cut and non-zero above its split's limit: one comparison with the larger of the two.
+    Runs from the last tile to the first: the end of the weight is what the pass before left in the L2.
+    mask_ptr (uint8) and fake_ptr (bf16) may be None; both are written as words.
+    """
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)
+    row = (tile // column_tiles) * ROWS + tl.arange(0, ROWS)
+    block = (tile % column_tiles) * BLOCKS + tl.arange(0, BLOCKS)[None, :, None]
+    lane = tl.arange(0, 32)[None, None, :]
+    limit, scale = _row_limits(row, limit_ptr, bound_ptr, w_scale_ptr, SPLITS)
+    floor = (_half_limit(limit, BF16) | 0xFFFF)[:, None, None]
+    scale = scale[:, None, None]
+    row_valid = (row < out_features)[:, None, None]
+    long_row = row.to(tl.int64)[:, None, None]
+    words = in_features // 2
+    w_row = w_ptr.to(tl.pointer_type(tl.int32)) + long_row * (row_stride // 2)
+    signs = tl.zeros([ROWS, BLOCKS, 32], tl.int32)
+    ones = tl.zeros([ROWS, BLOCKS, 32], tl.int32)
+    for field in tl.static_range(4):
+        word = block * 128 + (field * 32 + lane)
+        valid = row_valid & (word < words)
+        w = tl.load(w_row + word, mask=valid, other=0)
+        place = (GROUP - 1) - (2 * lane) % GROUP
+        even = ((w << 16) & 0x7FFF0000) | place
+        odd = (w & 0x7FFF0000) | tl.maximum(place - 1, 0)
+        if GROUP == 1:
+            keep_even = valid
+            keep_odd = valid
+            even_one = even > floor
+            odd_one = odd > floor
+        else:
+            even = tl.reshape(even, [ROWS, BLOCKS, 64 // GROUP, GROUP // 2])
+            odd = tl.reshape(odd, [ROWS, BLOCKS, 64 // GROUP, GROUP // 2])
+            cut = _cut(even, odd, KEEP, GROUP, tl.uint32)
+            above = tl.maximum(cut, floor[:, :, :, None])
+            even_one = tl.reshape(even > above, [ROWS, BLOCKS, 32])
+            odd_one = tl.reshape(odd > above, [ROWS, BLOCKS, 32])
+            if mask_ptr is not None:
+                keep_even = tl.reshape(even > cut, [ROWS, BLOCKS, 32])
+                keep_odd = tl.reshape(odd > cut, [ROWS, BLOCKS, 32])
+        signs |= (w >> (14 - 2 * field)) & (0x00020002 << (2 * field))
+        ones |= tl.where(even_one, 1 << (2 * field), 0) | tl.where(odd_one, 0x10000 << (2 * field), 0)
+        if mask_ptr is not None:
+            kept = keep_even.to(tl.int32) | (keep_odd.to(tl.int32) << 8)
+            mask_row = mask_ptr.to(tl.pointer_type(tl.int16)) + long_row * words
+            tl.store(mask_row + word, kept.to(tl.int16), mask=valid)
+        if fake_ptr is not None:
+            low = tl.where(even_one, (w & 0x8000) | (scale >> 16), 0)
+            high = tl.where(odd_one, (w & -0x80000000) | scale, 0)
+            tl.store(fake_ptr.to(tl.pointer_type(tl.int32)) + long_row * words + word, low | high, mask=valid)
+    codes = ones | (signs & (ones << 1))
+    blocks = (in_features + 255) // 256
+    target = packed_ptr.to(tl.pointer_type(tl.int16)) + long_row * (blocks * 32) + (block * 32 + lane)
+    tl.store(target, (codes | (codes >> 8)).to(tl.int16), mask=row_valid & (block < blocks))
+
+
+@triton.jit
 def pack_kernel(
     w_ptr, packed_ptr, mask_ptr, fake_ptr, bound_ptr, limit_ptr, w_scale_ptr, out_features, in_features, row_stride, column_tiles,
-    SPLITS: tl.constexpr, KEEP: tl.constexpr, GROUP: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
+    SPLITS: tl.constexpr, KEEP: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
 ):
-    """ROWS rows × BLOCKS blocks of 256 columns to packed bytes: byte b of a block holds columns b, 64 + b, 128 + b and 192 + b.
+    """The same for every type, group and alignment, one weight at a time.
 
-    Runs from the last tile to the first: the end of the weight is what the pass before left in the L2.
-    A weight is non-zero where its magnitude exceeds the split's limit; magnitudes are compared as float bits, which order alike.
-    WIDE: float32 masters, whose bits leave no room for the position in a 32-bit key. mask_ptr (uint8) and fake_ptr (bf16) may be None.
+    Where groups divide 64 a key has 64 bits (float32 magnitudes leave no room for the place); else every weight counts its group.
     """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     row = (tile // column_tiles) * ROWS + tl.arange(0, ROWS)
     block = (tile % column_tiles) * BLOCKS + tl.arange(0, BLOCKS)[None, :, None]
     lane = tl.arange(0, 64)[None, None, :]
-    limit = tl.zeros([ROWS], tl.int32) + tl.load(limit_ptr)
-    scale = tl.zeros([ROWS], tl.float32) + tl.load(w_scale_ptr)
-    for split in tl.static_range(1, SPLITS):
-        inside = row >= tl.load(bound_ptr + split)
-        limit = tl.where(inside, tl.load(limit_ptr + split), limit)
-        scale = tl.where(inside, tl.load(w_scale_ptr + split), scale)
+    limit, scale = _row_limits(row, limit_ptr, bound_ptr, w_scale_ptr, SPLITS)
     limit = limit[:, None, None]
-    # To bf16, half to even, once per row; the conversion at the store is then exact (and the interpreter's, which truncates, right).
-    rounded = scale.to(tl.int32, bitcast=True)
-    rounded = (rounded + 0x7FFF + ((rounded >> 16) & 1)) & ~0xFFFF
-    scale = rounded.to(tl.float32, bitcast=True)[:, None, None]
+    scale = scale.to(tl.float32, bitcast=True)[:, None, None]
     row_valid = (row < out_features)[:, None, None]
     long_row = row.to(tl.int64)[:, None, None]
     packed = tl.zeros([ROWS, BLOCKS, 64], tl.int32)
@@ -137,15 +219,10 @@ def pack_kernel(
             keep = _keep_by_rank(w_ptr + long_row * row_stride, tl.abs(w.to(tl.float32)), columns, valid, KEEP, GROUP)
             nonzero = keep & (magnitude > limit)
         else:
-            tie = (GROUP - 1) - lane % GROUP  # of equal magnitudes the lower index is the larger key
-            if WIDE:
-                key = tl.reshape((magnitude.to(tl.int64) << 4) | tie, [ROWS, BLOCKS, 64 // GROUP, GROUP])
-                cut = _cut(key, KEEP, GROUP, tl.uint64)
-                floor = (limit.to(tl.int64) << 4) | 15
-            else:
-                key = tl.reshape(magnitude | tie, [ROWS, BLOCKS, 64 // GROUP, GROUP])
-                cut = _cut(key, KEEP, GROUP, tl.uint32)
-                floor = limit | 15
+            place = (GROUP - 1) - lane % GROUP
+            key = tl.reshape((magnitude.to(tl.int64) << 4) | place, [ROWS, BLOCKS, 64 // GROUP, GROUP])
+            cut = _cut(key, key, KEEP, GROUP, tl.uint64)
+            floor = (limit.to(tl.int64) << 4) | 15
             nonzero = tl.reshape(key > tl.maximum(cut, floor[:, :, :, None]), [ROWS, BLOCKS, 64])
             if mask_ptr is not None:
                 keep = tl.reshape(key > cut, [ROWS, BLOCKS, 64])
@@ -154,8 +231,8 @@ def pack_kernel(
         if mask_ptr is not None:
             tl.store(mask_ptr + long_row * in_features + columns, keep.to(tl.uint8), mask=valid)
         if fake_ptr is not None:
-            value = tl.where(bits < 0, -scale, scale)
-            tl.store(fake_ptr + long_row * in_features + columns, tl.where(nonzero, value, 0.0).to(tl.bfloat16), mask=valid)
+            value = tl.where(nonzero, tl.where(bits < 0, -scale, scale), 0.0)
+            tl.store(fake_ptr + long_row * in_features + columns, value.to(tl.bfloat16), mask=valid)
     blocks = (in_features + 255) // 256
     target = packed_ptr + long_row * (blocks * 64) + (block * 64 + lane)
     tl.store(target, packed.to(tl.uint8), mask=row_valid & (block < blocks))

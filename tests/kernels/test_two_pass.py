@@ -28,6 +28,7 @@ KERNEL = KERNELS[0]
 H200 = by_name("h200")
 SPARSITIES = ("2:4", "1:4", "3:4", "4:6", "6:8", "2:8", "8:10", "8:16", "14:16", "dense")
 TYPES: tuple[DType, ...] = ("bf16", "fp16", "fp32")
+ONE_TILE = TwoPassConfig(sum_block=1024, sum_warps=1, rows=4, blocks=2, warps=4)
 SMALL = TwoPassConfig(sum_block=512, sum_warps=1, rows=4, blocks=1, warps=4)
 
 
@@ -63,9 +64,9 @@ def _inputs(problem: Problem, device: str = "cpu", kind: Kind = "random") -> Pre
 @pytest.mark.parametrize("sparsity", SPARSITIES)
 def test_interpreted_for_every_group_and_type(sparsity: str, dtype: DType) -> None:
     group = Sparsity.parse(sparsity).m
-    for kind in KINDS:
-        problem = _problem(sparsity, group * (320 // group), dtype=dtype)
-        _check(problem, _inputs(problem, kind=kind), SMALL)
+    problem = _problem(sparsity, group * (320 // group), (2, 1), dtype=dtype)
+    for kind in KINDS if dtype == "bf16" else KINDS[:1]:
+        _check(problem, _inputs(problem, kind=kind), ONE_TILE)
 
 
 @pytest.mark.interpreter
