@@ -39,7 +39,7 @@ class Plan:
 
 
 QUICK = Plan(rounds=5, max_rounds=5, relative_width=0.05, seconds=0.15, call_samples=2, turn_us=1000.0)
-FULL = Plan(rounds=10, max_rounds=30, relative_width=0.01, seconds=1.2, call_samples=5)
+FULL = Plan(rounds=10, max_rounds=20, relative_width=0.01, seconds=0.4, call_samples=3, turn_us=2000.0)
 SUSTAINED = Plan(rounds=10, max_rounds=10, relative_width=0.01, seconds=1.2, call_samples=5)
 
 

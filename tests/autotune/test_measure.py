@@ -60,7 +60,7 @@ def test_quiet_clock_stops_at_the_minimum_and_noisy_goes_on() -> None:
 def test_time_bound_stops_a_noisy_case() -> None:
     clock = FakeClock(noise=0.2)
     timers = {str(cost): clock.timer([call(cost)], cold=False) for cost in (10.0, 11.0)}
-    slowly, very_slowly = itertools.count(0, 0.095), itertools.count(0, 1.0)
+    slowly, very_slowly = itertools.count(0, 0.0317), itertools.count(0, 1.0)
     assert len(interleaved(timers, FULL, now=lambda: next(slowly))["10.0"].kernel_us) == 12
     assert len(interleaved(timers, FULL, now=lambda: next(very_slowly))["10.0"].kernel_us) == 5
 
