@@ -185,9 +185,10 @@ def _check(x: torch.Tensor, m: int | None) -> int:
         raise ShapeError(f"x is {x.dtype} {list(x.shape)}; bf16, fp16 or fp32 [tokens, in_features] is needed")
     if x.shape[1] > 1 and x.stride(1) != 1:
         raise ShapeError(f"x has column stride {x.stride(1)}; its rows must be contiguous")
+    width = quantized_width(x.shape[1], m)
     if x.device.type == "cpu" and isinstance(activation_kernel, triton.JITFunction):
         raise ShapeError("x is on the CPU; this kernel runs on a GPU (or in Triton's interpreter)")
-    return quantized_width(x.shape[1], m)
+    return width
 
 
 def _group(problem: Problem) -> int | None:
