@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -132,8 +131,7 @@ def _compiled(expression: Callable[..., dict[str, torch.Tensor]]) -> Callable[..
 
 
 def _compiler_missing(problem: Problem, gpu: Gpu) -> str | None:
-    found = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    return None if found else "torch.compile needs a C compiler and finds none"
+    return None if any(map(shutil.which, ("cc", "gcc", "clang"))) else "torch.compile needs a C compiler and finds none"
 
 
 def _master(inputs: Inputs) -> torch.Tensor:
