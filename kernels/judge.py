@@ -87,7 +87,8 @@ def _operand(inputs: GemmInputs | LayerInputs, judged: str) -> tuple[torch.Tenso
         return inputs.x, torch.ones(inputs.x.shape[0], device=inputs.x.device)
     if judged == "fp8":
         absmax = inputs.x.float().abs().amax(dim=1).clamp(min=EPSILON)
-        return _e4m3(inputs.x.float() * (torch.full_like(absmax, E4M3_MAX) / absmax)[:, None]), absmax / E4M3_MAX
+        largest = torch.full_like(absmax, E4M3_MAX)
+        return _e4m3(inputs.x.float() * (largest / absmax)[:, None]), absmax / largest
     return quantize_activation(inputs.x)
 
 

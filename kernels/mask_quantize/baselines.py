@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -121,9 +122,11 @@ def _divide(numerator: torch.Tensor, denominator: torch.Tensor) -> torch.Tensor:
     return (numerator.double() / denominator.double()).float()
 
 
-def _compiled(expression: Callable[..., dict[str, torch.Tensor]]) -> Callable[..., dict[str, torch.Tensor]]:
-    """The expression under torch.compile for one case's shapes. A code object of its own: the compiler falls back to eager, without a
-    word, where one code object meets more than eight shapes (and fullgraph makes any other fallback an error)."""
+@functools.lru_cache(maxsize=2)
+def _compiled(expression: Callable[..., dict[str, torch.Tensor]], problem: Problem) -> Callable[..., dict[str, torch.Tensor]]:
+    """The expression under torch.compile for one problem's shapes, shared by all copies of its inputs. A code object of its own: the
+    compiler falls back to eager, without a word, where one code object meets more than eight shapes (and fullgraph makes any other
+    fallback an error). `problem` only tells one compilation from the next."""
     assert isinstance(expression, FunctionType)
     own = FunctionType(expression.__code__.replace(), expression.__globals__)
     result: Callable[..., dict[str, torch.Tensor]] = torch.compile(own, dynamic=False, fullgraph=True)
@@ -145,7 +148,7 @@ def _torch_prepare(compiled: bool) -> Callable[[Problem, Inputs, Config], Prepar
         weight = _master(inputs)
         if problem.refusal:
             raise ShapeError(problem.refusal)
-        expression = _compiled(prepare_expression) if compiled else prepare_expression
+        expression = _compiled(prepare_expression, problem) if compiled else prepare_expression
         stored = weight.shape[0] * packed_width(weight.shape[1]) + 4 * len(problem.splits)
         footprint = weight.numel() * weight.element_size() + stored
         if compiled:
@@ -163,7 +166,7 @@ def _torch_activation(compiled: bool) -> Callable[[Problem, Inputs, Config], Pre
             raise ShapeError(problem.refusal)
         x = inputs.x
         columns = lifted_columns(x.shape[1], problem.sparsity.m).to(x.device) if problem.sparsity.lifted else None
-        expression = _compiled(activation_expression) if compiled else activation_expression
+        expression = _compiled(activation_expression, problem) if compiled else activation_expression
         width = x.shape[1] if columns is None else len(columns)
         footprint = x.numel() * x.element_size() + x.shape[0] * (width + 4)
         if compiled:

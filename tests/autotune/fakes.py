@@ -41,7 +41,7 @@ def prepare(problem: Problem, inputs: GemmInputs, config: ToyConfig) -> Prepared
 
 
 def reject(problem: Problem, gpu: Gpu, config: ToyConfig) -> str | None:
-    return "too large for the tokens" if config.tile > 64 and problem.tokens < 2 else None
+    return "too large for the tokens" if config.tile > 64 and problem.tokens < 3 else None
 
 
 def toy(name: str, tiles: tuple[int, ...], hows: tuple[str, ...] = ("right",), default: int = 32) -> Kernel:

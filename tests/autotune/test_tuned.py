@@ -54,13 +54,13 @@ def test_stale_entries_are_named_and_not_applied(path: Path) -> None:
 
 
 def test_rejected_and_foreign_configs_are_not_applied(path: Path) -> None:
-    write(path, [entry(1, 128), entry(2, config={"tiles": 1}), entry(3, default_us=None)])
-    assert found(path, 1) == (64, "tuned")
-    text = explain(GOOD, PROBLEM.with_(tokens=1), H200, path)
+    write(path, [entry(2, 128), entry(3, config={"tiles": 1}), entry(4, default_us=None)])
+    assert found(path, 2) == (64, "tuned")
+    text = explain(GOOD, PROBLEM.with_(tokens=2), H200, path)
     assert "rejected: too large for the tokens" in text
     assert "not a config of this kernel" in text
     assert "default cannot run" in text
-    assert "more than a factor of 4" in explain(GOOD, PROBLEM, H200, path)
+    assert "more than a factor of 2" in explain(GOOD, PROBLEM, H200, path)
 
 
 def test_explain_without_entries(path: Path) -> None:
