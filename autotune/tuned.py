@@ -23,7 +23,8 @@ from kernels.space import Config, config_to_dict
 SCHEMA = "tersparse-tuned/1"
 FOLDER = Path(__file__).resolve().parent / "tuned"
 REACH = 2.0
-"""Largest ratio of tokens over which a tuned config is carried: on an H200 (2026-11-22) winners of T = 512 took up to 1.8 times the best at T = 128."""
+"""Largest ratio of tokens over which a tuned config is carried. On an H200 (2026-11-22) winners of T = 512 took up to 1.8 times the
+best config's time at T = 128."""
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ CANCELLED = 2.0**-22
 """Share of |acc · scales| + |bias| that the float32 epilogue may lose: four roundings of at most 2^-24."""
 
 ALL_ROWS: Mapping[str, Mapping[str, int]] = {"exact": {"cuda": 1 << 40, "cpu": 1 << 32}, "bounded": {"cuda": 1 << 36, "cpu": 1 << 28}}
-"""Multiply-adds up to which all rows are judged: about a tenth of a second of float64 on a GPU, seconds on a CPU; a bound costs two products more."""
+"""Multiply-adds up to which all rows are judged: a tenth of a second on a GPU, seconds on a CPU; a bound costs two products more."""
 SAMPLE = {"exact": 1024, "bounded": 256}
 """Rows judged above that: a quarter from each end, the others drawn with a fixed seed."""
 

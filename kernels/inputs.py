@@ -25,7 +25,8 @@ DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16,
 
 @dataclass(frozen=True)
 class GemmInputs:
-    """x_q int8 [T, K] (row stride padded to 128), x_scale float32 [T], w_ternary int8 [N, K] masked, w_scale float32 [splits], bias float32 [N]."""
+    """x_q int8 [T, K] (row stride padded to 128), x_scale float32 [T], w_ternary int8 [N, K] masked, w_scale float32 [splits],
+    bias float32 [N]."""
 
     x_q: torch.Tensor
     x_scale: torch.Tensor
