@@ -1,0 +1,112 @@
+"""2:4 ternary weights in the order in which sparse tensor cores take them: 2 bits a weight, values and metadata together.
+
+Layout **fragment24**, version 1. The weight [N, K] (2:4 along K; a lifted one has its lifted width) is padded with zeros to multiples
+of 64 rows and 128 columns and cut into blocks of 64 × 128, stored [N/64][K/128][128 threads][4 words of 32 bits]. Thread t of a
+warpgroup holds, for each of the block's two steps of 64 columns, one word of values and one of metadata: its whole share of
+`wgmma.mma_async.sp.m64nNk64` for 8-bit types, and of four `mma.sp.m16n8k64`, one a warp (PTX ISA, sparse matrix fragments).
+
+With w = t / 32, g = (t % 32) / 4, q = t % 4 and 32 kept values per row and step:
+
+* values: register j of the instruction, byte b is row 16w + g + 8(j & 1), kept value 4q + b + 16(j >> 1). Its two's-complement 2-bit
+  code stands in bits 8b + 6 − 2j, so that `(word << 2j) & 0xC0C0C0C0` is register j with 64 times the weights.
+* metadata: row 16w + g + 8(q & 1), logical columns 32(q >> 1) … + 31: four bits per group of four, lowest group lowest, the two
+  kept positions, lower first and lower bits. Groups with fewer than two non-zeros keep a zero beside them.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from kernels.errors import PackError, ShapeError, SparsityError
+
+LAYOUT, VERSION = "fragment24", 1
+ROWS, COLUMNS, STEP = 64, 128, 64
+"""Rows and columns of a block, and columns of one instruction."""
+THREADS, WORDS = 128, 4
+_CHUNK = 1 << 24
+
+
+def block_shape(out_features: int, in_features: int) -> tuple[int, int, int, int]:
+    """The shape of the packed int32 tensor for a 2:4 weight [out_features, in_features]."""
+    return (-(-out_features // ROWS), -(-in_features // COLUMNS), THREADS, WORDS)
+
+
+def pack_fragments(w_ternary: torch.Tensor) -> torch.Tensor:
+    """int32 `block_shape` of an int8 weight [N, K] of −1, 0, +1 with at most 2 non-zeros in every 4 along K, on its device.
+
+    Raises ShapeError for another type, shape or value, SparsityError for a fuller group.
+    """
+    if w_ternary.dim() != 2 or w_ternary.dtype != torch.int8 or w_ternary.shape[1] % 4:
+        raise ShapeError(f"w_ternary is {w_ternary.dtype} {list(w_ternary.shape)}; int8 [out_features, a multiple of 4] is needed")
+    if bool(((w_ternary < -1) | (w_ternary > 1)).any()):
+        raise ShapeError("w_ternary holds values other than -1, 0 and +1")
+    rows, columns = w_ternary.shape
+    out = torch.empty(block_shape(rows, columns), dtype=torch.int32, device=w_ternary.device)
+    step = max(1, _CHUNK // (max(1, out.shape[1]) * COLUMNS * ROWS))
+    for first in range(0, out.shape[0], step):
+        part = w_ternary[first * ROWS : (first + step) * ROWS]
+        blocks = min(step, out.shape[0] - first)
+        pad = (0, out.shape[1] * COLUMNS - columns, 0, blocks * ROWS - part.shape[0])
+        out[first : first + blocks] = _pack_rows(torch.nn.functional.pad(part, pad))
+    return out
+
+
+def unpack_fragments(packed: torch.Tensor, out_features: int, in_features: int) -> torch.Tensor:
+    """The int8 weight [out_features, in_features] again. Raises ShapeError where the sizes do not fit, PackError for illegal codes."""
+    if packed.dtype != torch.int32 or tuple(packed.shape) != block_shape(out_features, in_features):
+        raise ShapeError(f"packed is {packed.dtype} {list(packed.shape)}; int32 {list(block_shape(out_features, in_features))} is needed")
+    row, value, meta = _places(packed.device)
+    words = packed.view(packed.shape[0], packed.shape[1], THREADS, 2, 2)
+    kept = torch.zeros((*packed.shape[:2], 2, ROWS, STEP // 2), dtype=torch.int8, device=packed.device)
+    position = torch.zeros((*packed.shape[:2], 2, ROWS, STEP // 4), dtype=torch.int8, device=packed.device)
+    for j in range(4):
+        for b in range(4):
+            code = (words[..., 0] >> (8 * b + 6 - 2 * j)) & 3
+            if bool((code == 2).any()):
+                raise PackError("packed values hold the illegal code 10; they are damaged or not ternary")
+            kept[:, :, :, row[:, j], value[:, 4 * j + b]] = (code - 4 * (code >> 1)).to(torch.int8).transpose(2, 3)
+    for group in range(8):
+        nibble = (words[..., 1] >> (4 * group)) & 15
+        position[:, :, :, meta[:, 0], meta[:, 1] + group] = nibble.to(torch.int8).transpose(2, 3)
+    first, second = position & 3, position >> 2
+    if bool((first >= second).any()):
+        raise PackError("packed metadata holds positions out of order; it is damaged")
+    dense = torch.zeros((*kept.shape[:3], ROWS, STEP // 4, 4), dtype=torch.int8, device=packed.device)
+    pairs = kept.view(*kept.shape[:-1], STEP // 4, 2)
+    dense.scatter_(5, torch.stack([first, second], -1).long(), pairs)
+    whole = dense.view(*kept.shape[:3], ROWS, STEP).permute(0, 3, 1, 2, 4).reshape(packed.shape[0] * ROWS, packed.shape[1] * COLUMNS)
+    return whole[:out_features, :in_features].contiguous()
+
+
+def _places(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Per thread: row of each register [128, 4], kept value of each register's byte [128, 16], row and first group of its metadata."""
+    thread = torch.arange(THREADS, device=device)
+    w, g, q = thread // 32, thread % 32 // 4, thread % 4
+    row = torch.stack([16 * w + g + 8 * (j & 1) for j in range(4)], 1)
+    value = torch.stack([4 * q + b + 16 * (j >> 1) for j in range(4) for b in range(4)], 1)
+    return row, value, torch.stack([16 * w + g + 8 * (q & 1), 8 * (q >> 1)], 1)
+
+
+def _pack_rows(weight: torch.Tensor) -> torch.Tensor:
+    """Blocks of a weight whose sizes are whole blocks."""
+    blocks, width = weight.shape[0] // ROWS, weight.shape[1] // COLUMNS
+    groups = weight.view(blocks, ROWS, width, 2, STEP // 4, 4)
+    filled = groups != 0
+    if bool((filled.sum(-1, dtype=torch.int8) > 2).any()):
+        raise SparsityError("w_ternary has a group of 4 with more than 2 non-zeros along in_features; 2:4 allows 2")
+    # Non-zeros first, then zeros, each by position; the two that come first are kept, in the order of their positions.
+    rank = torch.arange(4, device=weight.device) - 4 * filled.to(torch.int64)
+    place = rank.argsort(-1)[..., :2].sort(-1).values
+    kept = groups.gather(-1, place).flatten(-2).to(torch.int32) & 3
+    nibble = (place[..., 0] | place[..., 1] << 2).to(torch.int64)
+    row, value, meta = _places(weight.device)
+    words = torch.zeros((blocks, width, THREADS, 2, 2), dtype=torch.int64, device=weight.device)
+    kept, nibble = kept.permute(0, 2, 3, 1, 4), nibble.permute(0, 2, 3, 1, 4)
+    for j in range(4):
+        for b in range(4):
+            code = kept[:, :, :, row[:, j], value[:, 4 * j + b]].to(torch.int64)
+            words[..., 0] |= (code << (8 * b + 6 - 2 * j)).transpose(2, 3)
+    for group in range(8):
+        words[..., 1] |= (nibble[:, :, :, meta[:, 0], meta[:, 1] + group] << (4 * group)).transpose(2, 3)
+    signed = torch.where(words >= 1 << 31, words - (1 << 32), words)
+    return signed.to(torch.int32).view(blocks, width, THREADS, WORDS)
