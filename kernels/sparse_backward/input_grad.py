@@ -63,9 +63,9 @@ def input_grad_kernel(
 
     acc = tl.zeros((BLOCK_T, 4 * BYTES), dtype=tl.float32)
     scale = tl.load(w_scale)
-    for split in range(SPLITS):
-        # Loaded, not carried from the last round: Triton 3.6.0's pipeliner lets every inner loop start at a carried start's first value.
-        start = tl.load(split_ends + split - 1, mask=split > 0, other=0) // ALIGN * ALIGN
+    start = 0
+    # Unrolled: where an outer loop carries `start`, Triton 3.6.0's pipeliner lets every inner loop begin at its first value.
+    for split in tl.static_range(SPLITS):
         end = tl.load(split_ends + split) // ALIGN * ALIGN
         next_scale = tl.load(w_scale + split)
         acc *= scale / next_scale
@@ -85,6 +85,7 @@ def input_grad_kernel(
             if WIDEN:
                 grad, weight = grad.to(tl.float32), weight.to(tl.float32)
             acc = tl.dot(grad, weight, acc)
+        start = end
 
     column = tl.arange(0, 4 * BYTES)
     per_block: tl.constexpr = 64 // BYTES
