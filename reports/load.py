@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 
@@ -15,12 +14,10 @@ import suites
 from kernels.errors import RecordError, TerSparseError, UsageError
 from kernels.gpu import GPUS, by_name
 from kernels.problem import Problem, Sparsity
-from suites.quality import throttled
-from suites.record import CaseRecord, Result, RoofRecord, RunRecord, Status, read
+from suites.record import CaseRecord, Result, RoofRecord, RunRecord, read
 from suites.statistics import joules_per_call, time_us
 
 TERA = 1e12
-EVIDENCE = ("measured", "compiled", "interpreted", "projected")
 
 
 @dataclass(frozen=True)
@@ -131,9 +128,9 @@ def _gather(gpu: str, paths: Iterable[Path], source: str) -> Results:
                     raise UsageError(f"{path}: results of {record.gpu}, but --gpu {gpu} is claimed; use --gpu {record.gpu}")
                 heads.append(record)
             elif isinstance(record, RoofRecord):
-                roofs[record.run, record.name] = _checked_roof(record, path)
+                roofs[record.run, record.name] = record
             else:
-                cases[record.key, record.evidence] = _checked_case(record, path)
+                cases[record.key, record.evidence] = Case(record, Problem.from_dict(dict(record.problem)))
     done = {key for key, evidence in cases if evidence == "measured"}
     planned = dict.fromkeys((key, head.id) for head in heads if head.evidence == "measured" for key in head.planned if key not in done)
     unreached = {key: _unreached(key, run) for key, run in planned}
@@ -166,51 +163,6 @@ def _problem(label: str) -> Problem:
     out_features = sizes[0] if len(sizes) == 2 else 0
     fields: dict[str, Any] = {"op": op, "dtype": dtype, "bias": "bias" in rest, "splits": splits}
     return Problem(out_features=out_features, in_features=sizes[-1], tokens=tokens, sparsity=sparsity, **fields)
-
-
-def _checked_roof(roof: RoofRecord, path: Path) -> RoofRecord:
-    if not _positive(roof.value) or roof.unit not in ("B/s", "op/s"):
-        raise RecordError(f"{path}: roof {roof.name!r}: {roof.value!r} {roof.unit!r} is not a positive number of B/s or op/s")
-    return roof
-
-
-def _checked_case(record: CaseRecord, path: Path) -> Case:
-    where = f"{path}: case {record.label!r}"
-    try:
-        case = Case(record, Problem.from_dict(dict(record.problem)))
-    except (TerSparseError, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise RecordError(f"{where}: bad problem: {error}") from None
-    if record.evidence not in EVIDENCE:
-        raise RecordError(f"{where}: evidence {record.evidence!r}; allowed: {', '.join(EVIDENCE)}")
-    for name in ("operations", "compulsory_bytes"):
-        if not isinstance(getattr(record, name), int) or getattr(record, name) < 0:
-            raise RecordError(f"{where}: {name} {getattr(record, name)!r} is not a whole number")
-    try:
-        throttled(record)
-    except (TypeError, AttributeError, ValueError) as error:
-        raise RecordError(f"{where}: bad conditions: {error}") from None
-    for result in record.results:
-        fault = _fault(result)
-        if fault:
-            raise RecordError(f"{where}: {result.kernel}: {fault}")
-    return case
-
-
-def _fault(result: Result) -> str | None:
-    if result.status not in get_args(Status):
-        return f"status {result.status!r}; allowed: {', '.join(get_args(Status))}"
-    if not all(map(_positive, (*result.samples_us, *result.call_us))):
-        return "samples must be positive numbers of microseconds"
-    for block in result.blocks:
-        if not isinstance(block, dict) or not _positive(block.get("seconds")) or not _positive(block.get("calls")):
-            return "each block needs seconds and calls, positive numbers"
-    if result.projected_us is not None and not _positive(result.projected_us):
-        return "projected_us must be a positive number of microseconds"
-    return None
-
-
-def _positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value > 0
 
 
 COLUMNS = (

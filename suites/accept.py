@@ -9,7 +9,8 @@ from typing import Any
 
 from kernels.errors import OutputError
 from suites.quality import headline
-from suites.record import CaseRecord, Record, Result, RoofRecord, RunRecord, latest, to_line, write_all
+from suites.record import CaseRecord, Record, Result, RoofRecord, RunRecord, latest, to_line
+from suites.store import write_all
 
 MOST_BYTES = 5_000_000
 SAMPLES = (40, 30, 20, 14, 10)

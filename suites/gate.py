@@ -18,6 +18,7 @@ from suites.floors import impossible
 from suites.quality import NOISE, headline, noise, throttled
 from suites.record import CaseRecord, Record, Result, RoofRecord, RunRecord, latest, read
 from suites.statistics import Ratio, speedup, time_us
+from suites.store import write_text
 
 MARGIN = 0.03
 """Smallest change that counts, until it is calibrated by repeated runs of the same code."""
@@ -206,9 +207,9 @@ def _main(argv: Sequence[str]) -> int:
             raise GpuMismatch(f"--gpu {gpu.name} is claimed, but {record.id} is a run on {record.gpu}")
     judgements = judge_run(run, accepted, gpu)
     if args.junit:
-        verdicts.write(Path(args.junit), verdicts.junit(judgements))
+        write_text(Path(args.junit), verdicts.junit(judgements))
     if args.markdown:
-        verdicts.write(Path(args.markdown), verdicts.markdown(judgements, gpu.name))
+        write_text(Path(args.markdown), verdicts.markdown(judgements, gpu.name))
     verdicts.show(judgements)
     code = exit_code(judgements)
     if not args.accept or code == WRONG:

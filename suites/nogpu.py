@@ -14,8 +14,9 @@ from kernels.problem import Op
 from suites import crosscompiled, interpreted, projected
 from suites.case import Case
 from suites.command import INCONCLUSIVE, WRONG, Reporting, accepted_file, first_that_applies
-from suites.record import CaseRecord, RunRecord, Writer, read
+from suites.record import CaseRecord, RunRecord, read
 from suites.session import ROOT, commit_of, now, only, run_id
+from suites.store import Writer
 
 
 def run(

@@ -23,8 +23,9 @@ from suites.command import INCONCLUSIVE, Reporting, accepted_file, first_that_ap
 from suites.executor import ON_DEVICE, DeviceArguments, Executor, Local, Worker, catalogued
 from suites.gate import decided
 from suites.progress import Reporter, phases, table
-from suites.record import CaseRecord, Record, RoofRecord, RunRecord, Writer, latest, read
+from suites.record import CaseRecord, Record, RoofRecord, RunRecord, latest, read
 from suites.session import ROOT, Outcome, Session, commit_of, now, only, run_id
+from suites.store import Writer
 
 
 @dataclass(frozen=True)

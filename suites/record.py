@@ -11,13 +11,13 @@ result was taken in the same round, so that ratios are formed round by round. A 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from kernels.errors import OutputError, RecordError
+from kernels.errors import RecordError
+from suites import validate
 
 SCHEMA = "tersparse/1"
 
@@ -132,6 +132,7 @@ class RunRecord:
 
 Record = RunRecord | RoofRecord | CaseRecord
 _TYPES: dict[str, type[Any]] = {"run": RunRecord, "roof": RoofRecord, "case": CaseRecord}
+_FAULTS = {"run": validate.misfit, "roof": validate.roof_fault, "case": validate.case_fault}
 
 
 def to_line(record: Record) -> str:
@@ -172,6 +173,9 @@ def from_dict(data: Mapping[str, Any], where: str = "record") -> Record:
         record: Record = _TYPES[data["type"]](**{key: _tuple(value) for key, value in body.items()})
     except (TypeError, AttributeError) as error:
         raise RecordError(f"{where}: {error}") from None
+    fault = _FAULTS[data["type"]](record)
+    if fault:
+        raise RecordError(f"{where}: {fault}")
     return record
 
 
@@ -209,7 +213,7 @@ def _read_file(file: Path) -> Iterator[Record]:
         where = f"{file}:{number}"
         try:
             data = json.loads(line)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             if number == len(lines):
                 return
             raise RecordError(f"{where}: not JSON") from None
@@ -220,66 +224,6 @@ def _read_file(file: Path) -> Iterator[Record]:
         yield record
 
 
-class Writer:
-    """Appends records to a .jsonl file, each flushed to the disk before the next is measured; OutputError when that fails.
-
-    An unfinished last line of an earlier, interrupted write is cut off when the file is opened.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _cut_unfinished_line(path)
-            self._file = path.open("ab", buffering=0)
-        except OSError as error:
-            raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
-
-    def write(self, record: Record) -> None:
-        """Append one record and wait until it is on the disk."""
-        rest = memoryview((to_line(record) + "\n").encode("utf-8", "replace"))
-        try:
-            while rest:
-                rest = rest[self._file.write(rest) :]
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written: {error.strerror}; what was measured before is kept") from None
-
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
-
-    def __enter__(self) -> Writer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _cut_unfinished_line(path: Path) -> None:
-    if not path.is_file():
-        return
-    content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
-        path.write_bytes(content[: content.rfind(b"\n") + 1])
-
-
 def latest(records: Iterable[Record], evidence: Evidence = "measured") -> dict[str, CaseRecord]:
     """The cases of that evidence by key; where a case was written twice, the later one counts."""
     return {record.key: record for record in records if isinstance(record, CaseRecord) and record.evidence == evidence}
-
-
-def to_plain(record: Record) -> dict[str, Any]:
-    """A record as plain nested dictionaries, defaults included."""
-    return asdict(record)
-
-
-def write_all(path: Path, records: Iterable[Record]) -> None:
-    """Replace a file by these records, through a temporary file beside it, so that an interruption leaves the old one."""
-    temporary = path.with_name(path.name + ".new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text("".join(to_line(record) + "\n" for record in records), encoding="utf-8", errors="replace")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None

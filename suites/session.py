@@ -19,7 +19,8 @@ from suites.command import INCONCLUSIVE, first_that_applies
 from suites.executor import Executor, measure_case
 from suites.floors import compulsory_bytes
 from suites.quality import troubles
-from suites.record import CaseRecord, RoofRecord, Writer
+from suites.record import CaseRecord, RoofRecord
+from suites.store import Writer
 from suites.trial import plain_result
 
 LOST_IN_A_ROW = 3

@@ -6,11 +6,8 @@ import html
 import re
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
-
-from kernels.errors import OutputError
 
 if TYPE_CHECKING:
     from suites.gate import Judgement
@@ -71,12 +68,3 @@ def junit(judgements: Sequence[Judgement]) -> str:
 
 def _xml(text: str) -> str:
     return _NOT_XML.sub("�", text)
-
-
-def write(path: Path, text: str) -> None:
-    """Write a text file; OutputError where that fails."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None

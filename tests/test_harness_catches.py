@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from suites import gate
-from suites.record import CaseRecord, RunRecord, read, write_all
+from suites.record import CaseRecord, RunRecord, read
+from suites.store import write_all
 from tests.suites.fakes import OTHER, OURS, THEIRS, absent, gemm, lab, measure
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from suites.record import write_all
+from suites.store import write_all
 from tests.reports import golden
 
 

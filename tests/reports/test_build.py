@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from reports.build import main
-from suites.record import CaseRecord, write_all
+from suites.record import CaseRecord
 from suites.statistics import time_us
+from suites.store import write_all
 from tests.reports import golden
 from tests.reports.htmlcheck import Page
 

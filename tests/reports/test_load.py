@@ -9,7 +9,8 @@ import pytest
 from kernels.errors import RecordError, UsageError
 from kernels.problem import Problem
 from reports.load import COLUMNS, accepted_path, frame, load
-from suites.record import CaseRecord, Result, RoofRecord, to_line, write_all
+from suites.record import CaseRecord, Result, RoofRecord, to_line
+from suites.store import write_all
 from tests.reports import golden
 
 GEMM = Problem("gemm", 1000, 2000, 500, golden.S24)
@@ -83,9 +84,9 @@ def broken(**changes: object) -> str:
     [
         (lines(broken(problem={"op": "gemm"})), "bad problem"),
         (lines(broken(problem={**GEMM.to_dict(), "sparsity": "9:9"})), "bad problem: unknown sparsity"),
-        (lines(broken(problem="gemm")), "bad problem"),
+        (lines(broken(problem="gemm")), "problem 'gemm'"),
         (lines(broken(samples_us=[5.0, -1])), "positive numbers"),
-        (lines(broken(samples_us=["5"])), "positive numbers"),
+        (lines(broken(samples_us=["5"])), "samples_us"),
         (lines(broken(status="splendid")), "status 'splendid'; allowed: ok"),
         (lines(broken(blocks=[{"seconds": 2.0}])), "seconds and calls"),
         (lines(broken(projected_us=0)), "projected_us"),

@@ -15,7 +15,8 @@ from reports.page import number, render
 from reports.published import PUBLISHED, sources
 from reports.svg import DARK, LIGHT
 from reports.tables import impossible
-from suites.record import CaseRecord, Record, Result, RunRecord, write_all
+from suites.record import CaseRecord, Record, Result, RunRecord
+from suites.store import write_all
 from tests.reports import golden
 from tests.reports.htmlcheck import Page
 

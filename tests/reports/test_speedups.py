@@ -10,7 +10,8 @@ import pytest
 
 from kernels.problem import Problem
 from reports.speedups import main
-from suites.record import CaseRecord, Record, Result, RoofRecord, write_all
+from suites.record import CaseRecord, Record, Result, RoofRecord
+from suites.store import write_all
 from tests.reports import golden
 
 LAST = re.compile(r"geomean (\S+) min (\S+) max (\S+) n (\d+) missing (\d+)")

@@ -13,8 +13,9 @@ from kernels.problem import Problem, Sparsity
 from suites.bench import Fault
 from suites.case import Case
 from suites.executor import Worker, in_flight, measure_case
-from suites.record import CaseRecord, Writer, read
+from suites.record import CaseRecord, read
 from suites.session import LOST_IN_A_ROW, Outcome, Session
+from suites.store import Writer
 from tests.suites.fakes import OTHER, OURS, PLAN, THEIRS, gemm, lab, measure
 
 CASE = Case("prefill", "custom", "16x32", Problem("gemm", 16, 32, 4, Sparsity(2, 4)), "hot")

@@ -15,8 +15,9 @@ from kernels.problem import Problem, Sparsity
 from suites import gate, verdicts
 from suites.accept import accept, thinned
 from suites.gate import Judgement, judge_case, judge_run, ratio_of, verdict_of
-from suites.record import CaseRecord, Record, Result, RoofRecord, RunRecord, latest, read, write_all
+from suites.record import CaseRecord, Record, Result, RoofRecord, RunRecord, latest, read
 from suites.statistics import Ratio
+from suites.store import write_all
 from tests.suites.fakes import measure
 
 H200 = by_name("h200")

@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 
 from kernels.errors import OutputError, RecordError
-from suites.record import CaseRecord, Record, Result, RoofRecord, RunRecord, Writer, from_dict, latest, read, to_line, write_all
+from kernels.problem import Problem, Sparsity
+from suites.record import CaseRecord, Record, Result, RoofRecord, RunRecord, from_dict, latest, read, to_line
+from suites.store import Writer, write_all
 
+PROBLEM = Problem("gemm", 1, 4, 1, Sparsity(2, 4))
 HEAD = RunRecord("r", "h200", "2026", "abc", True, "m/1", "fake", {"name": "X"}, {"torch": "2"}, ("--quick",), planned=("k",))
 BLOCKS = ({"seconds": 1.0, "calls": 2},)
 RESULT = Result("ours", "variant", "ok", config={"BM": 64}, samples_us=(1.5, 2.5), blocks=BLOCKS, notes={"a": None})
 CASE = CaseRecord(
-    "r", "prefill", "m", "W2", "interleaved", "hot", {"op": "gemm"}, "gemm 1x1", 2, 3, (RESULT,), phases={"check": 0.5},
+    "r", "prefill", "m", "W2", "interleaved", "hot", PROBLEM.to_dict(), str(PROBLEM), 2, 3, (RESULT,), phases={"check": 0.5},
     conditions={"before": {"throttle": "0x4"}},
 )
 
@@ -28,7 +31,8 @@ def test_a_round_trip(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "\n\r\u2028", '"\\', "</script>", "µ ×", "\0"])
 def test_any_text_stays_one_line(text: str) -> None:
-    case = CaseRecord("r", "s", text, "l", "interleaved", "hot", {}, text, 0, 0, (Result(text, "variant", "ok", samples_us=(1e-3, 1e9)),))
+    result = Result(text, "variant", "ok", samples_us=(1e-3, 1e9))
+    case = CaseRecord("r", "s", text, "l", "interleaved", "hot", PROBLEM.to_dict(), text, 0, 0, (result,))
     line = to_line(case)
     assert "\n" not in line
     assert from_dict(json.loads(line)) == case
@@ -55,6 +59,12 @@ def test_the_later_record_of_a_case_counts() -> None:
         (to_line(CASE) + "\n", "starts with its run record"), (to_line(HEAD).replace("tersparse/1", "t/2") + "\n", "schema 't/2'"),
         (to_line(HEAD) + "\n" + to_line(CASE).replace('"label"', '"lable"') + "\n", "x.jsonl:2: .*lable"),
         (to_line(HEAD) + "\n" + '{"type":"case","results":[{"speed":1}]}\n', "x.jsonl:2: .*speed"),
+        (to_line(HEAD).replace('["--quick"]', "5") + "\n", r"x.jsonl:1: arguments 5; allowed: tuple\[str, ...\]"),
+        (to_line(HEAD) + "\n" + to_line(CASE).replace("[1.5,2.5]", "[1.5,0]") + "\n", "x.jsonl:2: ours: samples must be positive"),
+        (to_line(HEAD) + "\n" + to_line(CASE).replace("[1.5,2.5]", '["1.5"]') + "\n", "x.jsonl:2: ours: samples_us .* allowed: tuple"),
+        (to_line(HEAD) + "\n" + to_line(CASE).replace('"0x4"', '"hot"') + "\n", "x.jsonl:2: bad conditions"),
+        (to_line(HEAD) + "\n" + to_line(CASE).replace('"calls":2', '"calls":0') + "\n", "x.jsonl:2: ours: each block needs seconds and calls"),
+        (to_line(HEAD) + "\n" + "[" * 100_000 + "\n", "x.jsonl:2: not JSON"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, text: str, says: str) -> None:
