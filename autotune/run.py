@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -17,12 +17,13 @@ from pathlib import Path
 from autotune import tuned
 from autotune.candidate import Job
 from autotune.clock import Clock, CudaClock
+from autotune.command import Parser, guarded, parse_shape, parse_tokens
 from autotune.compile import refuse_interpreter
 from autotune.conditions import library_versions
 from autotune.journal import Journal
 from autotune.search import Budget
 from autotune.tuning import TRIAL_SECONDS, Outcome, Tuner, candidates
-from kernels.errors import TerSparseError, UsageError
+from kernels.errors import UsageError
 from kernels.gpu import Gpu, claim, detect
 from kernels.problem import Op, Problem, Sparsity
 
@@ -62,21 +63,16 @@ class Surroundings:
 def main(argv: Sequence[str] | None = None, clock: Clock | None = None, around: Surroundings | None = None) -> int:
     """Tune, or explain, and return the exit code. clock, around: other than the real ones, for tests."""
     around = around or Surroundings()
-    try:
+
+    def body() -> int:
         options = _parser().parse_args(argv)
         return _explain(options, around) if options.explain else _tune(options, clock or CudaClock(TURN_US), around)
-    except TerSparseError as error:
-        print(f"autotune.run: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("autotune.run: interrupted; what was measured is kept, --resume goes on", file=sys.stderr)
-        return 130
-    except SystemExit as stop:  # argparse: --help, or a usage line it has printed
-        return int(stop.code or 0)
+
+    return guarded("autotune.run", body, "interrupted; what was measured is kept, --resume goes on")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m autotune.run", description="Find the fastest config of each kernel for each shape, in child processes.",
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -93,28 +89,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse_shape(text: str) -> tuple[int, int]:
-    """(N, K) of "NxK". Raises UsageError."""
-    found = re.fullmatch(r"(\d+)x(\d+)", text.strip())
-    if not found or not int(found[1]) * int(found[2]):
-        raise UsageError(f"shape {text!r}: out_features x in_features is wanted, such as 13824x2560")
-    return int(found[1]), int(found[2])
-
-
 def parse_budget(text: str) -> float:
     """Seconds of "90s", "10m" or "2h". Raises UsageError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
     if not found:
         raise UsageError(f"budget {text!r}: a number with s, m or h is wanted, such as 10m")
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
-
-
-def parse_tokens(texts: Sequence[str]) -> tuple[int, ...]:
-    """Numbers of tokens from words that may hold commas. Raises UsageError."""
-    words = [word for text in texts for word in text.split(",") if word]
-    if not words or not all(word.isdigit() for word in words):
-        raise UsageError(f"tokens {' '.join(texts)!r}: whole numbers are wanted, such as 512,4096")
-    return tuple(dict.fromkeys(map(int, words)))
 
 
 def _shapes(options: argparse.Namespace) -> list[tuple[int, int]]:
@@ -128,7 +108,7 @@ def _shapes(options: argparse.Namespace) -> list[tuple[int, int]]:
 
 
 def problems(options: argparse.Namespace, shapes: Sequence[tuple[int, int]]) -> Iterator[Problem]:
-    """The problems that the options name, distinct, those without an answer left out."""
+    """The problems that the options name, distinct."""
     tokens = parse_tokens(options.tokens) if options.tokens else None
     seen = set()
     for op in options.op or TOKENS:
@@ -136,9 +116,17 @@ def problems(options: argparse.Namespace, shapes: Sequence[tuple[int, int]]) -> 
             for t in TOKENS[op] if op == "prepare" or tokens is None else tokens:
                 for sparsity in map(Sparsity.parse, options.sparsity):
                     problem = Problem(op, 0 if op == "activation" else n, k, t, sparsity)
-                    if problem.refusal is None and problem not in seen:
+                    if problem not in seen:
                         seen.add(problem)
                         yield problem
+
+
+def _answerable(wanted: Iterable[Problem]) -> list[Problem]:
+    """The problems that have an answer; why the others have none is printed."""
+    wanted = list(wanted)
+    for reason in dict.fromkeys(problem.refusal for problem in wanted if problem.refusal):
+        print(f"refused: {reason}")
+    return [problem for problem in wanted if not problem.refusal]
 
 
 def _jobs(options: argparse.Namespace, wanted: Sequence[Problem], gpu: Gpu, clock: Clock, around: Surroundings) -> list[Job]:
@@ -161,7 +149,10 @@ def _jobs(options: argparse.Namespace, wanted: Sequence[Problem], gpu: Gpu, cloc
 def _explain(options: argparse.Namespace, around: Surroundings) -> int:
     gpu = claim(options.gpu, None)
     options.op = options.op or ["gemm"]
-    for job in _jobs(options, list(problems(options, [parse_shape(options.explain)])), gpu, CudaClock(), around):
+    jobs = _jobs(options, _answerable(problems(options, [parse_shape(options.explain)])), gpu, CudaClock(), around)
+    if not jobs:
+        raise UsageError("nothing to explain: no kernel of these ops has a choice for this shape and these sparsities")
+    for job in jobs:
         print(tuned.explain(job.find(), job.problem, gpu, around.table))
     return 0
 
@@ -169,7 +160,7 @@ def _explain(options: argparse.Namespace, around: Surroundings) -> int:
 def _tune(options: argparse.Namespace, clock: Clock, around: Surroundings) -> int:
     refuse_interpreter()
     budget = Budget(parse_budget(options.budget) if options.budget else None)
-    wanted = list(problems(options, _shapes(options)))
+    wanted = _answerable(problems(options, _shapes(options)))
     gpu = claim(options.gpu, around.detect(), required=True)
     jobs = _jobs(options, wanted, gpu, clock, around)
     if not jobs:

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from kernels.errors import OutputError, TerSparseError
+from autotune.command import Parser, guarded
 from reports.load import Results, frame, load
 from reports.page import headline_figure, render
 from reports.svg import standalone
-from suites.command import EXIT_CODES, Parser
+from suites.command import EXIT_CODES
+from suites.store import write_text
 
 EXAMPLE = "example: python -m reports.build --gpu h200 --out report.html"
 
@@ -33,25 +34,20 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    try:
-        options = parser().parse_args(argv)
-        compared = (load(options.gpu, options.compare[:1]), load(options.gpu, options.compare[1:])) if options.compare else None
-        results = load(options.gpu, options.run) if options.run or compared is None else compared[1]
-        if options.figure:
-            path = Path(options.figure)
-            text = standalone(headline_figure(results))
-        elif options.table:
-            path = Path(options.table)
-            text = frame(results).to_csv(index=False, lineterminator="\n")
-        else:
-            path = Path(options.out) if options.out else default_path(results, options.run)
-            text = render(results, compared)
-        write(path, text)
-    except SystemExit as stop:  # --help
-        return int(stop.code or 0)
-    except TerSparseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return guarded("reports.build", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    options = parser().parse_args(argv)
+    compared = (load(options.gpu, options.compare[:1]), load(options.gpu, options.compare[1:])) if options.compare else None
+    results = load(options.gpu, options.run) if options.run or compared is None else compared[1]
+    if options.figure:
+        path, text = Path(options.figure), standalone(headline_figure(results))
+    elif options.table:
+        path, text = Path(options.table), frame(results).to_csv(index=False, lineterminator="\n")
+    else:
+        path, text = Path(options.out) if options.out else default_path(results, options.run), render(results, compared)
+    write_text(path, text)
     if not results.measured:
         print(f"{results.source}: nothing measured")
     print(path)
@@ -62,15 +58,6 @@ def default_path(results: Results, runs: Sequence[str]) -> Path:
     """`report-<gpu>.html` in the folder of the one run, or in the current one."""
     folder = Path(runs[0]) if len(runs) == 1 and Path(runs[0]).is_dir() else Path()
     return folder / f"report-{results.gpu}.html"
-
-
-def write(path: Path, text: str) -> None:
-    """Write the file, its folder too; OutputError says why not."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from kernels.errors import RecordError, TerSparseError, UsageError
+from autotune.command import Parser, guarded
+from kernels.errors import RecordError, UsageError
 from kernels.problem import Sparsity
 from reports.compare import CHOICES, ROOF, Comparison, Summary, compare, in_order, plain, sparsities, summarize
 from reports.load import Case, Results, load
-from suites.command import EXIT_CODES, INCONCLUSIVE, Parser
+from suites.command import EXIT_CODES, INCONCLUSIVE
 
 EXAMPLE = "example: python -m reports.speedups --gpu h200 --suite prefill --sparsity 2:4 --over strongest"
 PARTS = ("forward", "input-grad", "weight-grad", "step")
@@ -25,8 +26,8 @@ PARTS = ("forward", "input-grad", "weight-grad", "step")
 
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    made = Parser(prog="python -m reports.speedups", description="Speed-ups of our kernels over a baseline, by case.",
-                                   epilog=f"{EXAMPLE} · {EXIT_CODES}")
+    description = "Speed-ups of our kernels over a baseline, by case."
+    made = Parser(prog="python -m reports.speedups", description=description, epilog=f"{EXAMPLE} · {EXIT_CODES}")
     made.add_argument("--gpu", required=True, help="profile name, such as h200; auto: the runs' own")
     made.add_argument("--suite", required=True, help="one suite: prefill, decode, layer, prepare, train, square")
     made.add_argument("--over", required=True, metavar="NAME", help=f"a baseline's name, or {', '.join(CHOICES)} (the share of the roof)")
@@ -45,14 +46,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
-    try:
-        options = parser().parse_args(argv)
-        comparisons = select(load(options.gpu, options.run), options)
-    except SystemExit as stop:  # --help
-        return int(stop.code or 0)
-    except TerSparseError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return guarded("reports.speedups", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    options = parser().parse_args(argv)
+    comparisons = select(load(options.gpu, options.run), options)
     summary = summarize(comparisons)
     print(as_json(comparisons, summary) if options.json else as_table(comparisons, summary, options.over))
     return INCONCLUSIVE if summary.missing else 0

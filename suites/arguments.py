@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import replace
 
+from autotune.command import Parser, parse_tokens
 from kernels.errors import GpuMismatch, UsageError
 from kernels.gpu import Gpu, by_name, claim
 from suites.catalogue import Selection
-from suites.command import EXIT_CODES, Parser
+from suites.command import EXIT_CODES
 
 EXAMPLES = """examples:
   python -m suites.run --gpu h200                                   all suites at their defaults
@@ -49,16 +49,8 @@ def parser() -> Parser:
 def selection(args: argparse.Namespace) -> Selection:
     """The cases that the arguments ask for."""
     return Selection(
-        tuple(args.suite), tuple(args.model), tuple(args.shape), _tokens(args.tokens), tuple(args.sparsity), args.quick, args.state,
+        tuple(args.suite), tuple(args.model), tuple(args.shape), parse_tokens(args.tokens), tuple(args.sparsity), args.quick, args.state,
     )
-
-
-def _tokens(texts: Sequence[str]) -> tuple[int, ...]:
-    values = [value for text in texts for value in text.split(",") if value.strip()]
-    for value in values:
-        if not value.strip().isdecimal() or int(value) < 1:
-            raise UsageError(f"unknown tokens {value!r}; allowed: positive integers, such as 512,4096")
-    return tuple(map(int, values))
 
 
 def choose_gpu(args: argparse.Namespace, found: Gpu | None) -> Gpu:

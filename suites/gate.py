@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from kernels.errors import GpuMismatch, NoGpu
+from autotune.command import Parser, guarded
+from kernels.errors import GpuMismatch, NoGpu, RecordError, UsageError
 from kernels.gpu import Gpu
 from suites import arguments
-from suites.command import EXIT_CODES, GOOD, INCONCLUSIVE, SLOWER, WRONG, Parser, accepted_file, first_that_applies, guarded
+from suites.command import EXIT_CODES, GOOD, INCONCLUSIVE, SLOWER, WRONG, accepted_file, first_that_applies
 from suites.floors import impossible
 from suites.quality import NOISE, headline, noise, throttled
 from suites.record import CaseRecord, Record, Result, RoofRecord, RunRecord, latest, read
@@ -63,7 +64,10 @@ def _filtered(run: Iterable[Record], identity: str) -> tuple[str, ...]:
     """The kernels to which that run was restricted by --kernel; empty for all."""
     for record in run:
         if isinstance(record, RunRecord) and record.id == identity:
-            return tuple(arguments.parser().parse_args(list(record.arguments)).kernel)
+            try:
+                return tuple(arguments.parser().parse_args(list(record.arguments)).kernel)
+            except (UsageError, SystemExit) as error:  # --help, or a line of another version
+                raise RecordError(f"run {identity}: its command line cannot be read: {error}") from None
     return ()
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autotune import command
 from kernels.errors import UsageError
 
 
@@ -99,8 +99,5 @@ def _size(path: Path, data: Mapping[str, Any], name: str, default: int | None = 
 
 def parse_shape(text: str) -> Layer:
     """A user's layer from `NxK`, such as 13824x2560; UsageError otherwise."""
-    found = re.fullmatch(r"([1-9]\d*)[xX×]([1-9]\d*)", text.strip())
-    if not found:
-        raise UsageError(f"unknown shape {text!r}; allowed: out_features x in_features, such as 13824x2560")
-    rows, width = int(found[1]), int(found[2])
+    rows, width = command.parse_shape(text)
     return Layer("custom", f"{rows}x{width}", rows, width, (rows,))

@@ -9,11 +9,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autotune.command import guarded
 from kernels.errors import UsageError
 from kernels.gpu import Gpu
 from suites import catalogue
 from suites.arguments import choose_gpu, parser, selection
-from suites.command import Reporting, guarded
+from suites.command import INCONCLUSIVE, USAGE, Reporting
 
 if TYPE_CHECKING:
     from suites.on_gpu import Lab
@@ -37,6 +38,8 @@ def _main(arguments: tuple[str, ...], detect: Callable[[int], Gpu | None], lab: 
     if args.list:
         print("\n".join(catalogue.listing(cases)))
         return 0
+    if args.device < 0:
+        raise UsageError(f"--device {args.device}: allowed are 0 and up")
     found = detect(args.device)
     if found is None and args.device > 0 and detect(0) is not None:
         raise UsageError(f"--device {args.device}: this machine has no such device; its first one is 0")
@@ -85,10 +88,11 @@ def report_in_child(gpu: Gpu, results: Sequence[Path], page: Path) -> int:
     line = [sys.executable, "-m", "reports.build", "--gpu", gpu.name, "--run", *map(str, results), "--out", str(page)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
-        print(f"suites.run: no report: {(done.stderr.strip().splitlines() or ['unknown reason'])[-1]}", file=sys.stderr)
-    else:
-        print(f"report:\n{page.resolve()}")
-    return done.returncode
+        reason = (done.stderr.strip().splitlines() or [f"reports.build ended with {done.returncode}"])[-1]
+        print(f"suites.run: no report: {reason}", file=sys.stderr)
+        return USAGE if done.returncode == USAGE else INCONCLUSIVE
+    print(f"report:\n{page.resolve()}")
+    return 0
 
 
 if __name__ == "__main__":

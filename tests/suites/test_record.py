@@ -63,7 +63,7 @@ def test_the_later_record_of_a_case_counts() -> None:
         (to_line(HEAD) + "\n" + to_line(CASE).replace("[1.5,2.5]", "[1.5,0]") + "\n", "x.jsonl:2: ours: samples must be positive"),
         (to_line(HEAD) + "\n" + to_line(CASE).replace("[1.5,2.5]", '["1.5"]') + "\n", "x.jsonl:2: ours: samples_us .* allowed: tuple"),
         (to_line(HEAD) + "\n" + to_line(CASE).replace('"0x4"', '"hot"') + "\n", "x.jsonl:2: bad conditions"),
-        (to_line(HEAD) + "\n" + to_line(CASE).replace('"calls":2', '"calls":0') + "\n", "x.jsonl:2: ours: each block needs seconds and calls"),
+        (to_line(HEAD) + "\n" + to_line(CASE).replace('"calls":2', '"calls":0') + "\n", "ours: each block needs seconds and calls"),
         (to_line(HEAD) + "\n" + "[" * 100_000 + "\n", "x.jsonl:2: not JSON"),
     ],
 )
