@@ -1,0 +1,170 @@
+"""The sparse Hopper GEMM: what it refuses, what the compiler makes of it, and on a device its numbers, bit for bit."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from autotune.compile import Compiled, compile_unit
+from kernels.errors import NonFiniteError, ShapeError, SparsityError
+from kernels.gpu import by_name
+from kernels.inputs import GemmInputs, make_inputs
+from kernels.judge import judge, poison
+from kernels.kernel import Kernel
+from kernels.problem import Problem, Sparsity
+from kernels.ternary_gemm import sparse_wgmma as module
+from kernels.ternary_gemm.sparse_wgmma import SparseConfig, bind, compile_units, default_config, fragment_weight, reject, space, unavailable
+from kernels.ternary_gemm.sparse_wgmma_ptx import shared_offsets
+
+H200 = by_name("h200")
+TWO_FOUR, SIX_EIGHT = Sparsity(2, 4), Sparsity(6, 8)
+CONFIGS = (SparseConfig(3, 128, 11), SparseConfig(2, 128, 11), SparseConfig(1, 256, 5), SparseConfig(4, 64, 16), SparseConfig(2, 64, 16),
+           SparseConfig(1, 64, 16), SparseConfig(3, 128, 8, skew=1500))
+KERNEL = Kernel("sparse-wgmma", "gemm", "variant", module.prepare, default_config, space, unavailable, compile_units=compile_units)
+
+
+def problem(out_features: int, in_features: int, tokens: int, sparsity: Sparsity = TWO_FOUR, **changes: Any) -> Problem:
+    return Problem("gemm", out_features, in_features, tokens, sparsity, **changes)
+
+
+def compiled(config: SparseConfig, dtype: str, out_features: int) -> Any:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    (unit,) = compile_units(problem(out_features, 1024, 4096, dtype=dtype), config)
+    names = list(unit.function.arg_names)
+    constants = {(names.index(name),): value for name, value in unit.constexprs.items()}
+    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in unit.divisible}
+    source = GluonASTSource(unit.function, {name: unit.signature[name] for name in names}, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=dict(unit.options))
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_products_stay_in_flight_without_spills(config: SparseConfig) -> None:
+    (unit,) = compile_units(problem(8192, 8192, 8192), config)
+    found = compile_unit(unit, H200)
+    assert isinstance(found, Compiled), found
+    assert found.spills == 0
+    sass = compiled(config, "bf16", 8192).asm["sass"]
+    products, waits = len(re.findall(r"IGMMA\.SP", sass)), re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x\d+)", sass)
+    assert products >= 2 * config.tiles
+    assert waits.count("0x1") == products, "every product is followed by a wait for the one before it"
+    assert waits.count("0x0") <= 2, "only the end of a tile waits for all: ptxas has not serialized the products"
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(("dtype", "out_features"), [("fp16", 8192), ("fp32", 8192), ("int32", 8192), ("bf16", 8190)])
+def test_other_outputs_compile_without_spills(dtype: str, out_features: int) -> None:
+    case = problem(out_features, 1024, 4096, dtype=dtype)
+    (unit,) = compile_units(case, default_config(case, H200))
+    found = compile_unit(unit, H200)
+    assert isinstance(found, Compiled), found
+    assert found.spills == 0
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("config", CONFIGS[:5], ids=str)
+def test_shared_memory_lies_where_the_kernel_assumes(config: SparseConfig) -> None:
+    code = compiled(config, "bf16", 8192).asm["llir"]
+    initialized = re.findall(r"mbarrier\.init[^)]*?\[\$1\], (\d).*?@global_smem, i32 (\d+)\)", code)
+    _, full, empty, _ = shared_offsets(config.block_t, config.stages)
+    assert sorted(int(at) for count, at in initialized if count == "1") == [full + 8 * i for i in range(config.stages)]
+    assert sorted(int(at) for count, at in initialized if count == "8") == [empty + 8 * i for i in range(config.stages)]
+    assert "getelementptr i8, ptr addrspace(3) @global_smem, i32 %" in code, "the ring of stages starts at offset 0"
+
+
+def test_every_problem_has_an_allowed_default() -> None:
+    for tokens in (1, 64, 128, 512, 8192):
+        for rows, width in ((1152, 896), (37888, 3584), (3584, 18944), (130, 64)):
+            for sparsity in (TWO_FOUR, SIX_EIGHT):
+                case = problem(rows, width, tokens, sparsity)
+                assert reject(case, H200, default_config(case, H200)) is None
+
+
+def test_the_space_is_refused_with_reasons() -> None:
+    case = problem(8192, 8192, 8192)
+    assert "registers" in str(reject(case, H200, SparseConfig(4, 128, 4)))
+    assert "shared memory" in str(reject(case, H200, SparseConfig(1, 256, 8)))
+    assert "padding" in str(reject(case.with_(tokens=16), H200, SparseConfig(2, 128, 8)))
+    assert 8 <= len(list(space.allowed(case, H200))) <= 60
+    assert "sm_90" in str(unavailable(case, by_name("a100")))
+    assert "not dense" in str(unavailable(case.with_(sparsity=Sparsity(1, 1)), H200))
+
+
+def test_weights_that_do_not_fit_are_refused() -> None:
+    w, scale = torch.zeros(64, 64, dtype=torch.int8), torch.ones(1)
+    with pytest.raises(SparsityError, match="allowed"):
+        fragment_weight(w, scale, (64,), Sparsity(4, 8))
+    with pytest.raises(SparsityError):
+        fragment_weight(torch.ones_like(w), scale, (64,), TWO_FOUR)
+    with pytest.raises(SparsityError):
+        fragment_weight(torch.ones_like(w), scale, (64,), SIX_EIGHT)
+    with pytest.raises(NonFiniteError):
+        fragment_weight(w, scale * torch.nan, (64,), TWO_FOUR)
+    with pytest.raises(ShapeError, match="splits"):
+        fragment_weight(w, scale, (32, 32), TWO_FOUR)
+
+
+def test_inputs_that_do_not_fit_are_refused_before_anything_runs() -> None:
+    weight = fragment_weight(torch.zeros(64, 64, dtype=torch.int8), torch.ones(1), (64,), TWO_FOUR)
+    x, scale = torch.zeros(5, 64, dtype=torch.int8), torch.ones(5)
+    for bad in ((x[:, :32], scale, None), (x.float(), scale, None), (x, scale[:4], None), (x, scale, torch.ones(63))):
+        with pytest.raises(ShapeError, match="is needed"):
+            bind(*bad[:2], weight, bad[2], torch.bfloat16, CONFIGS[0], 132)
+
+
+def test_scales_are_those_of_the_rows() -> None:
+    w = torch.zeros(70, 64, dtype=torch.int8)
+    weight = fragment_weight(w, torch.tensor([64.0, 128.0]), (30, 40), TWO_FOUR)
+    assert weight.row_scale[:30].eq(1).all()
+    assert weight.row_scale[30:70].eq(2).all()
+    assert weight.row_scale[70:].eq(0).all()
+    assert len(weight.row_scale) == 1536
+    assert (weight.columns, weight.in_features) == (64, 64)
+    assert fragment_weight(w, torch.ones(1), (70,), SIX_EIGHT).columns == 96
+
+
+def shapes() -> Iterator[tuple[int, int, int]]:
+    yield from ((1, 130, 64), (7, 1152, 896), (63, 136, 320), (1000, 896, 4864), (129, 7, 128), (20000, 384, 256), (300, 8448, 1024))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("dtype", ["int32", "bf16", "fp16", "fp32"])
+def test_exact_on_the_device(config: SparseConfig, dtype: str) -> None:
+    for tokens, rows, width in shapes():
+        for sparsity in (TWO_FOUR, SIX_EIGHT):
+            case = problem(rows, width, tokens, sparsity, splits=(rows - rows // 3, rows // 3), dtype=dtype, bias=dtype != "int32")
+            if "registers" in (reject(case, H200, config) or ""):
+                continue
+            inputs = make_inputs(case, "cuda", seed=tokens)
+            prepared = module.prepare(case, inputs, config)
+            poison(prepared)
+            mismatch = judge(case, inputs, prepared.run(), KERNEL)
+            assert mismatch is None, f"{case}: {mismatch}"
+
+
+@pytest.mark.gpu
+def test_the_same_bits_a_hundred_times_and_nothing_beside_the_output() -> None:
+    case = problem(1152, 896, 333, splits=(896, 128, 128))
+    inputs = make_inputs(case, "cuda")
+    assert isinstance(inputs, GemmInputs)
+    weight = fragment_weight(inputs.w_ternary, inputs.w_scale, case.splits, TWO_FOUR)
+    gemm = bind(inputs.x_q, inputs.x_scale, weight, None, torch.bfloat16, CONFIGS[0], 132)
+    guarded = torch.full((333 + 64, 1152), 7.0, dtype=torch.bfloat16, device="cuda")
+    gemm = replace(gemm, out=guarded[32:-32])
+    gemm.launch()
+    first = gemm.out.clone()
+    for _ in range(100):
+        gemm.out.fill_(float("nan"))
+        gemm.launch()
+        assert torch.equal(gemm.out, first)
+    assert guarded[:32].eq(7).all()
+    assert guarded[-32:].eq(7).all()
