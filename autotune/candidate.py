@@ -5,44 +5,18 @@ from __future__ import annotations
 import functools
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
-from autotune.clock import Clock, Timer
+from autotune.clock import Timer
+from autotune.job import Job
 from autotune.measure import FULL, bind, copies_needed, interleaved
 from kernels.errors import Failure, TerSparseError
-from kernels.gpu import Gpu
 from kernels.inputs import Inputs, clone, make_inputs
 from kernels.judge import judge, poison
 from kernels.kernel import Kernel, Prepared
 from kernels.problem import Problem
 
 QUICK_TURNS = 3
-FEW_TOKENS = 64
-
-
-@dataclass(frozen=True)
-class Job:
-    """One case to tune, as it travels to the worker. kernel: its name in `catalogue`, a module with a function `find`."""
-
-    kernel: str
-    problem: Problem
-    gpu: Gpu
-    clock: Clock
-    catalogue: str
-    device: str
-
-    def find(self) -> Kernel:
-        """The kernel itself."""
-        kernel: Kernel = import_module(self.catalogue).find(self.kernel, self.problem.op)
-        return kernel
-
-    @property
-    def cold(self) -> bool:
-        """Whether the caches are cold in use: preparing weights, and a GEMM of few tokens."""
-        few = self.problem.op == "gemm" and self.problem.tokens <= FEW_TOKENS
-        return few or self.problem.op in ("prepare", "activation")
 
 
 def evaluate(job: Job, config: Mapping[str, Any]) -> float | Failure:

@@ -11,6 +11,8 @@ from typing import NoReturn
 from kernels.errors import OutputError, TerSparseError, UsageError
 
 INTERRUPTED = 130
+OPTIONAL = ("torch", "triton", "safetensors")
+"""Modules that a plain install may lack."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -37,6 +39,11 @@ def guarded(name: str, body: Callable[[], int], interrupted: str = "interrupted"
     except KeyboardInterrupt:
         print(f"{name}: {interrupted}", file=sys.stderr)
         return INTERRUPTED
+    except ModuleNotFoundError as error:
+        if error.name not in OPTIONAL:
+            raise
+        print(f"{name}: {error.name} is not installed; it comes with the extra gpu: pip install 'tersparse[gpu]'", file=sys.stderr)
+        return UsageError.exit_code
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
 

@@ -15,11 +15,11 @@ from importlib import import_module
 from pathlib import Path
 
 from autotune import tuned
-from autotune.candidate import Job
 from autotune.clock import Clock, CudaClock
 from autotune.command import Parser, guarded, parse_shape, parse_tokens
 from autotune.compile import refuse_interpreter
 from autotune.conditions import library_versions
+from autotune.job import Job
 from autotune.journal import Journal
 from autotune.search import Budget
 from autotune.tuning import TRIAL_SECONDS, Outcome, Tuner, candidates

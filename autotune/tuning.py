@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from autotune import tuned
-from autotune.candidate import Job
 from autotune.compile import Compiled, compile_all
+from autotune.job import Job
 from autotune.journal import Journal, outcome_from_plain, outcome_to_plain
 from autotune.measure import median_interval
 from autotune.search import Budget, Search, exhaustive

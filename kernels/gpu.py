@@ -77,6 +77,11 @@ def by_name(name: str) -> Gpu:
     raise UsageError(f"unknown GPU {name!r}; allowed: auto, {', '.join(gpu.name for gpu in GPUS)}")
 
 
+def unlisted(name: str) -> Gpu:
+    """A GPU of which only the name is known, from its results: no datasheet's roof, and an L2 that anything may fit."""
+    return Gpu(name, re.escape(name), 0, 0, 1 << 62, 0, 0, float("inf"), measured_as="unlisted GPU")
+
+
 def by_device_name(device_name: str) -> Gpu | None:
     """The profile that a driver's device name belongs to, or None for an unlisted device."""
     return next((gpu for gpu in GPUS if re.search(gpu.device, device_name)), None)

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from kernels.gpu import GPUS, Gpu
+from kernels.gpu import GPUS, Gpu, unlisted
 from reports.compare import STRONGEST, Comparer, Comparison, Summary, compare, in_order, sparsities, summarize, why
-from reports.load import TERA, Case, Results
+from reports.load import Case, Results
+from suites.floors import impossible
 from suites.quality import NOISE, noise, throttled
 from suites.record import Result
 from suites.statistics import Ratio, geomean, time_us
@@ -133,7 +134,7 @@ class CaseRow:
 def case_rows(comparer: Comparer) -> list[tuple[str, list[CaseRow]]]:
     """Every measured case by suite (sustained ones apart), in the order of the suites."""
     results = comparer.results
-    gpu = next((profile for profile in GPUS if profile.name == results.gpu), None)
+    gpu = next((profile for profile in GPUS if profile.name == results.gpu), None) or unlisted(results.gpu)
     tables: dict[str, list[CaseRow]] = {}
     for case in results.measured:
         name = case.record.suite if case.record.state == "interleaved" else f"{case.record.suite}, sustained"
@@ -142,7 +143,7 @@ def case_rows(comparer: Comparer) -> list[tuple[str, list[CaseRow]]]:
     return [(name, tables[name]) for name in order]
 
 
-def _case_row(case: Case, comparer: Comparer, gpu: Gpu | None) -> CaseRow:
+def _case_row(case: Case, comparer: Comparer, gpu: Gpu) -> CaseRow:
     record, problem = case.record, case.problem
     comparison = comparer(case, STRONGEST)
     name = next((n for n in CUSPARSELT if (r := record.result(n)) and r.status == "ok"), None)
@@ -150,8 +151,10 @@ def _case_row(case: Case, comparer: Comparer, gpu: Gpu | None) -> CaseRow:
     shape = f"{problem.out_features}×{problem.in_features}" if problem.out_features else f"K = {problem.in_features}"
     kernels = tuple(_kernel_row(case, result, comparison) for result in record.results)
     over = comparer(case, name).ratio if name else None
-    flags = (impossible(case, comparison.ours, comparer.results, gpu), *doubts(case, comparison))
-    return CaseRow(comparison, what, shape, over, kernels, "; ".join(flag for flag in flags if flag))
+    roofs = {name: value for names in comparer.results.rates.values() for name, value in names.items()}
+    reasons = ((result.kernel, impossible(record, result, gpu, roofs)) for result in record.results if result.status == "ok")
+    flags = [f"{kernel} is impossible: {reason}" for kernel, reason in reasons if reason]
+    return CaseRow(comparison, what, shape, over, kernels, "; ".join([*flags, *doubts(case, comparison)]))
 
 
 def _kernel_row(case: Case, result: Result, comparison: Comparison) -> KernelRow:
@@ -184,20 +187,6 @@ def doubts(case: Case, comparison: Comparison) -> list[str]:
         found.append(f"noisy: the speed-up is uncertain by {noise(comparison.ratio):.0%}")
     slowed = throttled(case.record)
     return [*found, f"throttled: {slowed}"] if slowed else found
-
-
-def impossible(case: Case, ours: Result | None, results: Results, gpu: Gpu | None) -> str:
-    """Why a time cannot be true, or "": compulsory bytes from a cold cache faster than the measured bandwidth, or operations faster than
-    the tensor cores' datasheet rate (twice the dense one for a sparse weight)."""
-    us = time_us(ours) if ours else None
-    if not us:
-        return ""
-    bandwidth = max(results.rates.get("B/s", {}).values(), default=0.0)
-    if bandwidth and case.record.cache == "cold" and case.tbs(us) * TERA > 1.02 * bandwidth:
-        return "above the measured bandwidth: impossible from a cold cache"
-    peak = max(gpu.peak.values(), default=0.0) * (1 if str(case.problem.sparsity) == "dense" else 2) if gpu else 0.0
-    rate = case.tops(us)
-    return "above the tensor cores' peak: impossible" if peak and rate and rate * TERA > peak else ""
 
 
 def not_measured(results: Results) -> list[tuple[str, str, int, str]]:

@@ -56,8 +56,9 @@ def impossible(case: CaseRecord, result: Result, gpu: Gpu, roofs: Mapping[str, f
 
     It cannot be above the device's arithmetic roof, nor above its memory roof where it had to use the memory.
 
-    roofs: measured ones by name; the larger of the datasheet's and the measured one counts. Memory counts for cold cases and where
-    the compulsory bytes exceed twice the L2.
+    roofs: measured ones by name. Of the arithmetic ones the larger of the datasheet's and the measured counts (short turns run above
+    what a busy device sustains), of the memory's the measured one where there is one. Memory counts for cold cases and where the
+    compulsory bytes exceed twice the L2.
     """
     time = time_us(result)
     if time is None:
@@ -68,7 +69,7 @@ def impossible(case: CaseRecord, result: Result, gpu: Gpu, roofs: Mapping[str, f
     ceiling *= sparse_speed(problem.sparsity)
     if ceiling and rate > ROOF_TOLERANCE * ceiling:
         return f"{rate / 1e12:.0f} TOPS, above the arithmetic roof of {ceiling / 1e12:.0f}"
-    bandwidth = max(gpu.bandwidth, roofs.get("read", 0.0))
+    bandwidth = max((value for name, value in roofs.items() if name in ("read", "copy")), default=gpu.bandwidth)
     moved = case.compulsory_bytes / time * 1e6
     if (case.cache == "cold" or case.compulsory_bytes > 2 * gpu.l2_bytes) and moved > ROOF_TOLERANCE * bandwidth:
         return f"{moved / 1e12:.2f} TB/s of compulsory traffic, above the memory roof of {bandwidth / 1e12:.2f}"

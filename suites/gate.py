@@ -12,7 +12,7 @@ from typing import Literal
 
 from autotune.command import Parser, guarded
 from kernels.errors import GpuMismatch, NoGpu, RecordError, UsageError
-from kernels.gpu import Gpu
+from kernels.gpu import GPUS, Gpu, by_name, unlisted
 from suites import arguments
 from suites.command import EXIT_CODES, GOOD, INCONCLUSIVE, SLOWER, WRONG, accepted_file, first_that_applies
 from suites.floors import impossible
@@ -198,7 +198,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str]) -> int:
-    from kernels.gpu import GPUS
     from suites import accept, verdicts
 
     args = parser().parse_args(argv)
@@ -224,11 +223,9 @@ def _main(argv: Sequence[str]) -> int:
 
 def _unlisted(name: str, run: Sequence[Record]) -> Gpu:
     """A GPU without a profile, known from its own run; UsageError where the run is not from it."""
-    from kernels.gpu import by_name
-
     if not any(isinstance(record, RunRecord) and record.gpu == name for record in run):
         return by_name(name)
-    return Gpu(name, name, 0, 0, 0, 0, 0, float("inf"), measured_as="unlisted GPU")
+    return unlisted(name)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,16 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from reports.compare import Comparer
 from reports.load import Results, load
 from reports.page import number, render
 from reports.published import PUBLISHED, sources
 from reports.svg import DARK, LIGHT
-from reports.tables import impossible
+from reports.tables import case_rows
 from suites.record import CaseRecord, Record, Result, RunRecord
 from suites.store import write_all
 from tests.reports import golden
@@ -230,10 +232,16 @@ def test_a_result_above_its_roof_is_flagged(results: Results) -> None:
     item = next(one for one in results.measured if one.record.cache == "cold" and one.record.operations)
     ours = item.record.results[0]
     fast = replace(ours, samples_us=(item.record.compulsory_bytes / 5e12 * 1e6,))
-    assert impossible(item, ours, results, None) == ""
-    assert "bandwidth" in impossible(item, fast, results, None)
-    hot = replace(item, record=replace(item.record, cache="hot"))
-    assert impossible(hot, fast, results, None) == ""
+
+    def flag(gpu: str, cache: Literal["hot", "cold"], result: Result) -> str:
+        one = replace(item, record=replace(item.record, cache=cache, results=(result, *item.record.results[1:])))
+        ((_, (row,)),) = case_rows(Comparer(replace(results, gpu=gpu, cases=(one,))))
+        return row.flag
+
+    assert "impossible" not in flag("h200", "cold", ours)
+    assert f"{ours.kernel} is impossible: 5.00 TB/s of compulsory traffic" in flag("h200", "cold", fast)
+    assert f"{ours.kernel} is impossible" in flag("some-card", "cold", fast)
+    assert "impossible" not in flag("some-card", "hot", fast)
 
 
 def test_what_cannot_be_relied_on_is_marked(results: Results) -> None:

@@ -15,7 +15,7 @@ from kernels.problem import Problem, Sparsity
 from suites import gate, verdicts
 from suites.accept import accept, thinned
 from suites.gate import Judgement, judge_case, judge_run, ratio_of, verdict_of
-from suites.record import CaseRecord, Record, Result, RoofRecord, RunRecord, latest, read
+from suites.record import CaseRecord, Record, Result, RoofRecord, RunRecord, latest, read, to_line
 from suites.statistics import Ratio
 from suites.store import write_all
 from tests.suites.fakes import measure
@@ -206,6 +206,7 @@ def test_wrong_numbers_are_never_accepted(tmp_path: Path) -> None:
     ("h200", '{"type": "run", "schema": "other/1"}\n', "schema 'other/1'"),
     ("h200", "nonsense\n", "not JSON"),
     ("h200", '{"type": "case"}\n', "missing"),
+    ("h200", to_line(head(arguments=("--help",))) + "\n" + to_line(GOOD) + "\n", "its command line cannot be read"),
 ])
 def test_bad_input_is_one_line_and_exit_2(
     tmp_path: Path, gpu: str, content: str | None, says: str, capsys: pytest.CaptureFixture[str]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from kernels.gpu import Gpu, by_name
 from suites import run as command
+from suites.command import first_that_applies
 from suites.record import CaseRecord, RunRecord, read
 from tests.suites.fakes import H200, OTHER, OURS, SMALL, THEIRS, absent, gemm, lab, measure, refusing
 
@@ -110,7 +113,7 @@ def test_an_unlisted_gpu_borrows_a_profile_only_when_told(tmp_path: Path, capsys
 @pytest.mark.parametrize(("arguments", "says"), [
     (("--kernel", "fast"), "unknown kernel 'fast'; allowed here: ours, theirs, other"),
     (("--profile", "z80"), "unknown GPU 'z80'"),
-    (("--device", "3"), "no such device"),
+    (("--device", "3"), "no such device"), (("--device", "-1"), "allowed are 0 and up"),
 ])
 def test_unknown_names(tmp_path: Path, arguments: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     line = ["--gpu", "h200", *SMALL, *arguments, "--out", str(tmp_path / "run")]
@@ -241,3 +244,29 @@ def test_the_report_is_asked_for_and_its_failure_counts(tmp_path: Path) -> None:
     assert asked == [("h200", [tmp_path / "run"], tmp_path / "run" / "report.html")]
 
 
+
+
+@pytest.mark.parametrize(("code", "counts_as"), [(0, 0), (2, 2), (1, 4), (-9, 4)])
+def test_a_report_that_dies_is_neither_good_nor_slow(
+    tmp_path: Path, code: int, counts_as: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended(*line: object, **options: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess((), code, "", "")
+
+    monkeypatch.setattr(command.subprocess, "run", ended)
+    assert command.report_in_child(H200, [tmp_path], tmp_path / "report.html") == counts_as
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[-1:] == ([] if code else [str(tmp_path / "report.html")])
+    assert captured.err.count("\n") == (1 if code else 0)
+    assert first_that_applies((0, -9, 1)) == 4
+
+
+@pytest.mark.parametrize("module", ["suites.run", "autotune.run"])
+def test_without_torch_it_says_what_to_install(module: str, repository: Path) -> None:
+    code = (
+        "import sys; from importlib import import_module; sys.modules['torch'] = None;"
+        f"sys.exit(import_module({module!r}).main(['--gpu', 'h200']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr == f"{module}: torch is not installed; it comes with the extra gpu: pip install 'tersparse[gpu]'\n"
