@@ -51,7 +51,7 @@ MIN_SHARED_BYTES = 64 * 1024
 
 # (block_n, block_t, block_k, num_warps, num_stages): at most 128 accumulators a thread; compiled without spills (docs/kernels.md).
 _FEW_TOKENS = (
-    (64, 16, 512, 4, 4), (64, 16, 1024, 4, 3), (128, 16, 512, 4, 4), (64, 16, 256, 4, 4), (64, 32, 512, 4, 4), (128, 32, 512, 4, 4),
+    (64, 16, 512, 4, 4), (64, 16, 1024, 4, 3), (128, 16, 512, 4, 4), (64, 32, 512, 4, 4), (128, 32, 512, 4, 4),
     (64, 32, 256, 4, 3), (64, 64, 512, 4, 3), (64, 64, 256, 4, 3), (128, 64, 256, 4, 4),
 )
 _HOPPER = (
@@ -136,8 +136,9 @@ def choose(out_features: int, in_features: int, tokens: int, gpu: Device, packed
     """The allowed config with the least estimated time.
 
     Programs run in waves of as many as fit the multiprocessors; each pays for its tile's products, at a rate shared among the
-    residents, and for a fixed start and end; shares of in_features pay for their int32 partial tiles. The four constants were fitted
-    to 343 timings on an H200 on 2026-11-22 (32 problems, T = 1 … 8192): chosen over best is 1.04 in the geomean, 1.32 at worst.
+    residents that no single program reaches, and for a fixed start and end; shares of in_features pay for their int32 partial tiles.
+    The constants were fitted to timings of 30 problems (T = 4 … 8192) on an H200 on 2026-11-22: chosen over best is 1.016 in the
+    geomean, 1.15 at worst.
     """
 
     def clocks(config: DenseConfig) -> float:
@@ -147,9 +148,9 @@ def choose(out_features: int, in_features: int, tokens: int, gpu: Device, packed
         programs = ceil(out_features / config.block_n) * ceil(tokens / config.block_t) * config.split_k
         waves, busy = ceil(programs / (resident * gpu.sms)), min(resident, ceil(programs / gpu.sms))
         steps = ceil(ceil(in_features / config.block_k) / config.split_k)
-        products = config.block_n * max(config.block_t, 32) * config.block_k * steps
-        shares = 1500 + 0.05 * config.block_n * config.block_t * config.split_k if config.split_k > 1 else 0
-        return waves * (busy * products / 2600 + 5000) + shares
+        products = config.block_n * max(config.block_t, 24) * config.block_k * steps
+        shares = 500 + 0.3 * config.block_n * config.block_t * config.split_k if config.split_k > 1 else 0
+        return waves * (max(busy * products / 2200, products / 1000) + 3000) + shares
 
     candidates = (
         DenseConfig(*tile, split_k=split_k, group=1) for tile in tiles_for(tokens, gpu.capability, packed) for split_k in SPLITS
