@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
@@ -21,7 +22,8 @@ CALL_TIME_US = 2000.0
 FLUSHES = 4
 LONG_US = 20_000.0
 """A probe that takes longer is not repeated."""
-PROBES = (2, 16, 128)
+MOST_PROBED = 128
+"""Most calls in a probe. Capturing costs the host as much as calling, for some libraries hundreds of microseconds: most of binding."""
 _cuda: Any = torch.cuda  # its Stream and Event carry no annotations
 
 
@@ -67,15 +69,16 @@ class GraphTimer:
         self.sample()
 
     def _estimate(self) -> float:
-        """Microseconds per call, roughly: from probes of more and more calls, until one is long beside the gap between event and graph."""
-        for count in PROBES:
+        """Microseconds per call, roughly: from probes of as many calls as should be long beside the gap between event and graph."""
+        count = 2
+        while True:
             probe = self._capture(self._rotation(count))
-            took = self._time(probe)
+            took = max(0.1, self._time(probe))
             if took < LONG_US:
-                took = self._time(probe)
-            if took > 2 * LEAD_US:
-                break
-        return max(0.1, took / count)
+                took = max(0.1, self._time(probe))
+            if took > 2 * LEAD_US or count >= MOST_PROBED:
+                return max(0.1, took / count)
+            count = min(MOST_PROBED, max(count + 1, math.ceil(count * 3 * LEAD_US / took)))
 
     def _rotation(self, count: int) -> Iterable[Call]:
         return itertools.islice(itertools.cycle(self._calls), count)

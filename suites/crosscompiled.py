@@ -19,7 +19,7 @@ from suites.record import CaseRecord, Result
 from suites.trial import plain_result
 
 CONFIGS = 3
-"""So many different configs of a kernel are compiled: the first that the planned cases ask for, in order of their size."""
+"""So many different compilations of a kernel (another config, group or shape class) are made: the first that the planned cases ask for."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Job:
 
 
 def jobs(cases: Sequence[Case], gpu: Gpu, kernels: Callable[[Op], Sequence[Kernel]], most: int = CONFIGS) -> list[Job]:
-    """What is compiled: every kernel that has anything to compile, with at most so many configs, smallest and largest case first."""
+    """What is compiled: every kernel that has anything to compile, with at most so many compilations, smallest and largest case first."""
     found: list[Job] = []
     for op in dict.fromkeys(case.problem.op for case in cases):
         own = sorted((case for case in cases if case.problem.op == op and not case.problem.refusal), key=_size)
@@ -47,7 +47,7 @@ def jobs(cases: Sequence[Case], gpu: Gpu, kernels: Callable[[Op], Sequence[Kerne
                 config, source = lookup(kernel, case.problem, gpu)
                 units = tuple(kernel.compile_units(case.problem, config))
                 if units and len(seen) < most:
-                    seen.setdefault(repr(config), Job(case, kernel, config, source, units))
+                    seen.setdefault(repr(units), Job(case, kernel, config, source, units))
             found += seen.values()
     return found
 

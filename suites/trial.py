@@ -115,7 +115,7 @@ class Trial:
         cold = self.case.cache == "cold"
         footprint = max(self._bound.footprint, compulsory_bytes(self.problem))
         count = copies_needed(footprint, self.bench.gpu.l2_bytes, cold)
-        self._notes = {"copies": count} if cold else {}
+        self._notes = {"copies": count} if cold else {"fits_l2": footprint <= self.bench.gpu.l2_bytes}
         with self.phases.timed("prepare"):
             others = [self.kernel.prepare(self.problem, copies.get(index), self._config) for index in range(1, count)]
         with self.phases.timed("bind"):

@@ -194,6 +194,22 @@ def test_memory_and_device_faults_are_no_unmeasurables(device: Device) -> None:
     assert not isinstance(caught.value, Unmeasurable)
 
 
+@pytest.mark.parametrize("us", [1.0, 4.0, 10.0, 30.0, 200.0])
+def test_little_is_captured_to_size_a_turn(device: Device, us: float) -> None:
+    device.first = device.again = us
+    captured = []
+    call = device.call("a")
+
+    def counted() -> object:
+        captured.extend(["a"] if device.capturing is not None else [])
+        return call()
+
+    timer = CudaClock(2000.0).timer([counted], cold=False)
+    lead = round(150.0 / timer.call_us)
+    assert timer.call_us == pytest.approx(us, abs=max(0.1, 0.05 * us))
+    assert len(captured) - timer.calls_per_turn - max(1, lead) <= (50 if us >= 10 else 300)
+
+
 def test_close_frees_every_graph(device: Device) -> None:
     timer = CudaClock().timer([device.call("a")], cold=False)
     assert device.live_graphs >= 3
