@@ -126,8 +126,8 @@ def line_of(name: str, comparisons: Sequence[Comparison]) -> Line:
 
 
 def over_tokens(figure_id: str, title: str, groups: Sequence[Sequence[Line]], limits: tuple[float, float], ylabel: str) -> Figure:
-    """Speed-up over tokens for one model. groups: lines that share a colour (the name of the first is in the legend); limits: of y, so
-    that the panels of a family can be compared."""
+    """Speed-up over tokens for one model. groups: lines that share a colour (the name of the first is in the legend), at the same
+    place in every panel of a family, empty or not, so that a colour means the same in all; limits: of y, for the same reason."""
     every = sorted({point[0] for group in groups for line in group for point in line.points})
     told = ". ".join(
         f"{line.name}: " + ", ".join(f"{times(mean)} at {tokens} tokens" for tokens, mean, _, _ in line.points)
@@ -138,14 +138,14 @@ def over_tokens(figure_id: str, title: str, groups: Sequence[Sequence[Line]], li
 
     def plot(axes: Axes) -> None:
         axes.set_xscale("log", base=2)
-        drawn = [group for group in groups if any(line.points for line in group)]
-        for place, group in enumerate(drawn):
-            colour, label = SERIES[place % len(SERIES)], short(group[0].name.split(" · ")[0])
+        drawn = [(series, group) for series, group in enumerate(groups) if any(line.points for line in group)]
+        for place, (series, group) in enumerate(drawn):
+            colour, label = SERIES[series % len(SERIES)], short(group[0].name.split(" · ")[0])
             for line in (line for line in group if line.points):
                 x, y, low, high = zip(*line.points, strict=True)
                 shift = [tokens * 2 ** (0.09 * (place - (len(drawn) - 1) / 2)) for tokens in x]
                 axes.vlines(shift, low, high, color=colour, alpha=0.35, linewidth=3)
-                axes.plot(shift, y, color=colour, marker=MARKERS[place % len(MARKERS)], label=label)
+                axes.plot(shift, y, color=colour, marker=MARKERS[series % len(MARKERS)], label=label)
                 label = "_nolegend_"
         _ratio_axis(axes, *limits, vertical=True)
         _token_axis(axes, every)

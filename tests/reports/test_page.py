@@ -12,6 +12,7 @@ from typing import Literal
 import pytest
 
 from reports.compare import Comparer
+from reports.figures import Line, over_tokens
 from reports.load import Results, load
 from reports.page import number, render
 from reports.published import PUBLISHED, sources
@@ -284,3 +285,12 @@ def test_a_large_run_is_small_and_quick(tmp_path: Path) -> None:
 def test_a_dirty_commit_is_said(results: Results) -> None:
     dirty: RunRecord = replace(results.runs[0], dirty=True)
     assert "with uncommitted changes" in render(replace(results, runs=(dirty,), cases=()))
+
+
+def test_a_colour_means_the_same_in_every_panel() -> None:
+    line = Line("6:8", ((512, 1.2, 1.1, 1.3),))
+    alone = over_tokens("a", "A", [[], [line]], (0.5, 2.0), "times")
+    both = over_tokens("b", "B", [[Line("2:4", line.points)], [line]], (0.5, 2.0), "times")
+    assert "--s1" not in alone.svg
+    assert "--s2" in alone.svg
+    assert "--s1" in both.svg
