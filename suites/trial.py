@@ -124,8 +124,7 @@ class Trial:
             self.failure = timer
             return
         self.timer = MarkedTimer(timer, self.kernel.name, self.mark)
-        if self.case.state == "interleaved":
-            self._poison_timed()
+        self._poison_timed()
 
     def _poison_timed(self) -> None:
         """Poison what the timer writes, so that only a timed call can make it right again."""

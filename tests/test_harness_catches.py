@@ -10,7 +10,7 @@ import pytest
 from suites import gate
 from suites.record import CaseRecord, RunRecord, read
 from suites.store import write_all
-from tests.suites.fakes import OTHER, OURS, THEIRS, absent, gemm, lab, measure
+from tests.suites.fakes import OTHER, OURS, SMALL, THEIRS, absent, gemm, lab, measure
 
 
 @pytest.fixture
@@ -51,6 +51,9 @@ def test_a_kernel_that_writes_nothing(tmp_path: Path, accepted: Path) -> None:
 def test_a_kernel_that_is_wrong_only_while_it_is_timed(tmp_path: Path, accepted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert measure(tmp_path / "run", lab((gemm("ours", 50.0, does="late"), THEIRS, OTHER))) == 3
     assert judged(tmp_path / "run", accepted) == 3
+    assert "after timing" in capsys.readouterr().out
+    late, other = gemm("ours", 50.0, does="late"), gemm("dense-bf16", 80.0, "baseline")
+    assert measure(tmp_path / "busy", lab((late, other)), *SMALL, "--state", "sustained") == 3
     assert "after timing" in capsys.readouterr().out
 
 
