@@ -33,7 +33,7 @@ class Journal:
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:
-            self.path.write_bytes(whole)
+            os.truncate(self.path, len(whole))  # in place: rewriting would lose everything on a full disk
         for number, line in enumerate(whole.splitlines(), 1):
             try:
                 row = json.loads(line)

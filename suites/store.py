@@ -51,7 +51,7 @@ def _cut_unfinished_line(path: Path) -> None:
         return
     content = path.read_bytes()
     if content and not content.endswith(b"\n"):
-        path.write_bytes(content[: content.rfind(b"\n") + 1])
+        os.truncate(path, content.rfind(b"\n") + 1)  # in place: rewriting would lose everything on a full disk
 
 
 def write_all(path: Path, records: Iterable[Record]) -> None:

@@ -65,8 +65,17 @@ def test_kernel_names_are_unique_within_an_op() -> None:
 
 
 def test_files_read_well(repository: Path) -> None:
-    long = {str(path.relative_to(repository)): n for path in modules(repository) if (n := len(path.read_text().splitlines())) > 350}
-    assert not long, f"files over 350 lines: {long}"
+    long = {str(path.relative_to(repository)): n for path in modules(repository) if (n := len(path.read_text().splitlines())) > 300}
+    assert not long, f"files over 300 lines: {long}"
+
+
+def test_functions_read_well(repository: Path) -> None:
+    for path in modules(repository):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                limit = 100 if any(ast.unparse(entry).endswith(".jit") for entry in node.decorator_list) else 45
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                assert lines <= limit, f"{path.relative_to(repository)}: {node.name} has {lines} lines, the most is {limit}"
 
 
 def test_no_environment_switches(repository: Path) -> None:

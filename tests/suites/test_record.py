@@ -100,3 +100,15 @@ def test_a_replacement_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot be written"):
         write_all(file, [HEAD, CASE])
     assert list(read(file)) == [HEAD]
+
+
+def test_a_cut_off_end_is_cut_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_text(to_line(HEAD) + "\n" + to_line(CASE)[:-7])
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    Writer(file).close()
+    assert file.read_text() == to_line(HEAD) + "\n"
