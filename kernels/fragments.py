@@ -1,9 +1,10 @@
-"""2:4 ternary weights in the order in which sparse tensor cores take them: 2 bits a weight, values and metadata together.
+"""Ternary weights in the order in which the tensor cores of Hopper take them from registers, at 2 bits a weight.
 
-Layout **fragment24**, version 1. The weight [N, K] (2:4 along K; a lifted one has its lifted width) is padded with zeros to multiples
-of 64 rows and 128 columns and cut into blocks of 64 × 128, stored [N/64][K/128][128 threads][4 words of 32 bits]. Thread t of a
-warpgroup holds, for each of the block's two steps of 64 columns, one word of values and one of metadata: its whole share of
-`wgmma.mma_async.sp.m64nNk64` for 8-bit types, and of four `mma.sp.m16n8k64`, one a warp (PTX ISA, sparse matrix fragments).
+Layout **fragment24**, version 1, for sparse tensor cores: values and metadata together. The weight [N, K] (2:4 along K; a lifted one has
+its lifted width) is padded with zeros to multiples of 64 rows and 128 columns and cut into blocks of 64 × 128, stored
+[N/64][K/128][128 threads][4 words of 32 bits]. Thread t of a warpgroup holds, for each of the block's two steps of 64 columns, one word of
+values and one of metadata: its whole share of `wgmma.mma_async.sp.m64nNk64` for 8-bit types, and of four `mma.sp.m16n8k64`, one a warp
+(PTX ISA, sparse matrix fragments).
 
 With w = t / 32, g = (t % 32) / 4, q = t % 4 and 32 kept values per row and step:
 
@@ -11,15 +12,20 @@ With w = t / 32, g = (t % 32) / 4, q = t % 4 and 32 kept values per row and step
   code stands in bits 8b + 6 − 2j, so that `(word << 2j) & 0xC0C0C0C0` is register j with 64 times the weights.
 * metadata: row 16w + g + 8(q & 1), logical columns 32(q >> 1) … + 31: four bits per group of four, lowest group lowest, the two
   kept positions, lower first and lower bits. Groups with fewer than two non-zeros keep a zero beside them.
+
+Layout **fragment**, version 1, for dense ones: the same blocks and threads; word s of a thread holds its values of columns 32s … 32s + 31,
+in the same places with columns for kept values: the share of `wgmma.mma_async.m64nNk32`. Zeros are values like any other.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 
 from kernels.errors import PackError, ShapeError, SparsityError
 
-LAYOUT, VERSION = "fragment24", 1
+LAYOUT, DENSE_LAYOUT, VERSION = "fragment24", "fragment", 1
 ROWS, COLUMNS, STEP = 64, 128, 64
 """Rows and columns of a block, and columns of one instruction."""
 THREADS, WORDS = 128, 4
@@ -36,8 +42,18 @@ def pack_fragments(w_ternary: torch.Tensor) -> torch.Tensor:
 
     Raises ShapeError for another type, shape or value, SparsityError for a fuller group.
     """
-    if w_ternary.dim() != 2 or w_ternary.dtype != torch.int8 or w_ternary.shape[1] % 4:
-        raise ShapeError(f"w_ternary is {w_ternary.dtype} {list(w_ternary.shape)}; int8 [out_features, a multiple of 4] is needed")
+    return _pack(w_ternary, 4, _pack_rows)
+
+
+def pack_dense_fragments(w_ternary: torch.Tensor) -> torch.Tensor:
+    """int32 `block_shape` of an int8 weight [N, K] of −1, 0, +1 in the dense layout. Raises ShapeError for another type, shape or value."""
+    return _pack(w_ternary, 1, _pack_dense_rows)
+
+
+def _pack(w_ternary: torch.Tensor, multiple: int, pack_rows: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """Whole blocks of rows at a time, which bounds the memory of the intermediates."""
+    if w_ternary.dim() != 2 or w_ternary.dtype != torch.int8 or w_ternary.shape[1] % multiple:
+        raise ShapeError(f"w_ternary is {w_ternary.dtype} {list(w_ternary.shape)}; int8 [out_features, a multiple of {multiple}] is needed")
     if bool(((w_ternary < -1) | (w_ternary > 1)).any()):
         raise ShapeError("w_ternary holds values other than -1, 0 and +1")
     rows, columns = w_ternary.shape
@@ -47,24 +63,20 @@ def pack_fragments(w_ternary: torch.Tensor) -> torch.Tensor:
         part = w_ternary[first * ROWS : (first + step) * ROWS]
         blocks = min(step, out.shape[0] - first)
         pad = (0, out.shape[1] * COLUMNS - columns, 0, blocks * ROWS - part.shape[0])
-        out[first : first + blocks] = _pack_rows(torch.nn.functional.pad(part, pad))
+        out[first : first + blocks] = pack_rows(torch.nn.functional.pad(part, pad))
     return out
 
 
 def unpack_fragments(packed: torch.Tensor, out_features: int, in_features: int) -> torch.Tensor:
     """The int8 weight [out_features, in_features] again. Raises ShapeError where the sizes do not fit, PackError for illegal codes."""
-    if packed.dtype != torch.int32 or tuple(packed.shape) != block_shape(out_features, in_features):
-        raise ShapeError(f"packed is {packed.dtype} {list(packed.shape)}; int32 {list(block_shape(out_features, in_features))} is needed")
+    _check(packed, out_features, in_features)
     row, value, meta = _places(packed.device)
     words = packed.view(packed.shape[0], packed.shape[1], THREADS, 2, 2)
     kept = torch.zeros((*packed.shape[:2], 2, ROWS, STEP // 2), dtype=torch.int8, device=packed.device)
     position = torch.zeros((*packed.shape[:2], 2, ROWS, STEP // 4), dtype=torch.int8, device=packed.device)
     for j in range(4):
         for b in range(4):
-            code = (words[..., 0] >> (8 * b + 6 - 2 * j)) & 3
-            if bool((code == 2).any()):
-                raise PackError("packed values hold the illegal code 10; they are damaged or not ternary")
-            kept[:, :, :, row[:, j], value[:, 4 * j + b]] = (code - 4 * (code >> 1)).to(torch.int8).transpose(2, 3)
+            kept[:, :, :, row[:, j], value[:, 4 * j + b]] = _decode(words[..., 0], j, b).transpose(2, 3)
     for group in range(8):
         nibble = (words[..., 1] >> (4 * group)) & 15
         position[:, :, :, meta[:, 0], meta[:, 1] + group] = nibble.to(torch.int8).transpose(2, 3)
@@ -76,6 +88,31 @@ def unpack_fragments(packed: torch.Tensor, out_features: int, in_features: int) 
     dense.scatter_(5, torch.stack([first, second], -1).long(), pairs)
     whole = dense.view(*kept.shape[:3], ROWS, STEP).permute(0, 3, 1, 2, 4).reshape(packed.shape[0] * ROWS, packed.shape[1] * COLUMNS)
     return whole[:out_features, :in_features].contiguous()
+
+
+def unpack_dense_fragments(packed: torch.Tensor, out_features: int, in_features: int) -> torch.Tensor:
+    """The int8 weight [out_features, in_features] of the dense layout. Raises as `unpack_fragments`."""
+    _check(packed, out_features, in_features)
+    row, value, _ = _places(packed.device)
+    dense = torch.zeros((*packed.shape[:2], 4, ROWS, STEP // 2), dtype=torch.int8, device=packed.device)
+    for j in range(4):
+        for b in range(4):
+            dense[:, :, :, row[:, j], value[:, 4 * j + b]] = _decode(packed, j, b).transpose(2, 3)
+    whole = dense.permute(0, 3, 1, 2, 4).reshape(packed.shape[0] * ROWS, packed.shape[1] * COLUMNS)
+    return whole[:out_features, :in_features].contiguous()
+
+
+def _check(packed: torch.Tensor, out_features: int, in_features: int) -> None:
+    if packed.dtype != torch.int32 or tuple(packed.shape) != block_shape(out_features, in_features):
+        raise ShapeError(f"packed is {packed.dtype} {list(packed.shape)}; int32 {list(block_shape(out_features, in_features))} is needed")
+
+
+def _decode(words: torch.Tensor, j: int, b: int) -> torch.Tensor:
+    """The weights, int8, in register j, byte b of these words."""
+    code = (words >> (8 * b + 6 - 2 * j)) & 3
+    if bool((code == 2).any()):
+        raise PackError("packed values hold the illegal code 10; they are damaged or not ternary")
+    return (code - 4 * (code >> 1)).to(torch.int8)
 
 
 def _places(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -108,5 +145,20 @@ def _pack_rows(weight: torch.Tensor) -> torch.Tensor:
             words[..., 0] |= (code << (8 * b + 6 - 2 * j)).transpose(2, 3)
     for group in range(8):
         words[..., 1] |= (nibble[:, :, :, meta[:, 0], meta[:, 1] + group] << (4 * group)).transpose(2, 3)
-    signed = torch.where(words >= 1 << 31, words - (1 << 32), words)
-    return signed.to(torch.int32).view(blocks, width, THREADS, WORDS)
+    return _as_int32(words).view(blocks, width, THREADS, WORDS)
+
+
+def _pack_dense_rows(weight: torch.Tensor) -> torch.Tensor:
+    """Blocks of a weight whose sizes are whole blocks, in the dense layout."""
+    blocks, width = weight.shape[0] // ROWS, weight.shape[1] // COLUMNS
+    codes = (weight.view(blocks, ROWS, width, 4, STEP // 2).to(torch.int64) & 3).permute(0, 2, 3, 1, 4)
+    row, value, _ = _places(weight.device)
+    words = torch.zeros((blocks, width, THREADS, WORDS), dtype=torch.int64, device=weight.device)
+    for j in range(4):
+        for b in range(4):
+            words |= (codes[:, :, :, row[:, j], value[:, 4 * j + b]] << (8 * b + 6 - 2 * j)).transpose(2, 3)
+    return _as_int32(words)
+
+
+def _as_int32(words: torch.Tensor) -> torch.Tensor:
+    return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)

@@ -1,4 +1,5 @@
-"""`sparse-wgmma`: the ternary GEMM on Hopper's sparse tensor cores, for 2:4 weights and for 6:8 (4:6, 8:10) lifted onto them.
+"""`sparse-wgmma`: the ternary GEMM on Hopper's sparse tensor cores, for 2:4 weights and for 6:8 (4:6, 8:10) lifted onto them; and
+`dense-wgmma`: the same kernel on its dense ones, for any ternary weight, which multiplies the zeros too.
 
 Y[T, N] = X · Wᵀ · x_scale[t] · w_scale[split(n)] + bias, from int8 X (lifted where the weight is) and weights at 2 bits a logical weight in
 the order of the instruction (`kernels.fragments`). Floor: max(2·N·K'·T / sparse int8 rate, compulsory bytes / memory bandwidth).
@@ -18,7 +19,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels.errors import NonFiniteError, ShapeError, SparsityError
-from kernels.fragments import ROWS, pack_fragments
+from kernels.fragments import ROWS, pack_dense_fragments, pack_fragments
 from kernels.gpu import Gpu
 from kernels.inputs import DTYPES, GemmInputs, Inputs
 from kernels.kernel import CompileUnit, Outputs, Prepared
@@ -51,14 +52,15 @@ class SparseConfig:
 @dataclass(frozen=True)
 class FragmentWeight:
     """A weight in fragment order. blocks: int32 as `kernels.fragments` packs it. row_scale: float32, w_scale / 64 of every row, zeros
-    behind the last up to a multiple of `ROW_PADDING`. in_features: of the layer; columns: what is multiplied (lifted or not)."""
+    behind the last up to a multiple of `ROW_PADDING`. in_features: of the layer; columns: what is multiplied (lifted or not). sparse: for
+    the sparse tensor cores (layout fragment24) or the dense ones."""
 
     blocks: torch.Tensor
     row_scale: torch.Tensor
     out_features: int
     in_features: int
     columns: int
-    sparsity: Sparsity
+    sparse: bool
 
     @property
     def weight_bytes(self) -> int:
@@ -71,32 +73,42 @@ ROW_PADDING = 1536
 
 
 def columns_of(sparsity: Sparsity, in_features: int) -> int:
-    """Columns that are multiplied: in_features, or the lifted width."""
+    """Columns that the sparse kernel multiplies: in_features, or the lifted width."""
     return lifted_width(in_features, sparsity.m) if sparsity.lifted else in_features
 
 
 def fragment_weight(w_ternary: torch.Tensor, w_scale: torch.Tensor, splits: Sequence[int], sparsity: Sparsity) -> FragmentWeight:
-    """Pack a masked ternary int8 weight [N, K] with float32 scales, one per split.
+    """Pack a masked ternary int8 weight [N, K] with float32 scales, one per split, for the sparse tensor cores.
 
     Raises SparsityError for another sparsity than 2:4 or (L-2):L and for weights that break theirs, ShapeError for what does not fit,
     NonFiniteError for a scale that is NaN or infinite.
     """
     if not (sparsity.lifted or (sparsity.n, sparsity.m) == (2, 4)):
         raise SparsityError(f"{sparsity} does not run on 2:4 tensor cores; allowed: 2:4, 4:6, 6:8, 8:10")
-    if not bool(torch.isfinite(w_scale).all()):
-        raise NonFiniteError("w_scale holds a NaN or an infinity")
-    rows, features = w_ternary.shape
-    if sum(splits) != rows or tuple(w_scale.shape) != (len(splits),):
-        raise ShapeError(f"splits {tuple(splits)} and {len(w_scale)} scales do not fit {rows} out_features")
-    lifted = w_ternary
+    scale, lifted = _row_scale(w_ternary, w_scale, splits), w_ternary
     if sparsity.lifted:
         try:
             lifted = lift_weight(w_ternary, sparsity.n, sparsity.m)
         except ValueError as error:
             raise SparsityError(str(error)) from None
+    rows, in_features = w_ternary.shape
+    return FragmentWeight(pack_fragments(lifted), scale, rows, in_features, lifted.shape[1], sparse=True)
+
+
+def dense_fragment_weight(w_ternary: torch.Tensor, w_scale: torch.Tensor, splits: Sequence[int]) -> FragmentWeight:
+    """Pack any ternary int8 weight [N, K] with float32 scales, one per split, for the dense tensor cores. Raises as `fragment_weight`."""
+    scale = _row_scale(w_ternary, w_scale, splits)
+    rows, in_features = w_ternary.shape
+    return FragmentWeight(pack_dense_fragments(w_ternary), scale, rows, in_features, in_features, sparse=False)
+
+
+def _row_scale(w_ternary: torch.Tensor, w_scale: torch.Tensor, splits: Sequence[int]) -> torch.Tensor:
+    if not bool(torch.isfinite(w_scale).all()):
+        raise NonFiniteError("w_scale holds a NaN or an infinity")
+    if sum(splits) != w_ternary.shape[0] or tuple(w_scale.shape) != (len(splits),):
+        raise ShapeError(f"splits {tuple(splits)} and {len(w_scale)} scales do not fit {w_ternary.shape[0]} out_features")
     counts = torch.tensor(tuple(splits), device=w_scale.device)
-    scale = padded_rows(w_scale.float().repeat_interleave(counts) / 64, rows)
-    return FragmentWeight(pack_fragments(lifted), scale, rows, features, columns_of(sparsity, features), sparsity)
+    return padded_rows(w_scale.float().repeat_interleave(counts) / 64, w_ternary.shape[0])
 
 
 def padded_rows(values: torch.Tensor, rows: int) -> torch.Tensor:
@@ -124,16 +136,17 @@ class SparseGemm:
         config, weight = self.config, self.weight
         row_tiles = -(-out_features // (CONSUMERS * ROWS * config.tiles))
         tiles = row_tiles * -(-tokens // config.block_t)
+        constexprs = constants(config, self.out.dtype, out_features, weight.sparse)
         sparse_gemm[(min(self.programs, tiles),)](
             self.x, weight.blocks, self.x_scale, weight.row_scale, self.bias, self.out, weight.blocks.shape[1], tiles, row_tiles,
-            weight.blocks.shape[0], tokens, out_features, **constants(config, self.out.dtype, out_features), num_warps=4 * CONSUMERS,
+            weight.blocks.shape[0], tokens, out_features, **constexprs, num_warps=4 * CONSUMERS,
         )
 
 
-def constants(config: SparseConfig, dtype: torch.dtype, out_features: int) -> dict[str, object]:
+def constants(config: SparseConfig, dtype: torch.dtype, out_features: int, sparse: bool) -> dict[str, object]:
     """What the kernel is specialized for."""
     return {"TILES": config.tiles, "BLOCK_T": config.block_t, "STAGES": config.stages, "SKEW": config.skew, "OUT": KINDS[dtype],
-            "WIDE": dtype.itemsize == 2 and out_features % 8 == 0}
+            "WIDE": dtype.itemsize == 2 and out_features % 8 == 0, "SPARSE": sparse}
 
 
 def _need(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:
@@ -159,10 +172,20 @@ def bind(x_q: torch.Tensor, x_scale: torch.Tensor, weight: FragmentWeight, bias:
 
 
 def prepare(problem: Problem, inputs: Inputs, config: SparseConfig) -> Prepared:
-    """Bind a gemm; packing and lifting the activations are outside of `run`."""
+    """Bind a gemm to the sparse tensor cores; packing, and lifting the activations, are outside of `run`."""
     assert isinstance(inputs, GemmInputs)
     weight = fragment_weight(inputs.w_ternary, inputs.w_scale, problem.splits, problem.sparsity)
     x_q = lift_activation(inputs.x_q, problem.sparsity.m) if problem.sparsity.lifted else inputs.x_q
+    return _prepared(problem, inputs, x_q, weight, config)
+
+
+def prepare_dense(problem: Problem, inputs: Inputs, config: SparseConfig) -> Prepared:
+    """Bind a gemm to the dense tensor cores; packing is outside of `run`."""
+    assert isinstance(inputs, GemmInputs)
+    return _prepared(problem, inputs, inputs.x_q, dense_fragment_weight(inputs.w_ternary, inputs.w_scale, problem.splits), config)
+
+
+def _prepared(problem: Problem, inputs: GemmInputs, x_q: torch.Tensor, weight: FragmentWeight, config: SparseConfig) -> Prepared:
     programs = torch.cuda.get_device_properties(x_q.device).multi_processor_count
     gemm = bind(x_q, inputs.x_scale, weight, inputs.bias, DTYPES[problem.dtype], config, programs)
 
@@ -219,16 +242,15 @@ def unavailable(problem: Problem, gpu: Gpu) -> str | None:
     return None
 
 
-def compile_units(problem: Problem, config: SparseConfig) -> Sequence[CompileUnit]:
+def compile_units(problem: Problem, config: SparseConfig, sparse: bool = True) -> Sequence[CompileUnit]:
     """The kernel as the problem and the config make it."""
     dtype = DTYPES[problem.dtype]
     out = {"bf16": "*bf16", "f16": "*fp16", "f32": "*fp32", "s32": "*i32"}[KINDS[dtype]]
     signature = {"x_desc": f"tensordesc<i8{[config.block_t, STAGE_COLUMNS]},{LAYOUT!r}>", "w_ptr": "*i32", "x_scale_ptr": "*fp32",
                  "row_scale_ptr": "*fp32", "bias_ptr": "*fp32", "y_ptr": out}
     signature |= dict.fromkeys(("steps", "tiles", "row_tiles", "row_blocks", "tokens", "out_features"), "i32")
-    constant = constants(config, dtype, problem.out_features)
+    constant = constants(config, dtype, problem.out_features, sparse)
     pointers = ("w_ptr", "x_scale_ptr", "row_scale_ptr", "bias_ptr", "y_ptr")
     signature |= dict.fromkeys(constant, "constexpr")
-    return [CompileUnit(sparse_gemm, signature, constant, pointers, {"num_warps": 4 * CONSUMERS}, {90: "IGMMA.SP"})]
-
-
+    expected = {90: "IGMMA.SP" if sparse else "IGMMA"}
+    return [CompileUnit(sparse_gemm, signature, constant, pointers, {"num_warps": 4 * CONSUMERS}, expected)]

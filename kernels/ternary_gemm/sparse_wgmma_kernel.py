@@ -1,4 +1,4 @@
-"""The persistent sparse GEMM for Hopper's sparse tensor cores, in Gluon: one producer warp, two consumer warpgroups.
+"""The persistent GEMM for Hopper's tensor cores, sparse and dense, in Gluon: one producer warp, two consumer warpgroups.
 
 Yᵀ tiles of 128 · TILES weight rows × BLOCK_T tokens. The producer brings activations by TMA into a ring of stages; consumers load packed
 weights themselves, straight into registers, and multiply (`sparse_wgmma_ptx`). Tiles run with the weight rows fastest, so that the
@@ -39,7 +39,8 @@ def _producer(x_desc, ring, barriers, steps, tiles, row_tiles, BLOCK_T: gl.const
 
 @gluon.jit
 def _consumer(w_ptr, x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, steps, tiles, row_tiles, row_blocks, tokens, out_features,
-              TILES: gl.constexpr, BLOCK_T: gl.constexpr, STAGES: gl.constexpr, SKEW: gl.constexpr, OUT: gl.constexpr, WIDE: gl.constexpr):
+              TILES: gl.constexpr, BLOCK_T: gl.constexpr, STAGES: gl.constexpr, SKEW: gl.constexpr, OUT: gl.constexpr, WIDE: gl.constexpr,
+              SPARSE: gl.constexpr):
     """Both consumer warpgroups: per tile all stages with one product always in flight, then the epilogue."""
     FULL: gl.constexpr = _offset(1, BLOCK_T, STAGES)
     EMPTY: gl.constexpr = _offset(2, BLOCK_T, STAGES)
@@ -62,7 +63,7 @@ def _consumer(w_ptr, x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, steps, tiles, 
                 following = gl.minimum(tile + gl.num_programs(0), tiles - 1) % row_tiles
                 gl.inline_asm_elementwise(point(TILES), "=r,l,r,r,r", [w, following * (2 * TILES), row_blocks, steps], dtype=gl.int32,
                                           is_pure=False, pack=1)
-            gl.inline_asm_elementwise(stage(TILES, BLOCK_T, FULL, EMPTY), "=r,r,r,r,r,~{memory}", [at, parity, before, step],
+            gl.inline_asm_elementwise(stage(TILES, BLOCK_T, FULL, EMPTY, SPARSE), "=r,r,r,r,r,~{memory}", [at, parity, before, step],
                                       dtype=gl.int32, is_pure=False, pack=1)
             before = at
             at += 1
@@ -85,12 +86,12 @@ def _consumer(w_ptr, x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, steps, tiles, 
 @gluon.jit
 def sparse_gemm(x_desc, w_ptr, x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, steps, tiles, row_tiles, row_blocks, tokens, out_features,
                 TILES: gl.constexpr, BLOCK_T: gl.constexpr, STAGES: gl.constexpr, SKEW: gl.constexpr, OUT: gl.constexpr,
-                WIDE: gl.constexpr):
-    """y[tokens, out_features] from int8 x (a TMA descriptor) and fragment24 weights.
+                WIDE: gl.constexpr, SPARSE: gl.constexpr):
+    """y[tokens, out_features] from int8 x (a TMA descriptor) and weights in fragment order.
 
     steps: blocks of 128 in_features. tiles, row_tiles: of the output in all, and along out_features. row_blocks: blocks of 64 rows packed.
     row_scale, bias: float32 per output row, readable to the end of the last tile; row_scale holds w_scale / 64. OUT: bf16, f16, f32 or
-    s32. WIDE: 16-byte stores (out_features a multiple of 8, OUT of 16 bits).
+    s32. WIDE: 16-byte stores (out_features a multiple of 8, OUT of 16 bits). SPARSE: fragment24 weights, else layout fragment.
     """
     gl.inline_asm_elementwise(declare(TILES, BLOCK_T), "=r,r", [steps], dtype=gl.int32, is_pure=False, pack=1)
     # The stages, and two more of the same size in which the consumers stage their output. Buffers lie in shared memory by size, so this
@@ -103,6 +104,6 @@ def sparse_gemm(x_desc, w_ptr, x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, step
     fence_async_shared()
     gl.warp_specialize([
         (_consumer, (w_ptr, x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, steps, tiles, row_tiles, row_blocks, tokens, out_features,
-                     TILES, BLOCK_T, STAGES, SKEW, OUT, WIDE)),
+                     TILES, BLOCK_T, STAGES, SKEW, OUT, WIDE, SPARSE)),
         (_producer, (x_desc, ring, barriers, steps, tiles, row_tiles, BLOCK_T, STAGES)),
     ], [1], [24])

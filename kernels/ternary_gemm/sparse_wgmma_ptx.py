@@ -1,11 +1,11 @@
-"""The PTX of the sparse Hopper GEMM's main loop: what a consumer thread does at a tile's start and in a stage.
+"""The PTX of the Hopper GEMMs' main loop, sparse and dense: what a consumer thread does at a tile's start and in a stage.
 
-Gluon has no sparse product, so these blocks are text. Accumulators and fragments live in PTX registers of their own names, declared once
-at the kernel's entry: a product that is in flight must not pass through the compiler. Both consumer warpgroups run the same text
-(registers belong to threads); they differ by `%tid.x`, of which bit 7 is the warpgroup.
+Gluon has no sparse product, and none with packed weights in registers, so these blocks are text. Accumulators and fragments live in PTX
+registers of their own names, declared once at the kernel's entry: a product that is in flight must not pass through the compiler. Both
+consumer warpgroups run the same text (registers belong to threads); they differ by `%tid.x`, of which bit 7 is the warpgroup.
 
-A stage covers 128 columns: for each of `tiles` row blocks of 64 two products of 64 columns. Weights come straight from device memory,
-16 bytes a thread and block (layout fragment24), loaded one stage ahead into the registers that the stage has just unpacked.
+A stage covers 128 columns of each of `tiles` row blocks of 64. Weights come straight from device memory, 16 bytes a thread and block
+(layout fragment24, or fragment where they are dense), loaded one stage ahead into the registers that the stage has just unpacked.
 """
 
 from __future__ import annotations
@@ -122,40 +122,46 @@ def release(stage, empty):
 
 
 @gluon.constexpr_function
-def product(index, tiles, block_t):
-    """One of a stage's 2 · tiles products: unpack, load ahead behind the last use of the words, multiply, leave it in flight.
+def product(index, tiles, block_t, sparse):
+    """One of a stage's products: unpack, load ahead behind the last use of the words, multiply, leave it in flight.
 
-    The fragments that it overwrites were last read by the product before the one in flight. `low` and `high` describe the stage's
-    activations; `more` is false where an accumulator starts from zero.
+    A row block takes two products of 64 columns where it is sparse, four of 32 where it is dense. The fragments that a product overwrites
+    were last read by the one before the one in flight. `at` describes the stage's activations; `more` is false where an accumulator
+    starts from zero.
     """
-    m, step, accumulators = index // 2, index % 2, block_t // 2
-    value, metadata = f"word{4 * m + 2 * step}", f"word{4 * m + 2 * step + 1}"
+    count, accumulators, side = (2 if sparse else 4), block_t // 2, index % 2
+    m, step = index // count, index % count
+    word = 4 * m + (2 * step if sparse else step)
     text = ""
     for j in range(4):
         text += f"""
-        shl.b32 t, {value}, {2 * j};
-        and.b32 frag{4 * step + j}, t, 0xC0C0C0C0;"""
-    # A permutation that changes nothing: behind a plain mov, ptxas takes the operand for redefined by the load and serializes (C7513).
-    text += f"\nprmt.b32 meta{step}, {metadata}, {metadata}, 0x3210;"
-    text += load_words(m) if step else ""
+        shl.b32 t, word{word}, {2 * j};
+        and.b32 frag{4 * side + j}, t, 0xC0C0C0C0;"""
+    if sparse:
+        # A permutation that changes nothing: behind a plain mov, ptxas takes the operand for redefined by the load and serializes (C7513).
+        text += f"\nprmt.b32 meta{side}, word{word + 1}, word{word + 1}, 0x3210;"
+    if step == count - 1:
+        text += load_words(m)
     registers = ", ".join(f"acc{m * accumulators + i}" for i in range(accumulators))
-    fragments = ", ".join(f"frag{4 * step + j}" for j in range(4))
+    fragments = ", ".join(f"frag{4 * side + j}" for j in range(4))
+    name = f"sp.sync.aligned.m64n{block_t}k64" if sparse else f"sync.aligned.m64n{block_t}k32"
     return text + f"""
+        add.u64 to, at, {(4 if sparse else 2) * step};
         wgmma.fence.sync.aligned;
-        wgmma.mma_async.sp.sync.aligned.m64n{block_t}k64.s32.s8.s8
+        wgmma.mma_async.{name}.s32.s8.s8
             {{{registers}}},
-            {{{fragments}}}, {("low", "high")[step]}, meta{step}, 0, {("more", "always")[step]};
+            {{{fragments}}}, to, {f"meta{side}, 0, " if sparse else ""}{"always" if step else "more"};
         wgmma.commit_group.sync.aligned;
         wgmma.wait_group.sync.aligned 1;"""
 
 
 @gluon.constexpr_function
-def stage(tiles, block_t, full, empty):
+def stage(tiles, block_t, full, empty, sparse):
     """$1 stage, $2 its parity, $3 the stage before (or -1), $4 zero in a tile's first stage. One product in flight at every point."""
-    # The descriptor: 128-byte swizzle, 1,024 bytes between groups of eight rows; 64 columns on are 64 bytes.
+    # The descriptor: 128-byte swizzle, 1,024 bytes between groups of eight rows; a column is a byte, counted in sixteens.
     text = f"""{{
         .reg .b32 t, base, bar;
-        .reg .b64 low, high;
+        .reg .b64 at, to;
         .reg .pred ready, more, always;
         mov.u32 base, global_smem;
         shl.b32 t, $1, 3;
@@ -166,13 +172,12 @@ def stage(tiles, block_t, full, empty):
         mad.lo.u32 t, $1, {block_t * STAGE_COLUMNS}, base;
         shr.u32 t, t, 4;
         and.b32 t, t, 0x3FFF;
-        cvt.u64.u32 low, t;
-        add.u64 low, low, {0x4000004000010000};
-        add.u64 high, low, 4;
+        cvt.u64.u32 at, t;
+        add.u64 at, at, {0x4000004000010000};
         setp.ne.b32 more, $4, 0;
         setp.eq.b32 always, 0, 0;"""
-    for index in range(2 * tiles):
-        text += product(index, tiles, block_t)
+    for index in range((2 if sparse else 4) * tiles):
+        text += product(index, tiles, block_t, sparse)
         text += release("$3", empty) if index == 0 else ""
     return text + f"\n{DONE}\n}}"
 

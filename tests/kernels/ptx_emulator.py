@@ -77,7 +77,7 @@ class Machine:
         if kind[0] == "mbarrier":
             self.registers[operands[0]] = np.ones(THREADS, bool)
         elif kind[0] == "wgmma":
-            self._multiply(operands)
+            self._multiply(operands, sparse="sp" in kind)
         elif kind[0] == "stmatrix":
             self._store_matrices(operands)
         elif kind[0] == "ld":
@@ -171,14 +171,15 @@ class Machine:
                     start = at[32 * warp + 8 * matrix + row]
                     self.memory[start : start + 16] = tile[row].view(np.uint8)
 
-    def _multiply(self, operands: list[str]) -> None:
-        """wgmma.mma_async.sp m64nNk64 on 8-bit integers, A and metadata from registers, B in 128-byte-swizzled shared memory."""
+    def _multiply(self, operands: list[str], sparse: bool) -> None:
+        """wgmma.mma_async(.sp) m64nNk64 (k32) on 8-bit integers, A and metadata from registers, B in 128-byte-swizzled shared memory."""
         accumulators, fragments = (operand.strip("{}").replace(" ", "").split(",") for operand in operands[:2])
-        descriptor, metadata, keep = self.registers[operands[2]], self.registers[operands[3]], self.registers[operands[5]]
+        descriptor, metadata, keep = self.registers[operands[2]], self.registers[operands[3]], self.registers[operands[-1]]
         tokens = 2 * len(accumulators)
         for group in range(2):
-            a = sparse_operand([self.registers[name] for name in fragments], metadata, group)
-            b = self._shared_operand((int(descriptor[128 * group]) & 0x3FFF) << 4, tokens)
+            a = register_operand([self.registers[name] for name in fragments], group)
+            a = spread(a, metadata, group) if sparse else a
+            b = self._shared_operand((int(descriptor[128 * group]) & 0x3FFF) << 4, tokens, a.shape[1])
             product = a @ b.T
             for index, name in enumerate(accumulators):
                 j, i = divmod(index, 4)
@@ -190,27 +191,31 @@ class Machine:
                     value[thread] = (old + int(product[16 * w + g + 8 * (i >> 1), 8 * j + 2 * q + (i & 1)])) & MASK32
                 self.registers[name] = value
 
-    def _shared_operand(self, start: int, tokens: int) -> Array:
-        row, column = np.divmod(np.arange(tokens * 64), 64)
+    def _shared_operand(self, start: int, tokens: int, columns: int) -> Array:
+        row, column = np.divmod(np.arange(tokens * columns), columns)
         at = start + row // 8 * 1024 + row % 8 * 128 + column
         at ^= (at >> 7 & 7) << 4
-        return self.memory[at].view(np.int8).reshape(tokens, 64).astype(np.int64)
+        return self.memory[at].view(np.int8).reshape(tokens, columns).astype(np.int64)
 
 
-def sparse_operand(fragments: list[Array], metadata: Array, group: int) -> Array:
-    """The 64 × 64 logical values of operand A of a warpgroup."""
-    kept, place = np.zeros((64, 32), np.int64), np.zeros((64, 32), np.int64)
+def register_operand(fragments: list[Array], group: int) -> Array:
+    """The 64 × 32 values of operand A that a warpgroup holds in four registers a thread."""
+    values = np.zeros((64, 32), np.int64)
     for t in range(128):
-        w, g, q, thread = t // 32, t % 32 // 4, t % 4, 128 * group + t
+        w, g, q = t // 32, t % 32 // 4, t % 4
         for j, register in enumerate(fragments):
-            word = np.frombuffer(int(register[thread]).to_bytes(4, "little"), np.int8)
-            kept[16 * w + g + 8 * (j & 1), 4 * q + 16 * (j >> 1) : 4 * q + 16 * (j >> 1) + 4] = word
-        for index in range(16):
-            place[16 * w + g + 8 * (q & 1), 16 * (q >> 1) + index] = int(metadata[thread]) >> 2 * index & 3
+            word = np.frombuffer(int(register[128 * group + t]).to_bytes(4, "little"), np.int8)
+            values[16 * w + g + 8 * (j & 1), 4 * q + 16 * (j >> 1) : 4 * q + 16 * (j >> 1) + 4] = word
+    return values
+
+
+def spread(kept: Array, metadata: Array, group: int) -> Array:
+    """The 64 × 64 logical values of 64 × 32 kept ones."""
     dense = np.zeros((64, 64), np.int64)
-    for row in range(64):
-        for index in range(32):
-            dense[row, 4 * (index // 2) + place[row, index]] += kept[row, index]
+    for t in range(128):
+        row, first = 16 * (t // 32) + t % 32 // 4 + 8 * (t % 2), 16 * (t % 4 >> 1)
+        for index in range(first, first + 16):
+            dense[row, 4 * (index // 2) + (int(metadata[128 * group + t]) >> 2 * (index - first) & 3)] += kept[row, index]
     return dense
 
 

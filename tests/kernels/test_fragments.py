@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.errors import PackError, ShapeError, SparsityError
-from kernels.fragments import block_shape, pack_fragments, unpack_fragments
+from kernels.fragments import block_shape, pack_dense_fragments, pack_fragments, unpack_dense_fragments, unpack_fragments
 from reference.lifting import lift_activation, lift_weight, lifted_width
 from reference.sparsity import nm_mask
 
@@ -91,6 +91,15 @@ def test_lifted_weights_multiply_lifted_activations(n: int, m: int) -> None:
     assert torch.equal(lift_activation(x, m).long() @ unpacked.long().t(), x.long() @ w.long().t())
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 150), st.integers(1, 300), st.integers(0, 99))
+def test_dense_packing_loses_nothing(rows: int, columns: int, seed: int) -> None:
+    w = torch.randint(-1, 2, (rows, columns), generator=torch.Generator().manual_seed(seed), dtype=torch.int8)
+    packed = pack_dense_fragments(w)
+    assert packed.shape == block_shape(rows, columns)
+    assert torch.equal(unpack_dense_fragments(packed, rows, columns), w)
+
+
 def test_two_bits_a_weight() -> None:
     packed = pack_fragments(weight(128, 256, 2, 4))
     assert packed.numel() * 32 == 2 * 128 * 256
@@ -116,5 +125,8 @@ def test_damage_is_noticed() -> None:
         broken[0, 0, 9, word] = damage
         with pytest.raises(PackError, match="damaged"):
             unpack_fragments(broken, 64, 128)
-    with pytest.raises(ShapeError):
-        unpack_fragments(packed, 64, 256)
+    with pytest.raises(PackError, match="damaged"):
+        unpack_dense_fragments(torch.full_like(packed, 0b10), 64, 128)
+    for unpack in (unpack_fragments, unpack_dense_fragments):
+        with pytest.raises(ShapeError):
+            unpack(packed, 64, 256)

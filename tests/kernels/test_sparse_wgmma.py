@@ -32,12 +32,12 @@ def problem(out_features: int, in_features: int, tokens: int, sparsity: Sparsity
     return Problem("gemm", out_features, in_features, tokens, sparsity, **changes)
 
 
-def compiled(config: SparseConfig, dtype: str, out_features: int) -> Any:
+def compiled(config: SparseConfig, dtype: str, out_features: int, sparse: bool = True) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.experimental.gluon._runtime import GluonASTSource
 
-    (unit,) = compile_units(problem(out_features, 1024, 4096, dtype=dtype), config)
+    (unit,) = compile_units(problem(out_features, 1024, 4096, dtype=dtype), config, sparse)
     names = list(unit.function.arg_names)
     constants = {(names.index(name),): value for name, value in unit.constexprs.items()}
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in unit.divisible}
@@ -46,15 +46,16 @@ def compiled(config: SparseConfig, dtype: str, out_features: int) -> Any:
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
-def test_products_stay_in_flight_without_spills(config: SparseConfig) -> None:
-    (unit,) = compile_units(problem(8192, 8192, 8192), config)
+@pytest.mark.parametrize(("config", "sparse"), [*((config, True) for config in CONFIGS), (CONFIGS[0], False), (CONFIGS[4], False)], ids=str)
+def test_products_stay_in_flight_without_spills(config: SparseConfig, sparse: bool) -> None:
+    (unit,) = compile_units(problem(8192, 8192, 8192), config, sparse)
     found = compile_unit(unit, H200)
     assert isinstance(found, Compiled), found
     assert found.spills == 0
-    sass = compiled(config, "bf16", 8192).asm["sass"]
-    products, waits = len(re.findall(r"IGMMA\.SP", sass)), re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x\d+)", sass)
-    assert products >= 2 * config.tiles
+    assert found.instructions[unit.expects[90]] > 0
+    sass = compiled(config, "bf16", 8192, sparse).asm["sass"]
+    products, waits = len(re.findall(r"IGMMA\.", sass)), re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, (0x\d+)", sass)
+    assert products >= (2 if sparse else 4) * config.tiles
     assert waits.count("0x1") == products, "every product is followed by a wait for the one before it"
     assert waits.count("0x0") <= 2, "only the end of a tile waits for all: ptxas has not serialized the products"
 
@@ -146,6 +147,19 @@ def test_exact_on_the_device(config: SparseConfig, dtype: str) -> None:
                 continue
             inputs = make_inputs(case, "cuda", seed=tokens)
             prepared = module.prepare(case, inputs, config)
+            poison(prepared)
+            mismatch = judge(case, inputs, prepared.run(), KERNEL)
+            assert mismatch is None, f"{case}: {mismatch}"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", CONFIGS[:5], ids=str)
+def test_dense_weights_are_exact_on_the_device(config: SparseConfig) -> None:
+    for tokens, rows, width in shapes():
+        for dtype in ("int32", "bf16"):
+            case = problem(rows, width, tokens, Sparsity(1, 1), dtype=dtype)
+            inputs = make_inputs(case, "cuda", seed=tokens)
+            prepared = module.prepare_dense(case, inputs, config)
             poison(prepared)
             mismatch = judge(case, inputs, prepared.run(), KERNEL)
             assert mismatch is None, f"{case}: {mismatch}"

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from kernels.problem import Sparsity
-from kernels.ternary_gemm.sparse_wgmma import fragment_weight, padded_rows
+from kernels.ternary_gemm.sparse_wgmma import dense_fragment_weight, fragment_weight, padded_rows
 from kernels.ternary_gemm.sparse_wgmma_epilogue import epilogue, plain_epilogue
 from kernels.ternary_gemm.sparse_wgmma_ptx import point, prime, shared_offsets, stage
 from reference.linear import accumulate, linear
@@ -41,16 +41,17 @@ def fill_stage(memory: np.ndarray, at: int, x: np.ndarray, token: int, step: int
 
 
 def run(
-    tiles: int, block_t: int, rows: int, width: int, tokens: int, kind: str, wide: bool
+    tiles: int, block_t: int, rows: int, width: int, tokens: int, kind: str, wide: bool, sparse: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The kernel's consumer loop with every tile on one program: output, raw accumulators expected, scaled values expected."""
     generator = torch.Generator().manual_seed(rows)
     w = torch.randint(-1, 2, (rows, width), generator=generator, dtype=torch.int8)
-    w.view(rows, -1, 4)[..., torch.randperm(4, generator=generator)[:2]] = 0
+    if sparse:
+        w.view(rows, -1, 4)[..., torch.randperm(4, generator=generator)[:2]] = 0
     x = torch.randint(-127, 128, (tokens, width), generator=generator, dtype=torch.int8)
     x_scale, w_scale, bias = (torch.rand(size, generator=generator) + 0.5 for size in (tokens, 2, rows))
     splits = (rows - rows // 3, rows // 3)
-    weight = fragment_weight(w, w_scale, splits, Sparsity(2, 4))
+    weight = fragment_weight(w, w_scale, splits, Sparsity(2, 4)) if sparse else dense_fragment_weight(w, w_scale, splits)
     out = torch.full((tokens, rows), 3, dtype=TYPES[kind])
     staging, full, empty, end = shared_offsets(block_t, STAGES)
     memory = Memory(end)
@@ -68,7 +69,7 @@ def run(
                 following = min(tile + 1, count - 1) % row_tiles
                 machine.run(point(tiles), [w_at, following * 2 * tiles, weight.blocks.shape[0], steps])
             fill_stage(machine.memory, at * block_t * 128, x.numpy(), token, step, block_t)
-            machine.run(stage(tiles, block_t, full, empty), [at, 0, before, step])
+            machine.run(stage(tiles, block_t, full, empty, sparse), [at, 0, before, step])
             before, at = at, (at + 1) % STAGES
         for m in range(tiles):
             text = epilogue(m, tiles, block_t, staging, kind) if wide else plain_epilogue(m, tiles, block_t, kind)
@@ -89,9 +90,10 @@ def test_wide_stores_give_the_reference(tiles: int, block_t: int, rows: int, wid
     assert ((found.double() - expected).abs() <= 2**-8 * expected.abs() + 1e-6).all()
 
 
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
 @pytest.mark.parametrize(("tiles", "block_t", "rows", "width", "tokens"), [(1, 64, 130, 64, 66), (2, 64, 77, 320, 9)])
-def test_raw_accumulators_are_exact(tiles: int, block_t: int, rows: int, width: int, tokens: int) -> None:
-    found, expected, _ = run(tiles, block_t, rows, width, tokens, "s32", wide=False)
+def test_raw_accumulators_are_exact(tiles: int, block_t: int, rows: int, width: int, tokens: int, sparse: bool) -> None:
+    found, expected, _ = run(tiles, block_t, rows, width, tokens, "s32", wide=False, sparse=sparse)
     assert torch.equal(found.long(), expected)
 
 
