@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from kernels.errors import GpuMismatch
 from kernels.gpu import Gpu
 from kernels.kernel import Kernel
 from kernels.problem import Op
+from suites.ahead import FEW, compilations, compile_ahead
 from suites.bench import Bench, Fault
 from suites.case import Case
 from suites.command import INCONCLUSIVE, Reporting, accepted_file, first_that_applies
@@ -60,6 +62,8 @@ def run(
             writer.write(replace(_head(args, arguments, gpu, identity, executor), planned=tuple(case.key for case in cases)))
             session = Session(executor, writer, identity, plan, kernels, _decided(args, gpu))
             print(f"suites.run: {gpu.name}: {len(left)} cases to measure, {len(cases) - len(left)} already there; results in {path}")
+            if lab is None:
+                _compile(left, kernels, gpu, args.device)
             _measure(session, left, outcome, roofs=not any(isinstance(record, RoofRecord) for record in existing))
     except KeyboardInterrupt:
         line = shlex.join(["python", "-m", "suites.run", *_without_folder(arguments), "--out", str(path.parent), "--resume"])
@@ -77,6 +81,17 @@ def _existing(path: Path, gpu: Gpu) -> list[Record]:
         if isinstance(record, RunRecord) and (record.gpu, record.evidence) != (gpu.name, "measured"):
             raise GpuMismatch(f"{path} holds {record.evidence} results of {record.gpu}, this run measures {gpu.name}; name another --out")
     return records
+
+
+def _compile(cases: Sequence[Case], kernels: Callable[[Op], Sequence[Kernel]], gpu: Gpu, index: int) -> None:
+    work = compilations(cases, kernels, gpu)
+    if len(work) < FEW:
+        return
+    print(f"suites.run: compiling {len(work)} kernels on all cores before anything is timed")
+    started = time.monotonic()
+    done, failed = compile_ahead(work, gpu, index)
+    left = f"; {failed} are left to the measuring process" if failed else ""
+    print(f"suites.run: compiled {done} in {time.monotonic() - started:.0f} s{left}")
 
 
 def _measure(session: Session, cases: Sequence[Case], outcome: Outcome, roofs: bool) -> None:

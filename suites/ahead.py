@@ -1,0 +1,96 @@
+"""Compiling ahead: every Triton kernel of the planned cases runs once, on few tokens, in processes on all cores, before anything is timed.
+
+What they compile lands in Triton's own cache, where the measuring process finds it. The 708 default cases need about a thousand
+compilations of seconds each; a script of this kind needed 33 s for 805 of them in 14 processes beside an H200 (2026-11-22). What fails
+here fails again where it is measured, and is recorded there.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from autotune.tuned import lookup
+from autotune.worker import Worker
+from kernels.errors import Failure
+from kernels.gpu import Gpu
+from kernels.kernel import Kernel
+from kernels.problem import Op, Problem
+from suites.case import Case
+
+TOKENS = 256
+"""Most tokens that a kernel is run on here: its machine code does not depend on more of them."""
+FEW = 16
+"""Fewer kernels than this are compiled when they are measured: starting processes takes longer."""
+MEMORY_GB = 8
+"""Device memory that one process may need."""
+SECONDS = 400.0
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """A kernel, by name, on the smallest problem that it compiles alike for."""
+
+    kernel: str
+    problem: Problem
+
+
+def compilations(cases: Sequence[Case], kernels: Callable[[Op], Sequence[Kernel]], gpu: Gpu) -> list[Compilation]:
+    """What the cases make Triton compile, each once; libraries, and kernels that search for themselves, are left out."""
+    found: dict[object, Compilation] = {}
+    for problem in dict.fromkeys(case.problem for case in cases if not case.problem.refusal):
+        for kernel in kernels(problem.op):
+            if kernel.resolve is not None or kernel.unavailable(problem, gpu) is not None:
+                continue
+            config, _ = lookup(kernel, problem, gpu)
+            if not kernel.compile_units(problem, config):
+                continue
+            alike = problem.with_(out_features=0, splits=(), tokens=min(problem.tokens, TOKENS))
+            key = (kernel.name, config, alike, problem.out_features % 16, len(problem.splits), problem.tokens % 16)
+            if key not in found or problem.out_features < found[key].problem.out_features:
+                found[key] = Compilation(kernel.name, problem)
+    return list(found.values())
+
+
+def compile_ahead(work: Sequence[Compilation], gpu: Gpu, index: int, processes: int | None = None) -> tuple[int, int]:
+    """Compile on all cores, as far as device memory goes. Returns how many kernels ran, and how many did not."""
+    cores = len(os.sched_getaffinity(0))
+    count = max(1, min(processes or max(1, cores - 1), gpu.memory_gb // MEMORY_GB, len(work)))
+    shares = [tuple(work[first::count]) for first in range(count)]
+    answers: list[tuple[int, int]] = [(0, len(share)) for share in shares]
+
+    def run(number: int) -> None:
+        with Worker() as worker:
+            answer = worker.call("suites.ahead:compile_share", (shares[number], gpu, f"cuda:{index}"), SECONDS)
+        if not isinstance(answer, Failure):
+            answers[number] = answer
+
+    threads = [threading.Thread(target=run, args=(number,), daemon=True) for number in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(done for done, _ in answers), sum(failed for _, failed in answers)
+
+
+def compile_share(share: Sequence[Compilation], gpu: Gpu, device: str) -> tuple[int, int]:
+    """The child's side: run every kernel once; how many ran, and how many did not."""
+    import torch
+
+    from kernels.catalogue import find
+    from kernels.inputs import make_inputs
+
+    done = 0
+    for item in share:
+        kernel, few = find(item.kernel, item.problem.op), item.problem.with_(tokens=min(item.problem.tokens, TOKENS))
+        config, _ = lookup(kernel, item.problem, gpu)
+        try:
+            kernel.prepare(few, make_inputs(few, device), config).run()
+            if torch.device(device).type == "cuda":
+                torch.cuda.synchronize(device)
+        except Exception:  # whatever it is comes again, and is recorded, where the kernel is measured
+            continue
+        done += 1
+    return done, len(share) - done
