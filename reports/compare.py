@@ -71,7 +71,7 @@ def compare(case: Case, over: str, results: Results, variant: str | None = None)
     if record.refusal is not None:
         return Comparison(case, reason=record.refusal, refused=True)
     if not case.reached:
-        return Comparison(case, reason="planned, but the run ended before it")
+        return Comparison(case, reason="should have been measured, and was not")
     if not case.measured:
         return Comparison(case, reason=f"{record.evidence}, not measured")
     ours = best_variant(record, variant)

@@ -14,15 +14,18 @@ import suites
 from kernels.errors import RecordError, TerSparseError, UsageError
 from kernels.gpu import GPUS, by_name
 from kernels.problem import Problem, Sparsity
+from suites.case import State
+from suites.catalogue import Selection, plan
 from suites.record import CaseRecord, Result, RoofRecord, RunRecord, read
 from suites.statistics import joules_per_call, time_us
 
 TERA = 1e12
+STATES: tuple[State, ...] = ("interleaved", "sustained")
 
 
 @dataclass(frozen=True)
 class Case:
-    """A case record with its problem parsed. reached: False for a case that a run planned and did not get to."""
+    """A case record with its problem parsed. reached: False for a case that should have been measured and was not."""
 
     record: CaseRecord
     problem: Problem
@@ -57,7 +60,8 @@ class Results:
     """Everything that was read, for one GPU.
 
     gpu: profile name. source: where it was read from, for the reader. cases: one per key and kind of evidence, the last written wins.
-    unreached: cases that a run planned to measure and ended before.
+    unreached: cases that should have been measured and were not: a run planned them and ended before, or committed results, which stand for
+    the suites' default cases, lack them.
     """
 
     gpu: str
@@ -108,7 +112,10 @@ def load(gpu: str, runs: Sequence[str | Path] = ()) -> Results:
     """
     if not runs:
         path = accepted_path("h200" if gpu == "auto" else gpu)
-        return _gather(path.stem, [path] if path.exists() else [], f"committed results of {path.stem}")
+        if not path.exists():
+            return _gather(path.stem, [], f"committed results of {path.stem}")
+        due = [case.key for state in STATES for case in plan(Selection(state=state))]
+        return _gather(path.stem, [path], f"committed results of {path.stem}", due)
     paths = [Path(run) for run in runs]
     for path in paths:
         if not path.exists():
@@ -116,7 +123,8 @@ def load(gpu: str, runs: Sequence[str | Path] = ()) -> Results:
     return _gather(gpu, paths, ", ".join(map(str, paths)))
 
 
-def _gather(gpu: str, paths: Iterable[Path], source: str) -> Results:
+def _gather(gpu: str, paths: Iterable[Path], source: str, due: Iterable[str] = ()) -> Results:
+    """due: keys of cases that these results should hold whatever their runs had planned."""
     heads: list[RunRecord] = []
     roofs: dict[tuple[str, str], RoofRecord] = {}
     cases: dict[tuple[str, str], Case] = {}
@@ -132,8 +140,8 @@ def _gather(gpu: str, paths: Iterable[Path], source: str) -> Results:
             else:
                 cases[record.key, record.evidence] = Case(record, Problem.from_dict(dict(record.problem)))
     done = {key for key, evidence in cases if evidence == "measured"}
-    planned = dict.fromkeys((key, head.id) for head in heads if head.evidence == "measured" for key in head.planned if key not in done)
-    unreached = {key: _unreached(key, run) for key, run in planned}
+    planned = [(key, head.id) for head in heads if head.evidence == "measured" for key in head.planned] + [(key, "") for key in due]
+    unreached = {key: _unreached(key, run) for key, run in planned if key not in done}
     return Results(gpu, source, tuple(heads), tuple(roofs.values()), tuple(cases.values()), tuple(unreached.values()))
 
 

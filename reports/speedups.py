@@ -95,7 +95,10 @@ def _allowed(cases: Iterable[Case], option: str, wanted: str, attribute: Any) ->
 
 
 def _known_kernels(cases: Iterable[Case], options: argparse.Namespace) -> None:
+    """UsageError for names that the results do not hold; where nothing was measured there is nothing to know them by."""
     cases = list(cases)
+    if not any(case.reached for case in cases):
+        return
     names = {kind: {r.kernel for case in cases for r in case.record.results if r.kind == kind} for kind in ("variant", "baseline")}
     if options.variant and options.variant not in names["variant"]:
         raise UsageError(f"--variant {options.variant}: not among these results; allowed: {', '.join(sorted(names['variant']))}")

@@ -201,7 +201,7 @@ def not_measured(results: Results) -> list[tuple[str, str, int, str]]:
                 found.setdefault((result.kernel, why(result).removeprefix(f"{result.kernel}: ")), []).append(where)
     for case in results.unreached:
         place = f"{case.record.suite} {case.record.model} {case.record.label}"
-        found.setdefault(("every kernel", "planned, but the run ended before it"), []).append(place)
+        found.setdefault(("every kernel", "should have been measured, and was not"), []).append(place)
     return [(kernel, reason, len(places), places[0]) for (kernel, reason), places in sorted(found.items())]
 
 

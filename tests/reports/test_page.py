@@ -264,7 +264,7 @@ def test_cases_that_a_run_did_not_reach_are_missing(tmp_path: Path) -> None:
     write_all(tmp_path / "r.jsonl", [golden.head(planned=tuple(record.key for record in records)), *records[:1]])
     text = re.sub(r"\s+", " ", Page(render(load("h200", [tmp_path]))).text())
     assert f"{len(records) - 1} planned cases were not reached" in text
-    assert "planned, but the run ended before it" in text
+    assert "should have been measured, and was not" in text
 
 
 @pytest.mark.parametrize(

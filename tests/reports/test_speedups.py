@@ -106,11 +106,22 @@ def test_what_is_projected_is_never_a_measurement(speedups) -> None:
     assert speedups([*TWO, gemm(100, guess, evidence="projected")])[0] == 0  # the same case was measured too
 
 
+def test_committed_results_stand_for_the_default_cases(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_all(tmp_path / "h200.jsonl", [golden.head(), TWO[0]])
+    monkeypatch.setattr("reports.load.accepted_path", lambda gpu: tmp_path / f"{gpu}.jsonl")
+    assert main(["--gpu", "h200", "--suite", "train", "--over", "dense-bf16"]) == 4, "nothing of the suite was measured"
+    assert capsys.readouterr().out.splitlines()[-1] == "geomean nan min nan max nan n 0 missing 48"
+    assert main(["--gpu", "h200", "--suite", "prefill", "--over", "strongest"]) == 4
+    assert capsys.readouterr().out.splitlines()[-1].endswith(" n 1 missing 160")
+
+
 def test_a_planned_case_that_was_not_reached_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_all(tmp_path / "r.jsonl", [golden.head(planned=tuple(case.key for case in TWO)), TWO[0]])
     assert main(["--gpu", "h200", "--suite", "prefill", "--over", "strongest", "--run", str(tmp_path)]) == 4
     *_, missing, last = capsys.readouterr().out.splitlines()
-    assert missing == "missing: m Wo gemm 1000x2000 T=200 2:4: planned, but the run ended before it"
+    assert missing == "missing: m Wo gemm 1000x2000 T=200 2:4: should have been measured, and was not"
     assert last == "geomean 2.000 min 2.000 max 2.000 n 1 missing 1"
 
 
