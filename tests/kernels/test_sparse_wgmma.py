@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,9 +13,9 @@ import torch
 from autotune.compile import Compiled, compile_unit
 from kernels.errors import NonFiniteError, ShapeError, SparsityError
 from kernels.gpu import by_name
-from kernels.inputs import GemmInputs, make_inputs
+from kernels.inputs import GemmInputs, Inputs, make_inputs
 from kernels.judge import judge, poison
-from kernels.kernel import Kernel
+from kernels.kernel import Kernel, Prepared
 from kernels.problem import Problem, Sparsity
 from kernels.ternary_gemm import sparse_wgmma as module
 from kernels.ternary_gemm.sparse_wgmma import SparseConfig, bind, compile_units, default_config, fragment_weight, reject, space, unavailable
@@ -136,6 +136,14 @@ def shapes() -> Iterator[tuple[int, int, int]]:
     yield from ((1, 130, 64), (7, 1152, 896), (63, 136, 320), (1000, 896, 4864), (129, 7, 128), (20000, 384, 256), (300, 8448, 1024))
 
 
+def assert_right(case: Problem, prepare: Callable[[Problem, Inputs, SparseConfig], Prepared], config: SparseConfig) -> None:
+    inputs = make_inputs(case, "cuda", seed=case.tokens)
+    prepared = prepare(case, inputs, config)
+    poison(prepared)
+    mismatch = judge(case, inputs, prepared.run(), KERNEL)
+    assert mismatch is None, f"{case}: {mismatch}"
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize("dtype", ["int32", "bf16", "fp16", "fp32"])
@@ -145,11 +153,7 @@ def test_exact_on_the_device(config: SparseConfig, dtype: str) -> None:
             case = problem(rows, width, tokens, sparsity, splits=(rows - rows // 3, rows // 3), dtype=dtype, bias=dtype != "int32")
             if "registers" in (reject(case, H200, config) or ""):
                 continue
-            inputs = make_inputs(case, "cuda", seed=tokens)
-            prepared = module.prepare(case, inputs, config)
-            poison(prepared)
-            mismatch = judge(case, inputs, prepared.run(), KERNEL)
-            assert mismatch is None, f"{case}: {mismatch}"
+            assert_right(case, module.prepare, config)
 
 
 @pytest.mark.gpu
@@ -157,12 +161,7 @@ def test_exact_on_the_device(config: SparseConfig, dtype: str) -> None:
 def test_dense_weights_are_exact_on_the_device(config: SparseConfig) -> None:
     for tokens, rows, width in shapes():
         for dtype in ("int32", "bf16"):
-            case = problem(rows, width, tokens, Sparsity(1, 1), dtype=dtype)
-            inputs = make_inputs(case, "cuda", seed=tokens)
-            prepared = module.prepare_dense(case, inputs, config)
-            poison(prepared)
-            mismatch = judge(case, inputs, prepared.run(), KERNEL)
-            assert mismatch is None, f"{case}: {mismatch}"
+            assert_right(problem(rows, width, tokens, Sparsity(1, 1), dtype=dtype), module.prepare_dense, config)
 
 
 @pytest.mark.gpu
