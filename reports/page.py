@@ -24,6 +24,7 @@ from reports.figures import (
     times,
 )
 from reports.load import TERA, Case, Results
+from reports.panel import Data, Panel, PanelFunction
 from reports.published import FOOTPRINT, PUBLISHED, ours_beside, weight_share
 from reports.svg import DARK, LIGHT, Figure
 from suites.record import Result
@@ -39,6 +40,8 @@ FAMILIES = (
 )
 HEADLINE_OPS = ("gemm", "layer", "step", "prepare", "activation")
 OVER = "the strongest baseline"
+PANELS: tuple[PanelFunction, ...] = ()
+"""The sections that are a module each, in the order of the page; one without data is left out."""
 
 
 def render(results: Results, compared: tuple[Results, Results] | None = None) -> str:
@@ -57,6 +60,7 @@ def render(results: Results, compared: tuple[Results, Results] | None = None) ->
         "speedups": speedup_figures(groups),
         "rooflines": roofline_figures(results, groups),
         "sustained": sustained_figures(results),
+        "panels": panels(Data(results, comparer)),
         "tables": cases,
         "doubtful": sum(1 for _, rows in cases for row in rows if row.flag),
         "missing": tables.not_measured(results),
@@ -71,6 +75,11 @@ def render(results: Results, compared: tuple[Results, Results] | None = None) ->
         "changes": (*compared, *tables.changes(*compared)) if compared else None,
     }
     return _environment().get_template("page.html").render(context)
+
+
+def panels(data: Data) -> list[Panel]:
+    """Every panel that has data."""
+    return [made for function in PANELS if (made := function(data)) is not None]
 
 
 def _environment() -> Environment:
