@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import io
+import json
 import os
 import pickle
 import queue
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.failures import one_line
+from autotune.machine_code import Loop, main_loop
 from autotune.worker import Worker
 from kernels.errors import Failure, UsageError
 from kernels.gpu import Gpu
@@ -36,7 +38,8 @@ class Compiled:
 
     registers: per thread. spills: bytes of local memory per thread (0 without spilling). shared_bytes: per block. instructions: how
     often each appears in the machine code, by name without modifiers; matrix instructions also with their first ("IGMMA.SP",
-    "WARPGROUP.DEPBAR"). seconds: what compiling took, near nothing where Triton's own cache had it.
+    "WARPGROUP.DEPBAR"). seconds: what compiling took, near nothing where Triton's own cache had it. warps: of a block, those that a
+    kernel specializes included. loop: its main loop.
     """
 
     registers: int
@@ -44,6 +47,33 @@ class Compiled:
     shared_bytes: int
     instructions: Mapping[str, int]
     seconds: float
+    warps: int = 0
+    loop: Loop | None = None
+
+
+def use_cache(folder: str | None) -> None:
+    """Let Triton keep its cache in that folder, in this process; None: where it is."""
+    if folder is not None:
+        import triton
+
+        triton.knobs.cache.dir = folder
+
+
+def settle_cache(folder: Path) -> int:
+    """Make a cache that was compiled elsewhere usable in this folder; returns how many kernels it holds.
+
+    Triton notes the files of each kernel by their absolute paths, which a copy to another place leaves behind.
+    """
+    kernels = 0
+    for note in folder.glob("*/__grp__*.json"):
+        kernels += 1
+        paths = json.loads(note.read_text(encoding="utf-8"))["child_paths"]
+        here = {name: str(note.parent / name) for name in paths}
+        if here != paths:
+            temporary = note.with_name(f".{note.name}.{os.getpid()}")
+            temporary.write_text(json.dumps({"child_paths": here}), encoding="utf-8")
+            os.replace(temporary, note)
+    return kernels
 
 
 def refuse_interpreter() -> None:
@@ -71,10 +101,11 @@ def compile_unit(unit: CompileUnit, gpu: Gpu) -> Compiled | Failure:
     if shared > gpu.shared_bytes:
         return Failure("compile", f"needs {shared} bytes of shared memory, {gpu.name} gives a block {gpu.shared_bytes}")
     try:
-        usage, instructions = _machine_code(kernel.asm["cubin"])
+        usage, code = _machine_code(kernel.asm["cubin"])
     except (OSError, subprocess.SubprocessError) as error:
         return Failure("compile", f"the machine code cannot be read: {one_line(error)}")
-    return Compiled(usage["REG"], usage["STACK"] + usage["LOCAL"], shared, instructions, seconds)
+    spills, warps = usage["STACK"] + usage["LOCAL"], int(kernel.metadata.num_warps)
+    return Compiled(usage["REG"], spills, shared, count_instructions(code), seconds, warps, main_loop(code))
 
 
 def _source(unit: CompileUnit) -> Any:
@@ -90,8 +121,8 @@ def _source(unit: CompileUnit) -> Any:
     return kind(function, signature, constants, attributes)
 
 
-def _machine_code(cubin: bytes) -> tuple[dict[str, int], dict[str, int]]:
-    """(REG, STACK, LOCAL) and instruction counts of a cubin."""
+def _machine_code(cubin: bytes) -> tuple[dict[str, int], str]:
+    """(REG, STACK, LOCAL) and the listing of a cubin."""
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -103,7 +134,7 @@ def _machine_code(cubin: bytes) -> tuple[dict[str, int], dict[str, int]]:
     found = {"REG": 0, "STACK": 0, "LOCAL": 0}
     for name, value in _USAGE.findall(usage):
         found[name] = max(found[name], int(value))
-    return found, count_instructions(code)
+    return found, code
 
 
 def count_instructions(sass: str) -> dict[str, int]:
@@ -125,7 +156,7 @@ def compile_all(
     workers: processes, by default one per core this process may use. progress(done, total) is called from several threads.
     """
     refuse_interpreter()
-    keys = [_pickled(unit) for unit in units]
+    keys = [pickled(unit) for unit in units]
     distinct = list(dict.fromkeys(keys))
     results: dict[bytes, Compiled | Failure] = {}
     waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -156,8 +187,9 @@ def compile_all(
     return [results[key] for key in keys]
 
 
-def compile_pickled(data: bytes, gpu: Gpu) -> Compiled | Failure:
-    """`compile_unit` of what `compile_all` sends to its child processes."""
+def compile_pickled(data: bytes, gpu: Gpu, cache: str | None = None) -> Compiled | Failure:
+    """`compile_unit` of what is sent to child processes. cache: folder of Triton's cache, by default Triton's own."""
+    use_cache(cache)
     unit: CompileUnit = pickle.loads(data)
     return compile_unit(unit, gpu)
 
@@ -171,7 +203,8 @@ class _UnitPickler(pickle.Pickler):
         return NotImplemented
 
 
-def _pickled(unit: CompileUnit) -> bytes:
+def pickled(unit: CompileUnit) -> bytes:
+    """A unit as bytes, equal for equal units; `compile_pickled` reads them in another process."""
     buffer = io.BytesIO()
     _UnitPickler(buffer).dump(unit)
     return buffer.getvalue()

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 
 from autotune.command import Parser, parse_tokens
-from kernels.errors import GpuMismatch, UsageError
-from kernels.gpu import Gpu, by_name, claim
+from kernels.gpu import Gpu, choose
 from suites.catalogue import Selection
 from suites.command import EXIT_CODES
 
@@ -36,7 +34,7 @@ def parser() -> Parser:
     made.add_argument("--kernel", nargs="+", default=[], metavar="NAME", help="only these variants and baselines")
     made.add_argument("--state", choices=("interleaved", "sustained"), default="interleaved", help="how speed-ups are paired")
     made.add_argument("--quick", action="store_true", help="a few cases of each suite, fewer samples")
-    made.add_argument("--until-decided", action="store_true", help="measure undecided cases again, longer")
+    made.add_argument("--until-decided", action="store_true", help="measure undecided cases again, in up to three more fresh processes")
     made.add_argument("--out", metavar="FOLDER", help="folder of the results; runs/<date>-<gpu> by default")
     made.add_argument("--resume", action="store_true", help="go on with the run in --out (or the newest in runs)")
     made.add_argument("--require-gpu", action="store_true", help="fail with exit code 5 where there is no GPU")
@@ -55,20 +53,4 @@ def selection(args: argparse.Namespace) -> Selection:
 
 def choose_gpu(args: argparse.Namespace, found: Gpu | None) -> Gpu:
     """The GPU to work for: `--gpu` checked against the device found, and `--profile` for a device that has no profile of its own."""
-    required = args.require_gpu or args.state == "sustained"
-    if args.profile is None:
-        return claim(args.gpu, found, required)
-    profile = by_name(args.profile)
-    if args.gpu not in ("auto", profile.name):
-        raise UsageError(f"--gpu {args.gpu} and --profile {profile.name} name two GPUs; --profile goes with --gpu auto")
-    if found is None:
-        return claim(profile.name, found, required)
-    listed = found.measured_as == "datasheet"
-    if listed and found.name != profile.name:
-        raise GpuMismatch(f"--profile {profile.name}: the device is {found.name}, which has a profile of its own; use --gpu {found.name}")
-    if listed:
-        return found
-    return replace(
-        profile, capability=found.capability, sms=found.sms, l2_bytes=found.l2_bytes, shared_bytes=found.shared_bytes,
-        memory_gb=found.memory_gb, measured_as=f"datasheet of {profile.name}, borrowed for {found.name}",
-    )
+    return choose(args.gpu, args.profile, found, args.require_gpu or args.state == "sustained")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from autotune.compile import Compiled, compile_all
@@ -11,15 +11,21 @@ from autotune.tuned import lookup
 from kernels.errors import Failure
 from kernels.gpu import Gpu
 from kernels.kernel import CompileUnit, Kernel
+from kernels.occupancy import occupancy
 from kernels.problem import Op
 from kernels.space import Config, config_to_dict
 from suites.case import Case
 from suites.floors import compulsory_bytes
+from suites.predicted import Prediction, predict
+from suites.projected import floor_of
 from suites.record import CaseRecord, Result
 from suites.trial import plain_result
 
 CONFIGS = 3
 """So many different compilations of a kernel (another config, group or shape class) are made: the first that the planned cases ask for."""
+
+GEMMS = 3
+"""Products of a training step, one function each."""
 
 
 @dataclass(frozen=True)
@@ -73,15 +79,31 @@ def run(cases: Sequence[Case], gpu: Gpu, kernels: Callable[[Op], Sequence[Kernel
 
 
 def _result(job: Job, compiled: Sequence[Compiled | Failure], gpu: Gpu) -> Result:
-    failure: Failure | None = None
+    problem, failure = job.case.problem, None
     figures: dict[str, Any] = {}
+    loops = sum(isinstance(entry, Compiled) and entry.loop is not None for entry in compiled)
+    share = 1 / (GEMMS if problem.op == "step" else max(1, loops))
+    predictions: list[Prediction] = []
     for unit, entry in zip(job.units, compiled, strict=True):
         name = getattr(unit.function, "__name__", "kernel")
-        problem = entry if isinstance(entry, Failure) else lacks(unit, entry, gpu)
-        failure = failure or (problem and Failure(problem.stage, f"{name}: {problem.reason}"))
+        fault = entry if isinstance(entry, Failure) else lacks(unit, entry, gpu)
+        failure = failure or (fault and Failure(fault.stage, f"{name}: {fault.reason}"))
         if isinstance(entry, Compiled):
-            figures |= {f"{name} {key}": value for key, value in _figures(entry).items()}
-    return replace(plain_result(job.kernel, failure or None), config=config_to_dict(job.config), config_source=job.source, compiled=figures)
+            prediction = predict(problem, gpu, entry.loop, share)
+            figures[_unused(name, figures)] = _figures(entry, gpu, prediction)
+            predictions += [prediction] if prediction else []
+    result = plain_result(job.kernel, failure or None)
+    result = replace(result, config=config_to_dict(job.config), config_source=job.source, compiled=figures)
+    if failure or not predictions or (problem.op == "step" and loops < GEMMS):  # the other products are a library's
+        return result
+    slowest = max(predictions, key=lambda one: one.us)
+    notes = {"limit": slowest.limit, "roof_us": floor_of(job.kernel, problem, gpu)}
+    return replace(result, projected_us=sum(one.us for one in predictions), notes=notes)
+
+
+def _unused(name: str, taken: Collection[str]) -> str:
+    """The name, numbered where a kernel compiles one function more than once."""
+    return next(one for one in (name, *(f"{name} {place}" for place in range(2, len(taken) + 3))) if one not in taken)
 
 
 def lacks(unit: CompileUnit, compiled: Compiled, gpu: Gpu) -> Failure | None:
@@ -93,6 +115,15 @@ def lacks(unit: CompileUnit, compiled: Compiled, gpu: Gpu) -> Failure | None:
     return Failure("compile", f"no {wanted} in the machine code for {gpu.architecture}")
 
 
-def _figures(compiled: Compiled) -> dict[str, Any]:
+def _figures(compiled: Compiled, gpu: Gpu, prediction: Prediction | None) -> dict[str, Any]:
+    """What the report shows of one function: registers, spills, shared_bytes, warps, occupancy, matrix instructions of the whole code, the
+    mix of the main loop with its operations and bytes, and the walls in microseconds."""
     matrix = {name: count for name, count in compiled.instructions.items() if "MMA" in name and "." not in name}
-    return {"registers": compiled.registers, "spills": compiled.spills, "shared_bytes": compiled.shared_bytes, **matrix}
+    figures: dict[str, Any] = {"registers": compiled.registers, "spills": compiled.spills, "shared_bytes": compiled.shared_bytes, **matrix}
+    if compiled.warps and (held := occupancy(gpu, compiled.warps, compiled.registers, compiled.shared_bytes)):
+        figures |= {"warps": compiled.warps, "occupancy": asdict(held)}
+    if compiled.loop:
+        figures["loop"] = asdict(compiled.loop)
+    if prediction:
+        figures["walls_us"] = dict(prediction.walls)
+    return figures

@@ -29,13 +29,33 @@ def run(cases: Sequence[Case], gpu: Gpu, kernels: Callable[[Op], Sequence[Kernel
 
 
 def _result(kernel: Kernel, problem: Problem, gpu: Gpu) -> Result:
-    reason, kind = kernel.unavailable(problem, gpu), number_type(kernel, problem)
+    reason = kernel.unavailable(problem, gpu)
     if reason is not None:
         return plain_result(kernel, Failure("unavailable", reason))
-    speed = 1.0 if on_dense_cores(kernel) else sparse_speed(problem.sparsity)
-    seconds = gpu.floor_seconds(problem.operations / speed, compulsory_bytes(problem), kind)
-    notes = {"roofline": f"{kind}, {'dense' if speed == 1 else 'sparse'} tensor cores, datasheet rates"}
-    return replace(plain_result(kernel, None), projected_us=seconds * 1e6, notes=notes)
+    return replace(plain_result(kernel, None), projected_us=floor_of(kernel, problem, gpu), notes={"roofline": _basis(kernel, problem)})
+
+
+def floor_of(kernel: Kernel, problem: Problem, gpu: Gpu) -> float:
+    """Microseconds below which this kernel does not get at the datasheet's rates: its number type, its tensor cores, compulsory bytes."""
+    if problem.op != "step":
+        operations, kind = problem.operations / _speed(kernel, problem), number_type(kernel, problem)
+        return gpu.floor_seconds(operations, compulsory_bytes(problem), kind) * 1e6
+    forward = problem.with_(op="forward")
+    arithmetic = gpu.floor_seconds(forward.operations / _speed(kernel, forward), 0, number_type(kernel, forward))
+    arithmetic += gpu.floor_seconds(2 * forward.operations, 0, "bf16")
+    return max(arithmetic, compulsory_bytes(problem) / gpu.bandwidth) * 1e6
+
+
+def _speed(kernel: Kernel, problem: Problem) -> float:
+    """Gradients reduce along the axis that has no groups: dense."""
+    return 1.0 if on_dense_cores(kernel) or problem.op in GRADIENTS else sparse_speed(problem.sparsity)
+
+
+def _basis(kernel: Kernel, problem: Problem) -> str:
+    if problem.op == "step":
+        return f"forward {_basis(kernel, problem.with_(op='forward'))}; gradients bf16, dense"
+    cores = "dense" if _speed(kernel, problem) == 1 else "sparse"
+    return f"{number_type(kernel, problem)}, {cores} tensor cores, datasheet rates"
 
 
 def number_type(kernel: Kernel, problem: Problem) -> str:

@@ -81,7 +81,7 @@ def test_what_was_compiled_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     (result,) = record.results
     assert record.evidence == "compiled"
     assert (result.status, result.stage, result.reason) == ("failed", "compile", "multiply: out of registers")
-    assert result.compiled == {"multiply registers": 128, "multiply spills": 8, "multiply shared_bytes": 1024, "multiply IMMA": 4}
+    assert result.compiled == {"multiply": {"registers": 128, "spills": 8, "shared_bytes": 1024, "IMMA": 4}}
 
 
 def test_a_run_without_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,4 +125,8 @@ def test_numerics_and_machine_code_of_a_real_kernel(tmp_path: Path, monkeypatch:
     assert interpreted_result.status == "ok"
     assert interpreted_result.check == {"judged": "exact"}
     assert compiled_result is not None
-    assert any(name.endswith("IMMA") and count > 0 for name, count in compiled_result.compiled.items())
+    figures = compiled_result.compiled["dense_gemm"]
+    assert figures["IMMA"] > 0
+    assert figures["occupancy"]["warps"] == figures["occupancy"]["blocks"] * figures["warps"] > 0
+    assert figures["loop"]["operations"] > 0
+    assert compiled_result.projected_us == pytest.approx(max(figures["walls_us"].values()))
