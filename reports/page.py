@@ -8,6 +8,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from reports import tables
+from reports.answers import WORK, answers
 from reports.compare import Comparer, Comparison, in_order, sparsities
 from reports.figures import (
     PARTS,
@@ -25,6 +26,7 @@ from reports.figures import (
 )
 from reports.load import TERA, Case, Results
 from reports.panel import Data, Panel, PanelFunction
+from reports.picker import duration, picker
 from reports.published import FOOTPRINT, PUBLISHED, ours_beside, weight_share
 from reports.svg import DARK, LIGHT, Figure
 from suites.record import Result
@@ -48,7 +50,11 @@ def render(results: Results, compared: tuple[Results, Results] | None = None) ->
     """The HTML of the report. compared: two runs whose cases are set side by side as well."""
     comparer = Comparer(results)
     groups, cases = tables.groups(comparer), tables.case_rows(comparer)
+    answered = answers(comparer)
     context: dict[str, Any] = {
+        "answers": answered,
+        "picker": picker(answered),
+        "works": WORK,
         "results": results,
         "run": next((head for head in reversed(results.runs) if head.evidence == "measured"), results.runs[-1] if results.runs else None),
         "light": LIGHT,
@@ -86,7 +92,7 @@ def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters.update(times=times, num=number, pairs=tables.pairs, slug=slug, rate=_rate)
+    made.filters.update(times=times, num=number, duration=duration, pairs=tables.pairs, slug=slug, rate=_rate)
     return made
 
 
