@@ -14,6 +14,8 @@ from suites.models import Layer
 SUITES: tuple[Suite, ...] = (prefill.SUITE, decode.SUITE, layer.SUITE, prepare.SUITE, train.SUITE, square.SUITE)
 
 SUSTAINED_SUITES = ("prefill", "square")
+SUSTAINED_WHEN_NAMED = {"decode": (1, 16)}
+"""Suites that are sustained only when they are asked for, and their tokens: joules per call of decode."""
 SUSTAINED_TOKENS = 8192
 SUSTAINED_LAYERS = ("W13", "W2")
 
@@ -50,7 +52,8 @@ def plan(selection: Selection) -> tuple[Case, ...]:
     expand = _sustained if selection.state == "sustained" else _interleaved
     cases = tuple({case.key: case for suite in suites for case in expand(suite, selection, layers)}.values())
     if not cases:
-        raise UsageError(f"nothing to measure with --state {selection.state}; sustained are {' and '.join(SUSTAINED_SUITES)}")
+        able = (*SUSTAINED_SUITES, *SUSTAINED_WHEN_NAMED)
+        raise UsageError(f"nothing to measure with --state {selection.state}; sustained are {', '.join(able)}")
     return cases
 
 
@@ -63,13 +66,15 @@ def _interleaved(suite: Suite, selection: Selection, layers: Sequence[Layer]) ->
 
 
 def _sustained(suite: Suite, selection: Selection, layers: Sequence[Layer]) -> Iterator[Case]:
-    if suite.name not in SUSTAINED_SUITES:
+    named = suite.name in selection.suites and suite.name in SUSTAINED_WHEN_NAMED
+    if suite.name not in SUSTAINED_SUITES and not named:
         return
+    tokens = selection.tokens or (SUSTAINED_WHEN_NAMED[suite.name] if named else (SUSTAINED_TOKENS,))
     chosen = tuple(entry for entry in layers or suite.layers() if entry.name in SUSTAINED_LAYERS or entry.model == "custom")
     if selection.quick:
         chosen = tuple(entry for entry in chosen if entry in suite.quick_choice()) or chosen[:1]
     sparsities = tuple(map(Sparsity.parse, selection.sparsities or suite.sparsities))
-    for case in suite.cases(Choice(chosen, selection.tokens or (SUSTAINED_TOKENS,), sparsities)):
+    for case in suite.cases(Choice(chosen, tokens, sparsities)):
         yield replace(case, state="sustained")
 
 

@@ -78,8 +78,15 @@ def test_sustained_cases() -> None:
     assert {case.problem.tokens for case in cases} == {8192}
     assert {case.layer for case in cases} == {"W13", "W2", "8192x8192"}
     assert all(case.state == "sustained" and case.key.endswith("/sustained") for case in cases)
-    with pytest.raises(UsageError, match="prefill and square"):
-        chosen("--suite", "decode", "--state", "sustained")
+    with pytest.raises(UsageError, match="prefill, square, decode"):
+        chosen("--suite", "layer", "--state", "sustained")
+
+
+def test_decode_is_sustained_when_it_is_named() -> None:
+    assert not [case for case in chosen("--state", "sustained") if case.suite == "decode"]
+    cases = chosen("--suite", "decode", "--state", "sustained", "--model", "llama3-70b", "--sparsity", "2:4")
+    assert [(case.layer, case.problem.tokens) for case in cases] == [("W13", 1), ("W13", 16), ("W2", 1), ("W2", 16)]
+    assert all((case.state, case.cache) == ("sustained", "cold") for case in cases)
 
 
 @pytest.mark.parametrize(
