@@ -1,0 +1,154 @@
+"""`BitLinear`: a ternary, optionally n:m sparse linear layer where `torch.nn.Linear` stood (BitNet, arXiv 2310.11453 and 2402.17764)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from kernels.bitlinear import packs
+from kernels.bitlinear.ops import bitlinear, bitlinear_eval, gpu_of
+from kernels.bitlinear.variants import Choice, choose
+from kernels.errors import NonFiniteError, ShapeError, UsageError
+from kernels.problem import Problem, Sparsity
+
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def read_sparsity(sparsity: str | Sparsity, in_features: int, name: str = "BitLinear") -> Sparsity:
+    """A sparsity that fits in_features. Raises UsageError for an unknown one, ShapeError where its group does not divide in_features."""
+    parsed = sparsity if isinstance(sparsity, Sparsity) else Sparsity.parse(sparsity)
+    if in_features % parsed.m:
+        raise ShapeError(f"{name}: in_features {in_features} is not a multiple of the group of {parsed.m} in {parsed}")
+    return parsed
+
+
+def read_splits(splits: Sequence[int] | None, out_features: int) -> tuple[int, ...]:
+    """Output rows per weight scale, all in one where none are given. Raises ShapeError unless positive and summing to out_features."""
+    parts = tuple(splits) if splits else (out_features,)
+    if min(parts) < 1 or sum(parts) != out_features:
+        raise ShapeError(f"splits {parts} do not sum to out_features {out_features}")
+    return parts
+
+
+def check_input(x: torch.Tensor, weight: torch.Tensor, in_features: int) -> None:
+    """Raises ShapeError unless x is [..., in_features] in bf16, fp16 or fp32 on the device of the weight."""
+    if x.dim() < 1 or x.shape[-1] != in_features or x.dtype not in DTYPES:
+        raise ShapeError(f"x is {x.dtype} {list(x.shape)}; bf16, fp16 or fp32 [..., {in_features}] is needed")
+    if x.device != weight.device:
+        raise ShapeError(f"x is on {x.device}, the weight on {weight.device}; they must be together")
+
+
+def autocast(x: torch.Tensor) -> torch.Tensor:
+    """x in the type that autocast asks for, as it is without."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+
+
+class BitLinear(nn.Linear):
+    """y = x̂ · ŵᵀ + bias: x̂ the per-token int8 activations, ŵ the ternary, masked weight with one scale per split.
+
+    in_features, out_features, bias, device, dtype as in `nn.Linear`; dtype bf16, fp16 or fp32 is that of the master weight, the one that an
+    optimizer sees and that `state_dict` holds: files of `nn.Linear` load as they are, and the reverse. sparsity: "dense", "2:4", "6:8" or
+    another n:m along in_features. splits: output rows per weight scale, for fused projections. variants: names of kernels joined
+    by "+" (see `Choice`); None lets `choose` choose. label: what errors call the layer.
+
+    Gradients pass straight through the roundings, dense in the weight. y has x's type, or autocast's. The weight is packed when it has
+    changed since it was packed last: once per optimizer step, however many forward passes follow. Nothing synchronizes; NaN and
+    infinities become NaN and set flags that `check` reads. Raises ShapeError or UsageError before anything runs.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: torch.dtype | None = None, *,
+        sparsity: str | Sparsity = "dense", splits: Sequence[int] | None = None, variants: str | None = None, label: str = "BitLinear",
+    ) -> None:
+        kind = dtype or torch.get_default_dtype()
+        if min(in_features, out_features) < 1 or kind not in DTYPES:
+            raise ShapeError(f"{label}: {kind} {out_features}x{in_features}; bf16, fp16 or fp32 and positive sizes are needed")
+        parsed, parts = read_sparsity(sparsity, in_features, label), read_splits(splits, out_features)
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.splits, self.label = list(parts), label
+        self.variants = str(Choice.parse(variants)) if variants else ""
+        self._sparsity = str(parsed)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # FSDP puts the gathered weight here before each use, its values changed behind its version counter.
+        if name == "weight" and isinstance(value, torch.Tensor):
+            packs.forget(value)
+        super().__setattr__(name, value)
+
+    @property
+    def sparsity(self) -> Sparsity:
+        """The sparsity of the next forward pass."""
+        return Sparsity.parse(self._sparsity)
+
+    def set_sparsity(self, sparsity: str | Sparsity) -> None:
+        """Use another sparsity from the next forward pass on. Raises UsageError or ShapeError and changes nothing where it cannot be."""
+        self._sparsity = str(read_sparsity(sparsity, self.in_features, self.label))
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """y [..., out_features] of x [..., in_features]. Raises ShapeError for another x."""
+        check_input(input, self.weight, self.in_features)
+        rows = autocast(input).reshape(-1, self.in_features)
+        biased = self.bias is not None and self.bias.requires_grad
+        arguments = (rows, self.weight, self.bias, self._sparsity, self.splits, self.variants)
+        if torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad or biased):
+            y = bitlinear(*arguments)[0]
+        else:
+            y = bitlinear_eval(*arguments)
+        shaped: torch.Tensor = y.view(*input.shape[:-1], self.out_features)
+        return shaped
+
+    def chosen(self, tokens: int) -> Choice:
+        """The kernels that this many tokens run, by name, on the device of the weight."""
+        if self.variants:
+            return Choice.parse(self.variants)
+        problem = Problem("step", self.out_features, self.in_features, tokens, self.sparsity, tuple(self.splits))
+        return choose(problem, gpu_of(self.weight.device.index))
+
+    def repack(self) -> None:
+        """Pack the weight now, in place: after changes that leave no trace in its version (`Tensor.data`, replays of captured graphs)."""
+        packs.pack_of(self.weight, self.sparsity, tuple(self.splits), again=True)
+
+    @property
+    def packings(self) -> int:
+        """How often the weight was packed, all sparsities together."""
+        return sum(pack.count for pack in packs.packs_of(self.weight).values())
+
+    def check(self) -> None:
+        """Raises NonFiniteError, naming the layer, where the weight, its gradient, or an activation or gradient of a pass since the last
+        check held a NaN or an infinity; clears the flags of the passes. Synchronizes."""
+        held = packs.packs_of(self.weight)
+        flags = torch.stack([pack.flags for pack in held.values()]).amax(0).tolist() if held else [0, 0]
+        for pack in held.values():
+            pack.flags.zero_()
+        grads = [parameter.grad for parameter in (self.weight, self.bias) if parameter is not None and parameter.grad is not None]
+        found = {
+            "weight": not bool(self.weight.isfinite().all()),
+            "activation": bool(flags[packs.ACTIVATION]),
+            "gradient": bool(flags[packs.GRADIENT]) or any(not bool(grad.isfinite().all()) for grad in grads),
+        }
+        if any(found.values()):
+            what = " and ".join(name for name, bad in found.items() if bad)
+            raise NonFiniteError(f"{self.label}: NaN or infinity in its {what}")
+
+    def extra_repr(self) -> str:
+        """As of `nn.Linear`, with sparsity and splits."""
+        return f"{super().extra_repr()}, sparsity={self._sparsity}, splits={tuple(self.splits)}"
+
+
+def from_linear(
+    linear: nn.Linear, sparsity: str | Sparsity = "dense", splits: Sequence[int] | None = None, variants: str | None = None,
+    label: str = "BitLinear",
+) -> BitLinear:
+    """A BitLinear on the parameters of `linear` themselves, so that optimizers that hold them go on. Raises as `BitLinear`, and UsageError
+    for what is no `nn.Linear`."""
+    if not isinstance(linear, nn.Linear):
+        raise UsageError(f"{label}: {type(linear).__name__} is no nn.Linear")
+    made = BitLinear(linear.in_features, linear.out_features, linear.bias is not None, "meta", linear.weight.dtype,
+                     sparsity=sparsity, splits=splits, variants=variants, label=label)  # fmt: skip
+    made.weight, made.bias = linear.weight, linear.bias
+    made.train(linear.training)
+    return made

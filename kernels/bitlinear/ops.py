@@ -1,0 +1,204 @@
+"""The operators of a ternary linear layer for PyTorch: opaque to its compiler, with fake and autograd implementations.
+
+`tersparse::bitlinear` (training: also the int8 activations that the backward pass keeps), `bitlinear_eval`, `bitlinear_input_grad`,
+`bitlinear_weight_grad`, and `packed_linear` on a weight of which only the pack is left. They are pure functions of their arguments and
+never synchronize the host with a device. On a CPU the reference computes them, slowly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from kernels.bitlinear.packs import ACTIVATION, GRADIENT, KernelPack, Pack, ReferencePack, frozen_pack_of, pack_of, runs_kernels
+from kernels.bitlinear.variants import (
+    FORWARD,
+    INPUT_GRAD,
+    WEIGHT_GRAD,
+    Call,
+    Choice,
+    allocate_quantized,
+    choose,
+    launch_flag,
+)
+from kernels.gpu import Gpu, by_name, detect
+from kernels.inputs import DTYPES
+from kernels.packed import PackedTernary
+from kernels.problem import Problem, Sparsity
+from reference.linear import input_grad, linear, weight_grad
+from reference.quantize import quantize_activation
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+@functools.cache
+def gpu_of(index: int | None) -> Gpu:
+    """The GPU with this index; without one (Triton's interpreter) the portable choices of an A100."""
+    return (None if index is None else detect(index)) or by_name("a100")
+
+
+@functools.cache
+def _warn_of_cpu() -> None:
+    warnings.warn("BitLinear runs on the CPU: through the reference, right but slow; move the model to a GPU", stacklevel=2)
+
+
+def _problem(tokens: int, weight: torch.Tensor, dtype: torch.dtype, sparsity: str, splits: Sequence[int]) -> Problem:
+    return Problem("step", weight.shape[0], weight.shape[1], tokens, Sparsity.parse(sparsity), tuple(splits), _NAMES[dtype])  # type: ignore[arg-type] # a DType by its table
+
+
+def _choice(problem: Problem, gpu: Gpu, variants: str) -> Choice:
+    return Choice.parse(variants) if variants else choose(problem, gpu)
+
+
+def _on(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def _forward(x: torch.Tensor, pack: Pack, bias: torch.Tensor | None, problem: Problem,
+             variants: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """y [T, N] in x's type, x_q int8 [T, K padded to 128], x_scale float32 [T]."""
+    saved, x_scale = allocate_quantized(problem.tokens, problem.in_features, x.device)
+    x_q = saved[:, : problem.in_features]
+    if isinstance(pack, KernelPack):
+        rows = x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
+        y = torch.empty((problem.tokens, problem.out_features), dtype=x.dtype, device=x.device)
+        gpu = gpu_of(x.device.index)
+        row_bias = None if bias is None else bias.detach().float().contiguous()
+        FORWARD[_choice(problem, gpu, variants).forward](Call(problem, gpu, rows, x_q, x_scale, pack, row_bias, y))
+        launch_flag(x_scale, pack.flags[ACTIVATION:])
+        return y, saved, x_scale
+    assert isinstance(pack, ReferencePack)
+    _warn_of_cpu()
+    codes, scales = quantize_activation(x)
+    x_q.copy_(codes)
+    x_scale.copy_(scales)
+    pack.flags[ACTIVATION] |= (~scales.isfinite()).any()
+    return linear(codes, scales, pack.ternary, pack.w_scale, pack.splits, bias).to(x.dtype), saved, x_scale
+
+
+@torch.library.custom_op("tersparse::bitlinear", mutates_args=())
+def bitlinear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int], variants: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """y [T, N] of x [T, K] and a master weight [N, K], and what the backward pass keeps: x_q int8 [T, K padded to 128], x_scale [T].
+
+    The weight is packed where its pack is stale. In the capture of a CUDA graph it always is, so that every replay follows the weight.
+    """
+    parsed = Sparsity.parse(sparsity)
+    with _on(x):
+        capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
+        pack = pack_of(weight, parsed, tuple(splits), again=capturing)
+        return _forward(x, pack, bias, _problem(x.shape[0], weight, x.dtype, sparsity, splits), variants)
+
+
+@bitlinear.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
+      variants: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    padded = -(-weight.shape[1] // 128) * 128
+    kept = x.new_empty((x.shape[0], padded), dtype=torch.int8), x.new_empty((x.shape[0],), dtype=torch.float32)
+    return (x.new_empty((x.shape[0], weight.shape[0])), *kept)
+
+
+@torch.library.custom_op("tersparse::bitlinear_eval", mutates_args=())
+def bitlinear_eval(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int], variants: str
+) -> torch.Tensor:
+    """y [T, N] of x [T, K] and a master weight [N, K], which is packed where its pack is stale."""
+    with _on(x):
+        pack = pack_of(weight, Sparsity.parse(sparsity), tuple(splits))
+        return _forward(x, pack, bias, _problem(x.shape[0], weight, x.dtype, sparsity, splits), variants)[0]
+
+
+@bitlinear_eval.register_fake
+def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
+      variants: str) -> torch.Tensor:
+    return x.new_empty((x.shape[0], weight.shape[0]))
+
+
+@torch.library.custom_op("tersparse::packed_linear", mutates_args=())
+def packed_linear(
+    x: torch.Tensor, data: torch.Tensor, w_scale: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
+    in_features: int, variants: str,
+) -> torch.Tensor:
+    """y [T, N] of x [T, K] and a packed weight (see `PackedTernary`)."""
+    packed = PackedTernary(data.detach(), w_scale, tuple(splits), in_features, Sparsity.parse(sparsity))
+    problem = Problem("layer", packed.out_features, in_features, x.shape[0], packed.sparsity, packed.splits, _NAMES[x.dtype])  # type: ignore[arg-type] # a DType by its table
+    with _on(x):
+        return _forward(x, frozen_pack_of(data, packed), bias, problem, variants)[0]
+
+
+@packed_linear.register_fake
+def _(x: torch.Tensor, data: torch.Tensor, w_scale: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
+      in_features: int, variants: str) -> torch.Tensor:
+    return x.new_empty((x.shape[0], data.shape[0]))
+
+
+@torch.library.custom_op("tersparse::bitlinear_input_grad", mutates_args=())
+def bitlinear_input_grad(dy: torch.Tensor, weight: torch.Tensor, sparsity: str, splits: Sequence[int], variants: str) -> torch.Tensor:
+    """dx [T, K] in dy's type: dy [T, N] times the masked ternary weight and its scales."""
+    problem = _problem(dy.shape[0], weight, dy.dtype, sparsity, splits)
+    with _on(dy):
+        pack = pack_of(weight, problem.sparsity, problem.splits)
+        if isinstance(pack, KernelPack):
+            gpu = gpu_of(dy.device.index)
+            dx = INPUT_GRAD[_choice(problem, gpu, variants).input_grad](problem, gpu, dy.contiguous(), pack.packed)
+            launch_flag(dx[:, 0], pack.flags[GRADIENT:])  # a NaN or an infinity in a row of dy is in every column of its dx
+            return dx
+        assert isinstance(pack, ReferencePack)
+        dx = input_grad(dy, pack.ternary, pack.w_scale, pack.splits).to(dy.dtype)
+        pack.flags[GRADIENT] |= (~dx[:, 0].isfinite()).any()
+        return dx
+
+
+@bitlinear_input_grad.register_fake
+def _(dy: torch.Tensor, weight: torch.Tensor, sparsity: str, splits: Sequence[int], variants: str) -> torch.Tensor:
+    return dy.new_empty((dy.shape[0], weight.shape[1]))
+
+
+@torch.library.custom_op("tersparse::bitlinear_weight_grad", mutates_args=())
+def bitlinear_weight_grad(
+    dy: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor, in_features: int, dtype: torch.dtype, variants: str
+) -> torch.Tensor:
+    """dw [N, K] in `dtype`, dense: dyᵀ [N, T] times x_q · x_scale; x_q int8 [T, at least K]."""
+    codes = x_q[:, :in_features]
+    if not runs_kernels(dy):
+        return weight_grad(dy, codes, x_scale).to(dtype)
+    problem = Problem("step", dy.shape[1], in_features, dy.shape[0], Sparsity(1, 1), (), _NAMES[dy.dtype])  # type: ignore[arg-type] # a DType by its table
+    with _on(dy):
+        gpu = gpu_of(dy.device.index)
+        return WEIGHT_GRAD[_choice(problem, gpu, variants).weight_grad](problem, gpu, dy.contiguous(), codes, x_scale, dtype)
+
+
+@bitlinear_weight_grad.register_fake
+def _(dy: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor, in_features: int, dtype: torch.dtype, variants: str) -> torch.Tensor:
+    return dy.new_empty((dy.shape[1], in_features), dtype=dtype)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    _, weight, bias, ctx.sparsity, ctx.splits, ctx.variants = inputs
+    ctx.bias_dtype = None if bias is None else bias.dtype
+    ctx.mark_non_differentiable(output[1], output[2])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(weight, output[1], output[2])
+
+
+def _backward(ctx: Any, dy: torch.Tensor | None, *kept: None) -> tuple[torch.Tensor | None, ...]:
+    """Straight through: as if the roundings of x and the weight and the mask were not there; dw is dense."""
+    weight, x_q, x_scale = ctx.saved_tensors
+    dx = dw = dbias = None
+    if dy is not None:
+        if ctx.needs_input_grad[0]:
+            dx = bitlinear_input_grad(dy, weight, ctx.sparsity, ctx.splits, ctx.variants)
+        if ctx.needs_input_grad[1]:
+            dw = bitlinear_weight_grad(dy, x_q, x_scale, weight.shape[1], weight.dtype, ctx.variants)
+        if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
+            dbias = dy.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
+    return dx, dw, dbias, None, None, None
+
+
+bitlinear.register_autograd(_backward, setup_context=_setup)

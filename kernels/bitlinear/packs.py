@@ -1,0 +1,173 @@
+"""The packs of master weights: made once per change of a weight, kept beside it, found again by every forward and backward pass.
+
+A pack is a pure function of its weight, so the operators take the weight and look its pack up. The table is weak: a pack lives as long
+as its weight, is in no state_dict and in no pickle. A pack is stale when the weight's version counter or address is not the one that it
+was made from, which an optimizer step, `load_state_dict`, `to` and every other in-place change do; `Tensor.data` and replays of a captured
+optimizer change values without a trace: call `repack` after them. Stale packs are made again in place, so that captured graphs that read
+them see the new values.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import TypeAlias, cast
+
+import torch
+import triton
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from kernels.errors import UsageError
+from kernels.mask_quantize.two_pass import PrepareBuffers, allocate_prepare, launch_prepare, two_pass_config
+from kernels.mask_quantize.two_pass_kernels import pack_kernel
+from kernels.packed import PackedTernary, unpack
+from kernels.problem import Sparsity
+from reference.quantize import ternary_quantize
+from reference.sparsity import nm_mask
+
+ACTIVATION, GRADIENT = 0, 1
+"""Places in `Pack.flags`: 1 where an activation or a gradient was NaN or infinite since the last check."""
+
+Key: TypeAlias = tuple[Sparsity, tuple[int, ...]]
+
+
+def runs_kernels(tensor: torch.Tensor) -> bool:
+    """Whether the Triton kernels take this tensor: a CUDA device, or Triton's interpreter. Else the reference does the work."""
+    return tensor.is_cuda or not isinstance(pack_kernel, triton.JITFunction)
+
+
+class Pack:
+    """The masked ternary values of one weight, for one sparsity and one set of splits.
+
+    flags: int32 [2], see `ACTIVATION`. count: how often it was made. stamp: address and version of the weight it was made from, None
+    when unknown (stale).
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.flags = torch.zeros(2, dtype=torch.int32, device=device)
+        self.stamp: tuple[int, int] | None = None
+        self.count = 0
+
+    def fill(self, weight: torch.Tensor) -> None:
+        """Make it anew from the weight, on the current stream, without synchronizing."""
+        raise NotImplementedError
+
+    def wait(self) -> None:
+        """Let the current stream wait until the pack is made."""
+
+
+class KernelPack(Pack):
+    """2-bit codes on the device that the kernels read. buffers: what they are made in; None for a weight that comes packed."""
+
+    def __init__(self, packed: PackedTernary, buffers: PrepareBuffers | None) -> None:
+        super().__init__(packed.data.device)
+        self.packed, self.buffers = packed, buffers
+        self.packed.split_ends  # noqa: B018 (made here, outside of any graph capture)
+        self._made: tuple[torch.cuda.Stream, torch.cuda.Event] | None = None
+
+    def fill(self, weight: torch.Tensor) -> None:
+        """Two launches into the same buffers."""
+        sparsity, splits, buffers = self.packed.sparsity, self.packed.splits, self.buffers
+        assert buffers is not None
+        rows = weight.detach() if weight.stride(1) == 1 or weight.shape[1] == 1 else weight.detach().contiguous()
+        launch_prepare(rows, buffers.packed, buffers.w_scale, buffers.inv_scale, buffers.workspace, sparsity, splits,
+                       two_pass_config(sparsity))  # fmt: skip
+        self.count += 1
+        if weight.is_cuda and not torch.cuda.is_current_stream_capturing():
+            stream = torch.cuda.current_stream()
+            self._made = (stream, stream.record_event())
+
+    def wait(self) -> None:
+        """Only where another stream made it; a captured graph is replayed after what was enqueued before its capture."""
+        if self._made and not torch.cuda.is_current_stream_capturing() and self._made[0] != torch.cuda.current_stream():
+            torch.cuda.current_stream().wait_event(self._made[1])
+
+
+class ReferencePack(Pack):
+    """The plain reference on a CPU: `ternary` int8 [N, K], masked, and `w_scale` float32 [S]."""
+
+    def __init__(self, ternary: torch.Tensor, w_scale: torch.Tensor, key: Key) -> None:
+        super().__init__(ternary.device)
+        self.ternary, self.w_scale, (self.sparsity, self.splits) = ternary, w_scale, key
+
+    def fill(self, weight: torch.Tensor) -> None:
+        """Quantize, then mask."""
+        values = weight.detach()
+        ternary, self.w_scale = ternary_quantize(values, self.splits)
+        self.ternary = ternary * nm_mask(values, self.sparsity.n, self.sparsity.m)
+        self.count += 1
+
+
+@functools.cache
+def _table() -> MutableMapping[torch.Tensor, dict[Key, Pack]]:
+    """The packs of every weight; the only table of a process."""
+    return cast("MutableMapping[torch.Tensor, dict[Key, Pack]]", WeakTensorKeyDictionary())
+
+
+def packs_of(weight: torch.Tensor) -> Mapping[Key, Pack]:
+    """The packs that are held for a weight."""
+    return _table().get(weight, {})
+
+
+def pack_of(weight: torch.Tensor, sparsity: Sparsity, splits: tuple[int, ...], again: bool = False) -> Pack:
+    """The pack of a weight [N, K], made where there is none or a stale one. again: make it in any case.
+
+    The first one of a weight allocates and synchronizes; later calls do neither. Raises UsageError where the first one falls into the
+    capture of a CUDA graph.
+    """
+    held = _table().setdefault(weight, {})
+    pack = held.get((sparsity, splits))
+    if pack is None or pack.device != weight.device:
+        pack = held[sparsity, splits] = _empty_pack(weight, (sparsity, splits))
+    stamp = None if weight.is_inference() else (weight.data_ptr(), weight._version)
+    if again or stamp is None or pack.stamp != stamp:
+        pack.fill(weight)
+        pack.stamp = stamp
+    else:
+        pack.wait()
+    return pack
+
+
+def frozen_pack_of(data: torch.Tensor, packed: PackedTernary) -> Pack:
+    """The pack of a weight that comes packed. data: the tensor that holds its bytes and whose life is the pack's; `packed` must not hold
+    this object itself, else the table would keep it alive. Raises UsageError as `pack_of` does."""
+    key = (packed.sparsity, packed.splits)
+    held = _table().setdefault(data, {})
+    stamp = (data.data_ptr(), 0 if data.is_inference() or runs_kernels(data) else data._version)
+    pack = held.get(key)
+    if pack is None or pack.device != data.device or pack.stamp != stamp:
+        pack = held[key] = _allocated(data, lambda: KernelPack(packed, None), lambda: ReferencePack(unpack(packed), packed.w_scale, key))
+        pack.stamp = stamp
+    return pack
+
+
+def forget(weight: torch.Tensor) -> None:
+    """Take every pack of a weight for stale; the buffers stay where they are."""
+    for pack in packs_of(weight).values():
+        pack.stamp = None
+
+
+def _empty_pack(weight: torch.Tensor, key: Key) -> Pack:
+    (sparsity, splits), (out_features, in_features) = key, weight.shape
+
+    def on_device() -> Pack:
+        buffers = allocate_prepare(out_features, in_features, splits, weight.device)
+        return KernelPack(PackedTernary(buffers.packed, buffers.w_scale, splits, in_features, sparsity), buffers)
+
+    empty = torch.empty(0, dtype=torch.int8, device=weight.device), torch.empty(0, device=weight.device)
+    return _allocated(weight, on_device, lambda: ReferencePack(*empty, key))
+
+
+def _allocated(tensor: torch.Tensor, on_device: Callable[[], Pack], on_cpu: Callable[[], Pack]) -> Pack:
+    with torch.inference_mode(False):
+        if not tensor.is_cuda:
+            return on_device() if runs_kernels(tensor) else on_cpu()
+        if torch.cuda.is_current_stream_capturing():
+            raise UsageError("a layer is captured in a CUDA graph before it has a pack; call it once before the capture")
+        # On a stream of its own: what torch.compile's graphs allocate on the current one belongs to their pool and is reused.
+        side = torch.cuda.Stream(tensor.device)  # type: ignore[no-untyped-call] # torch has no types there
+        with torch.cuda.stream(side):
+            pack = on_device()
+        side.synchronize()
+        return pack

@@ -1,0 +1,147 @@
+"""Which kernels a layer runs, and how each is called: the one place where a variant is chosen (`choose`) and added (the tables below)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass
+from typing import TypeAlias
+
+import torch
+import triton
+import triton.language as tl
+
+from kernels.bitlinear.packs import KernelPack
+from kernels.errors import UsageError
+from kernels.gpu import Gpu
+from kernels.inputs import ROW_ALIGNMENT
+from kernels.mask_quantize.activation import activation_config, launch_activation
+from kernels.packed import PackedTernary
+from kernels.problem import Problem
+from kernels.sparse_backward import input_grad, weight_grad
+from kernels.ternary_gemm.dense_config import default_config
+from kernels.ternary_gemm.dense_triton import Gemm, check, workspace
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The kernels of a layer by name, as in the catalogue; in text joined by "+"."""
+
+    forward: str
+    input_grad: str
+    weight_grad: str
+
+    def __post_init__(self) -> None:
+        tables = {"forward": FORWARD, "input-grad": INPUT_GRAD, "weight-grad": WEIGHT_GRAD}
+        for name, (part, table) in zip(astuple(self), tables.items(), strict=True):
+            if name not in table:
+                raise UsageError(f"unknown {part} kernel {name!r} of a BitLinear; allowed: {', '.join(table)}")
+
+    @classmethod
+    def parse(cls, text: str) -> Choice:
+        """Read `forward+input-grad+weight-grad`; UsageError lists what is allowed."""
+        names = text.split("+")
+        if len(names) != 3:
+            raise UsageError(f"variants {text!r}: three names joined by + are needed, as dense-triton+unpack-cublas+dequantize-cublas")
+        return cls(*names)
+
+    def __str__(self) -> str:
+        return "+".join(astuple(self))
+
+
+def choose(problem: Problem, gpu: Gpu) -> Choice:
+    """The exact variants that take the least time: on an H200 both gradients through workspaces (docs/kernels-backward.md).
+
+    problem: a `step` of the layer. The fused gradients need no workspace and are there by name.
+    """
+    return Choice("dense-triton", "unpack-cublas", "dequantize-cublas")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One forward pass on the device. x: [T, K]; x_q int8 [T, K], rows padded to 128; x_scale float32 [T]; bias float32 [N]; y: [T, N]."""
+
+    problem: Problem
+    gpu: Gpu
+    x: torch.Tensor
+    x_q: torch.Tensor
+    x_scale: torch.Tensor
+    pack: KernelPack
+    bias: torch.Tensor | None
+    y: torch.Tensor
+
+
+Forward: TypeAlias = Callable[[Call], None]
+"""Fills x_q, x_scale and y on the current stream without synchronizing."""
+
+InputGrad: TypeAlias = Callable[[Problem, Gpu, torch.Tensor, PackedTernary], torch.Tensor]
+"""dx [T, K] in dy's type from dy [T, N]."""
+
+WeightGrad: TypeAlias = Callable[[Problem, Gpu, torch.Tensor, torch.Tensor, torch.Tensor, torch.dtype], torch.Tensor]
+"""dw [N, K] in the given type from dy [T, N], x_q int8 [T, K] and x_scale [T]."""
+
+
+def allocate_quantized(tokens: int, in_features: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """x_q int8 [T, K padded to 128], zero behind K, contiguous, and x_scale float32 [T]: all that the backward pass keeps of x."""
+    padded = -(-in_features // ROW_ALIGNMENT) * ROW_ALIGNMENT
+    allocate = torch.empty if padded == in_features else torch.zeros
+    return allocate((tokens, padded), dtype=torch.int8, device=device), torch.empty(tokens, dtype=torch.float32, device=device)
+
+
+def _dense_triton(call: Call) -> None:
+    launch_activation(call.x, call.x_q, call.x_scale, None, activation_config(call.problem.in_features, call.problem.tokens))
+    packed, config = call.pack.packed, default_config(call.problem, call.gpu)
+    check(call.x_q, call.x_scale, packed, call.bias, call.y.dtype)
+    Gemm(packed, call.x_scale, call.bias, call.y, config, workspace(config, call.y)).launch(call.x_q)
+
+
+def _unpack_cublas(problem: Problem, gpu: Gpu, dy: torch.Tensor, packed: PackedTernary) -> torch.Tensor:
+    weight = torch.empty((problem.out_features, problem.in_features), dtype=dy.dtype, device=dy.device)
+    input_grad.launch_unpack(packed, weight)
+    return torch.mm(dy, weight)
+
+
+def _unpack_dot(problem: Problem, gpu: Gpu, dy: torch.Tensor, packed: PackedTernary) -> torch.Tensor:
+    dx = torch.empty((problem.tokens, problem.in_features), dtype=dy.dtype, device=dy.device)
+    input_grad.launch_input_grad(dy, packed, dx, input_grad.default_config(problem, gpu))
+    return dx
+
+
+def _dequantize_cublas(problem: Problem, gpu: Gpu, dy: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor,
+                       dtype: torch.dtype) -> torch.Tensor:
+    x = torch.empty(x_q.shape, dtype=dy.dtype, device=dy.device)
+    weight_grad.launch_dequantize(x_q, x_scale, x)
+    if dtype == torch.float32 and dy.dtype != dtype and dy.is_cuda:
+        return torch.mm(dy.t(), x, out_dtype=dtype)  # not rounded to dy's type on its way into a float32 gradient
+    return torch.mm(dy.t(), x).to(dtype)
+
+
+def _convert_dot(problem: Problem, gpu: Gpu, dy: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor,
+                 dtype: torch.dtype) -> torch.Tensor:
+    dw = torch.empty((problem.out_features, problem.in_features), dtype=dtype, device=dy.device)
+    config = weight_grad.default_config(problem, gpu)
+    parts = weight_grad.workspace(problem.out_features, problem.in_features, config, dy.device)
+    weight_grad.launch_weight_grad(dy, x_q, x_scale, dw, parts, config)
+    return dw
+
+
+FORWARD: Mapping[str, Forward] = {"dense-triton": _dense_triton}
+INPUT_GRAD: Mapping[str, InputGrad] = {"unpack-cublas": _unpack_cublas, "unpack-dot": _unpack_dot}
+WEIGHT_GRAD: Mapping[str, WeightGrad] = {"dequantize-cublas": _dequantize_cublas, "convert-dot": _convert_dot}
+
+
+@triton.jit  # type: ignore[untyped-decorator] # Triton has no types
+def _flag_kernel(values, flag, count, stride, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def] # typed by Triton's compiler
+    """flag = 1 where one of `count` values, `stride` apart, is NaN or infinite; else the flag stays as it is."""
+    bad = tl.zeros([BLOCK], tl.int32)
+    for start in range(0, count, BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        value = tl.load(values + place.to(tl.int64) * stride, mask=place < count, other=0.0).to(tl.float32)
+        bad |= ((value.to(tl.int32, bitcast=True) & 0x7FFFFFFF) >= 0x7F800000).to(tl.int32)
+    if tl.max(bad, axis=0) > 0:
+        tl.store(flag, 1)
+
+
+def launch_flag(values: torch.Tensor, flag: torch.Tensor) -> None:
+    """Set flag (int32 [1]) where values [n], any float type and stride, hold a NaN or an infinity; one launch, no synchronization."""
+    if values.numel():
+        _flag_kernel[(1,)](values, flag, values.shape[0], values.stride(0), BLOCK=1024, num_warps=8)
