@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from reports.compare import STRONGEST, Comparer, Comparison, in_order
 from reports.load import Case
 from reports.tables import doubts
+from suites.models import MODELS
 from suites.record import Result
 from suites.statistics import Ratio, time_us
 
@@ -16,11 +17,8 @@ BLOCK = ("Wqkv", "Wo", "W13", "W2")
 """The linear layers of a transformer block; where a model has exactly these, they are summed."""
 WORK = {"layer": "inference, the whole layer", "gemm": "inference, the GEMM alone", "step": "training, one step"}
 """Kinds of work by op, in the order of the page."""
-BLOCKS = {
-    "qwen2.5-0.5b": 24, "qwen2.5-1.5b": 28, "qwen2.5-3b": 36, "qwen2.5-7b": 28, "bitnet-2b": 30, "llama3.2-1b": 16, "llama3.2-3b": 28,
-    "llama3-70b": 80,
-}  # fmt: skip
-"""Transformer blocks (num_hidden_layers of each model's published config.json)."""
+BLOCKS = {model.name: model.blocks for model in MODELS}
+"""Transformer blocks of each model."""
 
 
 @dataclass(frozen=True)

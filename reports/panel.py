@@ -48,6 +48,11 @@ def figures(drawn: Sequence[Figure]) -> Markup:
     return Markup('<div class="panels">{}</div>').format(inside)
 
 
+def wide(one: Figure) -> Markup:
+    """A figure as wide as the text."""
+    return Markup('<figure class="full">{}</figure>').format(Markup(one.svg))
+
+
 def table(label: str, head: Sequence[str], rows: Sequence[Sequence[object]], text: Sequence[int] = (0,)) -> Markup:
     """A table in a region that scrolls. label: for screen readers. text: the places of columns that hold words; the others are numbers,
     set to the right. The first cell of a row is its heading. Markup cells stay markup, everything else is escaped."""
