@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from reports import breakeven, layers, scatter, tables
+from reports import breakeven, compiled, layers, memory, scatter, tables
 from reports.answers import WORK, answers
 from reports.compare import Comparer, Comparison, in_order, sparsities
 from reports.figures import (
@@ -42,7 +42,7 @@ FAMILIES = (
 )
 HEADLINE_OPS = ("gemm", "layer", "step", "prepare", "activation")
 OVER = "the strongest baseline"
-PANELS: tuple[PanelFunction, ...] = (layers.panel, breakeven.panel, scatter.panel)
+PANELS: tuple[PanelFunction, ...] = (layers.panel, breakeven.panel, memory.panel, scatter.panel, compiled.panel)
 """The sections that are a module each, in the order of the page; one without data is left out."""
 
 

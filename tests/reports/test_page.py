@@ -201,7 +201,7 @@ def test_every_projected_figure_says_so(projected: Page) -> None:
     text = projected.text()
     for said in (
         "Nothing was measured",
-        "Compiled, not run",
+        "compiled, not measured",
         "Interpreted, not timed",
         "registers=168",
         "IMMA=64",
