@@ -7,9 +7,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 from autotune.clock import Timer
+from autotune.compile import use_cache
 from autotune.job import Job
-from autotune.measure import FULL, bind, copies_needed, interleaved
+from autotune.measure import FULL, Plan, bind, copies_needed, interleaved
 from kernels.errors import Failure, TerSparseError
 from kernels.inputs import Inputs, clone, make_inputs
 from kernels.judge import judge, poison
@@ -17,11 +20,15 @@ from kernels.kernel import Kernel, Prepared
 from kernels.problem import Problem
 
 QUICK_TURNS = 3
+TOGETHER = 4
+"""So many candidates are bound at once when they are timed again: each holds its own copies of the weight."""
+FRESH = 1009
+"""Seed of the inputs of the finals: other numbers than the candidates were chosen on."""
 
 
 def evaluate(job: Job, config: Mapping[str, Any]) -> float | Failure:
     """Median microseconds per call of a config after its outputs were found right; else the failure. Device faults are raised."""
-    timer = _timer(job, config)
+    timer = _timer(job, config, 0)
     if isinstance(timer, Failure):
         return timer
     try:
@@ -30,20 +37,34 @@ def evaluate(job: Job, config: Mapping[str, Any]) -> float | Failure:
         timer.close()
 
 
+def again(job: Job, configs: Sequence[Mapping[str, Any]], turns: int) -> list[float | Failure]:
+    """Median microseconds per call of each config over so many interleaved turns."""
+    plan = Plan(turns, turns, 0.0, float("inf"), 0)
+    results: list[float | Failure] = []
+    for first in range(0, len(configs), TOGETHER):
+        samples = _interleaved(job, configs[first : first + TOGETHER], plan, 0)
+        results += [own if isinstance(own, Failure) else statistics.median(own) for own in samples]
+    return results
+
+
 def finals(job: Job, configs: Sequence[Mapping[str, Any]]) -> list[tuple[float, ...] | Failure]:
-    """Paired samples of each config, microseconds per call, interleaved; what was timed last is checked again."""
+    """Paired samples of each config on fresh inputs, microseconds per call, interleaved; what was timed last is checked again."""
+    return _interleaved(job, configs, FULL, FRESH)
+
+
+def _interleaved(job: Job, configs: Sequence[Mapping[str, Any]], plan: Plan, seed: int) -> list[tuple[float, ...] | Failure]:
     timers: dict[str, Timer] = {}
     results: dict[str, tuple[float, ...] | Failure] = {}
     try:
         for place, config in enumerate(configs):
-            timer = _timer(job, config)
+            timer = _timer(job, config, seed)
             if isinstance(timer, Failure):
                 results[str(place)] = timer
             else:
                 timers[str(place)] = timer
-        results |= {name: own.kernel_us for name, own in interleaved(timers, FULL).items()}
+        results |= {name: own.kernel_us for name, own in interleaved(timers, plan).items()}
         for name, timed in timers.items():
-            if (wrong := _wrong(job, timed.outputs())) is not None:
+            if (wrong := _wrong(job, timed.outputs(), seed)) is not None:
                 results[name] = wrong
     finally:
         for timed in timers.values():
@@ -51,14 +72,18 @@ def finals(job: Job, configs: Sequence[Mapping[str, Any]]) -> list[tuple[float, 
     return [results[str(place)] for place in range(len(configs))]
 
 
-def _timer(job: Job, config: Mapping[str, Any]) -> Timer | Failure:
+def _timer(job: Job, config: Mapping[str, Any], seed: int) -> Timer | Failure:
+    use_cache(job.cache)
+    if job.device.startswith("cuda:"):
+        torch.cuda.set_device(job.device)
     try:
         kernel = job.find()
-        bound = _bind(job, kernel, config, _inputs(job.problem, job.device))
-        if (wrong := _checked(job, bound)) is not None:
+        bound = _bind(job, kernel, config, _inputs(job.problem, job.device, seed))
+        poison(bound)
+        if (wrong := _wrong(job, bound.run(), seed)) is not None:
             return wrong
         copies = copies_needed(bound.footprint, job.gpu.l2_bytes, job.cold)
-        more = [_bind(job, kernel, config, _copy(job.problem, job.device, place)) for place in range(1, copies)]
+        more = [_bind(job, kernel, config, _copy(job.problem, job.device, seed, place)) for place in range(1, copies)]
         return bind(job.clock, [one.run for one in (bound, *more)], job.cold)
     except TerSparseError as error:
         return Failure("refused", str(error))
@@ -68,27 +93,22 @@ def _bind(job: Job, kernel: Kernel, config: Mapping[str, Any], inputs: Inputs) -
     return kernel.prepare(job.problem, inputs, kernel.space.from_dict(config))
 
 
-def _checked(job: Job, bound: Prepared) -> Failure | None:
-    poison(bound)
-    return _wrong(job, bound.run())
-
-
-def _wrong(job: Job, outputs: Any) -> Failure | None:
-    mismatch = judge(job.problem, _inputs(job.problem, job.device), outputs, job.find())
+def _wrong(job: Job, outputs: Any, seed: int) -> Failure | None:
+    mismatch = judge(job.problem, _inputs(job.problem, job.device, seed), outputs, job.find())
     return None if mismatch is None else Failure("wrong", str(mismatch))
 
 
 @functools.lru_cache(maxsize=1)
-def _inputs(problem: Problem, device: str) -> Inputs:
+def _inputs(problem: Problem, device: str, seed: int) -> Inputs:
     """The inputs of the case in hand; those of the case before are let go."""
     _copy.cache_clear()
-    return make_inputs(problem, device)
+    return make_inputs(problem, device, seed)
 
 
 @functools.cache
-def _copy(problem: Problem, device: str, place: int) -> Inputs:
+def _copy(problem: Problem, device: str, seed: int, place: int) -> Inputs:
     """The place-th further copy, shared by all candidates of a case."""
     del place
-    inputs: Any = _inputs(problem, device)  # clone keeps the type, whichever of the union it is
+    inputs: Any = _inputs(problem, device, seed)  # clone keeps the type, whichever of the union it is
     copy: Inputs = clone(inputs)
     return copy

@@ -15,7 +15,10 @@ FEW_TOKENS = 64
 
 @dataclass(frozen=True)
 class Job:
-    """One case to tune, as it travels to the worker. kernel: its name in `catalogue`, a module with a function `find`."""
+    """One case to tune, as it travels to the worker. kernel: its name in `catalogue`, a module with a function `find`.
+
+    cache: folder of Triton's cache, by default Triton's own.
+    """
 
     kernel: str
     problem: Problem
@@ -23,6 +26,7 @@ class Job:
     clock: Clock
     catalogue: str
     device: str
+    cache: str | None = None
 
     def find(self) -> Kernel:
         """The kernel itself."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from kernels.errors import Failure, OutputError, RecordError
 
 
 class Journal:
-    """Append-only; each line is on the disk before the next candidate starts.
+    """Append-only; each line is on the disk before the next candidate starts. Threads may share it.
 
     path: the .jsonl file. resume: whether what it holds already is used again (else it is only kept). Keys name everything a result
     depends on; a result under the same key is the same. Raises OutputError, and RecordError for a file that is not a journal.
@@ -21,6 +22,7 @@ class Journal:
     def __init__(self, path: Path, resume: bool) -> None:
         self.path = path
         self._known: dict[str, Any] = {}
+        self._lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
@@ -49,17 +51,47 @@ class Journal:
 
     def put(self, value: Any, *key: Any) -> None:
         """Append a value under a key."""
-        self._known[_text(key)] = value
-        try:
-            self._file.write(json.dumps({"key": _text(key), "value": value}, sort_keys=True) + "\n")
-            self._file.flush()
-            os.fsync(self._file.fileno())
-        except OSError as error:
-            raise OutputError(f"{self.path}: cannot be written: {error.strerror}; what was measured before is kept") from None
+        text = _text(key)
+        line = json.dumps({"key": text, "value": value}, sort_keys=True) + "\n"
+        with self._lock:
+            self._known[text] = value
+            try:
+                self._file.write(line)
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise OutputError(f"{self.path}: cannot be written: {error.strerror}; what was measured before is kept") from None
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+class PoisonList:
+    """Candidates that could not be run: not tried again until their kernel's source, the driver or the compiler changes.
+
+    path: a file beside the journal. retry: forget nothing, but try them all the same. Keys as in the journal. What merely is refused,
+    wrong, or out of memory is no poison: it is found out again at no risk.
+    """
+
+    FATAL = ("timeout", "launch", "compile")
+
+    def __init__(self, path: Path, retry: bool = False) -> None:
+        self._journal = Journal(path, resume=not retry)
+
+    def get(self, *key: Any) -> Failure | None:
+        """Why that candidate is not tried, or None."""
+        known = self._journal.get(*key)
+        return None if known is None else Failure(known["stage"], known["reason"])
+
+    def put(self, failure: Failure, *key: Any) -> None:
+        """Remember a candidate, where its failure is of the kind that may kill a process."""
+        if failure.stage in self.FATAL and self._journal.get(*key) is None:
+            self._journal.put(outcome_to_plain(failure), *key)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._journal.close()
 
 
 def outcome_to_plain(outcome: float | Failure) -> Any:

@@ -1,60 +1,187 @@
-"""Search strategies, one signature: candidates, a function that evaluates one, a budget; out come the trials."""
+"""Search strategies behind one signature: the candidates as plain points, where to start, a seed; then ask for one, tell its outcome.
+
+Each strategy is sequential, so the same outcomes give the same search, whatever was compiled ahead (see `Strategy.preview`).
+"""
 
 from __future__ import annotations
 
+import math
+import random
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-from kernels.errors import Failure
-from kernels.space import Config
+from kernels.errors import Failure, UsageError
 
-Evaluate = Callable[[Config], "float | Failure"]
-"""Microseconds per call of a config, or why there are none."""
+Point = Mapping[str, Any]
+"""A config as plain JSON data: axis to value."""
+Result = float | Failure
+"""Microseconds per call, or why there are none."""
+
+SCOUT = 4
+"""One in so many proposals of the local search is a random one, so that it leaves a valley that is not the deepest."""
 
 
 class Budget:
-    """Seconds that may be spent, counted from now; `now` tells the time. None: no limit."""
+    """What may be spent: seconds, counted from now, and evaluations. None: no limit. `now` tells the time."""
 
-    def __init__(self, seconds: float | None, now: Callable[[], float] = time.monotonic) -> None:
-        self._now, self._end = now, None if seconds is None else now() + seconds
+    def __init__(self, seconds: float | None = None, evaluations: int | None = None, now: Callable[[], float] = time.monotonic) -> None:
+        self._now, self._end, self.evaluations = now, None if seconds is None else now() + seconds, evaluations
+
+    @property
+    def seconds(self) -> float | None:
+        """What is left, at least 0."""
+        return None if self._end is None else max(0.0, self._end - self._now())
 
     @property
     def spent(self) -> bool:
-        """Whether nothing is left."""
+        """Whether no time is left."""
         return self._end is not None and self._now() >= self._end
 
-
-@dataclass(frozen=True)
-class Trial:
-    """One evaluated config: its microseconds per call, or its failure."""
-
-    config: Config
-    outcome: float | Failure
+    def share(self, cases: int) -> Budget:
+        """The budget of one case of so many that are left: its part of the time, all of the evaluations."""
+        left = self.seconds
+        return Budget(None if left is None else left / max(1, cases), self.evaluations, self._now)
 
 
-@dataclass(frozen=True)
-class Search:
-    """What a search found. complete: whether every candidate was tried before the budget was spent."""
+class Strategy(Protocol):
+    """Proposes candidates by their place in the list it was made from."""
 
-    trials: tuple[Trial, ...]
-    complete: bool
+    def ask(self) -> int | None:
+        """The next candidate to try, never one twice; None when all were."""
 
-    def best(self, count: int) -> list[Config]:
-        """The fastest configs, fastest first."""
-        timed = sorted((trial.outcome, place) for place, trial in enumerate(self.trials) if not isinstance(trial.outcome, Failure))
-        return [self.trials[place].config for _, place in timed[:count]]
+    def tell(self, place: int, outcome: Result) -> None:
+        """What became of it. Every asked candidate is told before the next is asked."""
 
-    def failures(self) -> Sequence[Failure]:
-        """The failures, in the order in which they were met."""
-        return [trial.outcome for trial in self.trials if isinstance(trial.outcome, Failure)]
+    def preview(self, count: int) -> list[int]:
+        """Candidates that are likely to be asked for next, likeliest first: worth compiling ahead. Changes nothing."""
 
 
-def exhaustive(candidates: Iterable[Config], evaluate: Evaluate, budget: Budget) -> Search:
-    """Every distinct candidate once, in order, until the budget is spent; a failure costs one candidate."""
-    trials: list[Trial] = []
-    for config in dict.fromkeys(candidates):
-        if budget.spent:
-            return Search(tuple(trials), False)
-        trials.append(Trial(config, evaluate(config)))
-    return Search(tuple(trials), True)
+Maker = Callable[[Sequence[Point], Sequence[int], int], Strategy]
+"""(points, starts, seed): the candidates, the places to begin with, the seed of whatever is random."""
+
+
+@dataclass
+class Listed:
+    """Candidates in a fixed order."""
+
+    order: Sequence[int]
+    _next: int = 0
+
+    def ask(self) -> int | None:
+        """The next of the order."""
+        if self._next >= len(self.order):
+            return None
+        self._next += 1
+        return self.order[self._next - 1]
+
+    def tell(self, place: int, outcome: Result) -> None:
+        """The order does not depend on outcomes."""
+
+    def preview(self, count: int) -> list[int]:
+        """The next of the order."""
+        return list(self.order[self._next : self._next + count])
+
+
+def exhaustive(points: Sequence[Point], starts: Sequence[int], seed: int) -> Listed:
+    """Every candidate, the starts first."""
+    del seed
+    return Listed(list(dict.fromkeys([*starts, *range(len(points))])))
+
+
+def shuffled(points: Sequence[Point], starts: Sequence[int], seed: int) -> Listed:
+    """Every candidate in random order, the starts first."""
+    rest = list(range(len(points)))
+    random.Random(seed).shuffle(rest)
+    return Listed(list(dict.fromkeys([*starts, *rest])))
+
+
+@dataclass
+class Local:
+    """From the best so far to its nearest untried neighbour, and one in `SCOUT` times to a random one.
+
+    Neighbours are near by `distance`, not by one axis alone: spaces of tiles move several axes at once.
+    """
+
+    points: Sequence[Point]
+    starts: Sequence[int]
+    seed: int
+    _tried: dict[int, Result] = field(default_factory=dict)
+    _asked: int = 0
+
+    def ask(self) -> int | None:
+        """A start that is left, else the nearest to the best or a scout."""
+        place = next(self._likely(), None)
+        self._asked += place is not None
+        return place
+
+    def tell(self, place: int, outcome: Result) -> None:
+        """Take it in."""
+        self._tried[place] = outcome
+
+    def preview(self, count: int) -> list[int]:
+        """The starts, then the neighbours of the best so far."""
+        return [place for place, _ in zip(self._likely(), range(count), strict=False)]
+
+    def _likely(self) -> Iterator[int]:
+        yielded = set(self._tried)
+        for place in self.starts:
+            if place not in yielded:
+                yielded.add(place)
+                yield place
+        rest = [place for place in range(len(self.points)) if place not in yielded]
+        draw = random.Random(self.seed * 1_000_003 + self._asked)
+        if rest and self._asked >= SCOUT and self._asked % SCOUT == 0:
+            scout = draw.choice(rest)
+            rest.remove(scout)
+            yield scout
+        draw.shuffle(rest)
+        best = self._best()
+        if best is not None:
+            rest.sort(key=lambda place: distance(self.points[best], self.points[place]))
+        yield from rest
+
+    def _best(self) -> int | None:
+        timed = [(outcome, place) for place, outcome in self._tried.items() if not isinstance(outcome, Failure)]
+        return min(timed)[1] if timed else None
+
+
+def distance(first: Point, second: Point) -> float:
+    """How far two configs are apart: 1 per factor of two in a number, 1 per other value that differs."""
+    total = 0.0
+    for name, value in first.items():
+        other = second.get(name)
+        if value == other:
+            continue
+        numbers = all(isinstance(each, (int, float)) and not isinstance(each, bool) and each > 0 for each in (value, other))
+        total += min(3.0, abs(math.log2(value / other))) if numbers else 1.0
+    return total
+
+
+def nearest(points: Sequence[Point], wanted: Sequence[Point]) -> list[int]:
+    """The place of the candidate nearest to each wanted config, in order, each once: what another shape's winners come to here."""
+    return list(dict.fromkeys(min(range(len(points)), key=lambda place: distance(other, points[place])) for other in wanted))
+
+
+def local(points: Sequence[Point], starts: Sequence[int], seed: int) -> Local:
+    """Local search from the starts: the default, and the winners of the nearest tuned shapes or GPUs."""
+    return Local(points, starts, seed)
+
+
+def model(points: Sequence[Point], starts: Sequence[int], seed: int) -> Strategy:
+    """A model of the times proposes (optuna's tree-structured Parzen estimator). UsageError where optuna is not installed."""
+    from autotune.model_search import Model
+
+    return Model(points, starts, seed)
+
+
+STRATEGIES: Mapping[str, Maker] = {"exhaustive": exhaustive, "random": shuffled, "local": local, "model": model}
+"""By name, as the command line knows them."""
+
+
+def strategy(name: str) -> Maker:
+    """The strategy of that name; UsageError lists the names there are."""
+    if name not in STRATEGIES:
+        raise UsageError(f"unknown search {name!r}; allowed: {', '.join(STRATEGIES)}")
+    return STRATEGIES[name]

@@ -7,10 +7,13 @@ import functools
 import hashlib
 import inspect
 import json
+import math
 import os
+import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +37,8 @@ class Entry:
     kernel, op, out_features, in_features, tokens, sparsity, dtype: what it is for. config: as JSON. us, default_us: measured time of the
     winner and of the default config, microseconds (None where the default cannot run). source: hash of the kernel's source text.
     versions: of the libraries it was measured with. ties: finalists within the noise of the winner. date: when, ISO 8601.
+    chance: of the winner being the best of the finalists (bootstrap). memory_gb: of the GPU. evaluated: how many candidates have an
+    outcome, of how many. (None and () in entries of before these were kept.)
     """
 
     kernel: str
@@ -50,6 +55,9 @@ class Entry:
     versions: Mapping[str, str | None] = field(default_factory=dict)
     ties: tuple[Mapping[str, Any], ...] = ()
     date: str = ""
+    chance: float | None = None
+    memory_gb: int | None = None
+    evaluated: tuple[int, ...] = ()
 
     @property
     def key(self) -> tuple[str, str, int, int, int, str, str]:
@@ -86,6 +94,11 @@ def _module_of(function: Any) -> str:
     return str(inspect.unwrap(function).__module__)
 
 
+def shape_distance(first: Sequence[int], second: Sequence[int]) -> float:
+    """Factors of two between two shapes, summed over their sizes."""
+    return sum(abs(math.log2(max(1, a) / max(1, b))) for a, b in zip(first, second, strict=True))
+
+
 def path_of(gpu: Gpu) -> Path:
     """The file of that GPU."""
     return FOLDER / f"{gpu.name}.json"
@@ -106,7 +119,7 @@ def read(path: Path) -> tuple[Entry, ...]:
 
 def _entry(row: Any, where: str) -> Entry:
     try:
-        entry = Entry(**{**row, "ties": tuple(row.get("ties", ()))})
+        entry = Entry(**{**row, "ties": tuple(row.get("ties", ())), "evaluated": tuple(row.get("evaluated", ()))})
     except (TypeError, AttributeError) as error:
         raise RecordError(f"{where}: {error}") from None
     numbers = (entry.out_features, entry.in_features, entry.tokens)
@@ -115,6 +128,9 @@ def _entry(row: Any, where: str) -> Entry:
     if not (
         all(type(value) is int for value in numbers) and all(isinstance(value, str) for value in texts)
         and all(isinstance(value, (int, float)) for value in times) and isinstance(entry.config, dict)
+        and isinstance(entry.versions, dict) and all(isinstance(tie, dict) for tie in entry.ties)
+        and all(type(count) is int for count in entry.evaluated) and isinstance(entry.date, str)
+        and (entry.chance is None or 0 <= entry.chance <= 1) and (entry.memory_gb is None or type(entry.memory_gb) is int)
     ):
         raise RecordError(f"{where}: a field has the wrong type")
     return entry
@@ -134,6 +150,7 @@ def write(path: Path, entries: Iterable[Entry]) -> None:
             temporary.unlink()
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
     table.cache_clear()
+    _answers.cache_clear()
 
 
 @functools.cache
@@ -142,13 +159,29 @@ def table(path: Path) -> tuple[Entry, ...]:
     return read(path)
 
 
+@functools.cache
+def _answers(gpu: str, path: Path | None) -> dict[object, tuple[Config, str]]:
+    """What was looked up before, by everything that the answer depends on; emptied with `table` by `write`."""
+    del gpu, path
+    return {}
+
+
 def lookup(kernel: Kernel, problem: Problem, gpu: Gpu, path: Path | None = None) -> tuple[Config, str]:
     """The config for a problem and where it is from: "tuned" or "default".
 
     The entry of exactly these tokens, else of the nearest tokens within a factor of `REACH` of the same layer, else the kernel's default.
-    Entries that `verdict` speaks against are passed over. path: another file than the GPU's own.
+    Entries that `verdict` speaks against are passed over. path: another file than the GPU's own. After the first time a dictionary read.
     """
-    found = [entry for entry in table(path or path_of(gpu)) if entry.fits(kernel, problem)]
+    answers = _answers(gpu.name, path)
+    key = (kernel.name, kernel.prepare, problem, gpu.sms, gpu.shared_bytes, gpu.memory_gb)
+    answer = answers.get(key)
+    if answer is None:
+        answer = answers[key] = _found(kernel, problem, gpu, path or path_of(gpu))
+    return answer
+
+
+def _found(kernel: Kernel, problem: Problem, gpu: Gpu, path: Path) -> tuple[Config, str]:
+    found = [entry for entry in table(path) if entry.fits(kernel, problem)]
     for entry in sorted(found, key=lambda entry: _distance(entry.tokens, problem.tokens)):
         if verdict(entry, kernel, problem, gpu) is None:
             return kernel.space.from_dict(entry.config), "tuned"
@@ -159,6 +192,12 @@ def verdict(entry: Entry, kernel: Kernel, problem: Problem, gpu: Gpu) -> str | N
     """Why an entry that fits the layer is not applied to this problem, or None."""
     if entry.source != source_hash(kernel):
         return "stale: the kernel's source has changed since it was tuned"
+    for name, here in installed().items():
+        then = major(entry.versions.get(name))
+        if here is not None and then is not None and here != then:
+            return f"stale: tuned with {name} {then}, here is {name} {here}"
+    if entry.memory_gb is not None and gpu.measured_as == "datasheet" and entry.memory_gb != gpu.memory_gb:
+        return f"stale: tuned on a {gpu.name} of {entry.memory_gb} GB, this one has {gpu.memory_gb}"
     if _distance(entry.tokens, problem.tokens) > REACH:
         return f"tuned for {entry.tokens} tokens, more than a factor of {REACH:g} away"
     try:
@@ -167,6 +206,26 @@ def verdict(entry: Entry, kernel: Kernel, problem: Problem, gpu: Gpu) -> str | N
         return f"not a config of this kernel: {error}"
     reason = kernel.space.reject(problem, gpu, config)
     return None if reason is None else f"rejected: {reason}"
+
+
+@functools.cache
+def installed() -> dict[str, str | None]:
+    """Major versions that a tuned config depends on, here: of Triton, and of the driver, read without asking a device."""
+    try:
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    driver = re.search(r"Kernel Module\D+(\d+)\.", text)
+    try:
+        triton = major(metadata.version("triton"))
+    except metadata.PackageNotFoundError:
+        triton = None
+    return {"triton": triton, "driver": driver[1] if driver else None}
+
+
+def major(version: str | None) -> str | None:
+    """The major version of a version's text."""
+    return None if version is None else version.split(".")[0]
 
 
 def _distance(tuned: int, wanted: int) -> float:

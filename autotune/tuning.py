@@ -1,185 +1,234 @@
-"""Tuning cases: compile every candidate in parallel, try them in a worker process, time the finalists in pairs, keep a winner that wins."""
+"""Tuning one case: compile ahead, prune, check and time each candidate, halve the field, time the finalists against the default."""
 
 from __future__ import annotations
 
-import datetime
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from autotune import tuned
-from autotune.compile import Compiled, compile_all
-from autotune.job import Job
-from autotune.journal import Journal, outcome_from_plain, outcome_to_plain
-from autotune.measure import median_interval
-from autotune.search import Budget, Search, exhaustive
-from autotune.tuned import Entry
-from autotune.worker import Worker
+from autotune.compile import Compiled
+from autotune.events import Observer
+from autotune.executor import Slot
+from autotune.journal import Journal, PoisonList, outcome_from_plain, outcome_to_plain
+from autotune.pool import CompilePool
+from autotune.prune import against, too_slow
+from autotune.search import Budget, Maker, Point, Result, Strategy, exhaustive
+from autotune.task import FUNCTIONS, Task
+from autotune.verdict import Verdict, decide
 from kernels.errors import Failure
-from kernels.kernel import CompileUnit, Kernel
-from kernels.space import Config, config_to_dict
 
 FINALISTS = 3
+"""So many are timed against the default in the end."""
+KEEP = 4
+"""One in so many candidates goes on to be timed longer: successive halving, by this factor."""
+TURNS = (9, 27)
+"""Turns of the candidates that go on; the first timing has three."""
+NEAR = 1.2
+"""Only candidates within this factor of the best go on."""
 TRIAL_SECONDS = 60.0
 FINAL_SECONDS = 180.0
+AHEAD = 3
+"""Compilations kept waiting per compiling process."""
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A tuned case. entry: the winner as stored, None where the default stays. complete: whether all candidates and the finals were done.
-
-    default_us: where it could be measured. failures: of candidates. reason: why there is no entry.
-    """
-
-    job: Job
-    entry: Entry | None
-    complete: bool
-    default_us: float | None = None
-    failures: tuple[Failure, ...] = ()
-    reason: str = ""
-
-    @property
-    def wrong(self) -> int:
-        """Candidates that computed wrong numbers."""
-        return sum(failure.stage == "wrong" for failure in self.failures)
+class Stopped(Exception):
+    """The run was interrupted; nothing of the candidate in flight is kept."""
 
 
 @dataclass
-class Tuner:
-    """Tunes one case after the other.
-
-    journal: what is known already. table: the file the winners go to. step(text, done): what is done now, and how many candidates were
-    finished since the last call. trial_seconds: after which a candidate is killed.
-    """
+class Tools:
+    """What all cases of a run share. pool: None compiles nothing ahead. stop: set when the run is interrupted. functions: see `Task`."""
 
     journal: Journal
-    budget: Budget
-    table: Path
-    versions: Mapping[str, str | None]
-    step: Callable[[str, int], None] = lambda text, done: None
+    poison: PoisonList
+    pool: CompilePool | None = None
+    search: Maker = exhaustive
+    observer: Observer = field(default_factory=Observer)
     trial_seconds: float = TRIAL_SECONDS
-    _compiled: dict[tuple[str, str, str], Failure] = field(default_factory=dict)
+    stop: threading.Event = field(default_factory=threading.Event)
+    functions: str = FUNCTIONS
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
-        """Outcomes in order, each in the table before the next is begun; cases after the budget was spent come back incomplete."""
-        if not self.budget.spent:
-            self._compile(jobs)
-        with Worker() as worker:
-            for job in jobs:
-                outcome = self._tune(job, worker)
-                if outcome.complete:
-                    self._store(outcome)
-                yield outcome
 
-    def _compile(self, jobs: Sequence[Job]) -> None:
-        """Compile the candidates that the journal does not know yet, remembering the failures."""
-        wanted: list[tuple[tuple[str, str, str], CompileUnit]] = []
-        for job in jobs:
-            kernel = job.find()
-            for config in candidates(kernel, job):
-                if self.journal.get(*self._key(job, kernel, config)) is None:
-                    units = kernel.compile_units(job.problem, config)
-                    wanted += [(_identity(job, config), unit) for unit in units]
-        if not wanted:
+@dataclass(frozen=True)
+class Found:
+    """What tuning a case came to.
+
+    complete: whether there were finals. reason: why there is no winner. points, verdict: the finalists, the default first where it ran.
+    failures: of candidates. evaluated: how many candidates have an outcome, of how many.
+    """
+
+    complete: bool
+    reason: str = ""
+    points: tuple[Point, ...] = ()
+    verdict: Verdict | None = None
+    failures: tuple[Failure, ...] = ()
+    evaluated: int = 0
+    of: int = 0
+
+    @property
+    def default_us(self) -> float | None:
+        """The default's time, microseconds, where it could be measured."""
+        return self.verdict.times.get(0) if self.verdict else None
+
+
+class Tuning:
+    """One case. order: its place in the run; compilations of earlier cases come first."""
+
+    def __init__(self, task: Task, tools: Tools, order: int = 0) -> None:
+        self.task, self._tools, self._order = task, tools, order
+        self._strategy: Strategy = tools.search(task.points, task.starts, 0)
+        self._outcomes: dict[int, Result] = {}
+        self._suspects: list[tuple[int, Failure]] = []
+
+    def compile_ahead(self) -> None:
+        """Hand the candidates that are likely to come next to the compiling processes."""
+        pool = self._tools.pool
+        if pool is None:
             return
-        self.step(f"compiling {len(wanted)} kernels", 0)
-        done = compile_all([unit for _, unit in wanted], jobs[0].gpu, progress=lambda n, of: self.step(f"compiled {n} of {of}", 0))
-        for (identity, _), result in zip(wanted, done, strict=True):
-            if not isinstance(result, Compiled):
-                self._compiled[identity] = result
+        for place in self._strategy.preview(AHEAD * pool.processes):
+            if self._known(place) is None:
+                for unit in self.task.units(self.task.points[place]):
+                    pool.submit(unit, self._order)
 
-    def _tune(self, job: Job, worker: Worker) -> Outcome:
-        kernel = job.find()
-        default = kernel.default_config(job.problem, job.gpu)
-
-        def evaluate(config: Config) -> float | Failure:
-            key = self._key(job, kernel, config)
-            known = self.journal.get(*key)
-            self.step(f"{kernel} {job.problem}: {config_to_dict(config)}", 1)
-            if known is not None:
-                return outcome_from_plain(known)
-            outcome = self._compiled.get(_identity(job, config)) or worker.call(
-                "autotune.candidate:evaluate", (job, config_to_dict(config)), self.trial_seconds
-            )
-            self.journal.put(outcome_to_plain(outcome), *key)
-            return outcome
-
-        search = exhaustive(candidates(kernel, job), evaluate, self.budget)
-        if not search.complete:
-            return Outcome(job, None, False, failures=tuple(search.failures()), reason="the budget was spent")
-        return self._finals(job, kernel, default, search, worker)
-
-    def _finals(self, job: Job, kernel: Kernel, default: Config, search: Search, worker: Worker) -> Outcome:
-        """The fastest few and the default, interleaved; the fastest of them wins if it beats the default for certain."""
-        configs = list(dict.fromkeys([default, *search.best(FINALISTS)]))
-        failures = tuple(search.failures())
-        if not search.best(1):
+    def run(self, slot: Slot, budget: Budget) -> Found:
+        """Search within the budget, then the finals; on one device, since no two of a model are equally fast. Raises Stopped."""
+        evaluations = math.inf if budget.evaluations is None else budget.evaluations
+        exhausted = False
+        while not budget.spent and len(self._outcomes) < evaluations:
+            self.compile_ahead()
+            place = self._strategy.ask()
+            if place is None:
+                exhausted = True
+                break
+            outcome = self._outcome(place, slot)
+            self._outcomes[place] = outcome
+            self._strategy.tell(place, outcome)
+            if self._tools.pool is not None:
+                self._tools.observer.compiled(self._tools.pool.done, self._tools.pool.submitted)
+            self._tools.observer.trial(self.task, self.task.points[place], outcome)
+        if not self._timed() and not exhausted and len(self._outcomes) < evaluations:
+            return self._found(False, "the budget was spent")
+        if not self._timed():
+            failures = self._failures()
             first = f": {failures[0]}" if failures else ""
-            return Outcome(job, None, False, failures=failures, reason=f"no candidate could be measured{first}")
-        self.step(f"{kernel} {job.problem}: finals", 0)
-        plain = [config_to_dict(config) for config in configs]
-        key = ("finals", *self._key(job, kernel, default), plain)
-        known = self.journal.get(*key)
+            return self._found(False, f"no candidate could be measured{first}")
+        return self._finals(self._halve(slot), slot)
+
+    def _timed(self) -> dict[int, float]:
+        return {place: outcome for place, outcome in self._outcomes.items() if not isinstance(outcome, Failure)}
+
+    def _failures(self) -> tuple[Failure, ...]:
+        return tuple(outcome for outcome in self._outcomes.values() if isinstance(outcome, Failure))
+
+    def _found(self, complete: bool, reason: str, points: Sequence[Point] = (), verdict: Verdict | None = None,
+               more: Sequence[Failure] = ()) -> Found:
+        failures = (*self._failures(), *more)
+        return Found(complete, reason, tuple(points), verdict, failures, len(self._outcomes), len(self.task.points))
+
+    def _known(self, place: int) -> Result | None:
+        point = self.task.points[place]
+        known = self._tools.journal.get(*self.task.identity, point)
+        return self._tools.poison.get(*self.task.trouble, point) if known is None else outcome_from_plain(known)
+
+    def _outcome(self, place: int, slot: Slot) -> Result:
+        """From the journal, from the poison list, by what is known before it runs, or measured."""
+        if (known := self._known(place)) is not None:
+            return known
+        point = self.task.points[place]
+        best = min(self._timed().values(), default=math.inf)
+        if (slow := too_slow(self.task.bound_us(point), best)) is not None:
+            return slow
+        outcome: Result = self._refused(point) or self._call(slot, "evaluate", (dict(point),), self._tools.trial_seconds)
+        self._tools.journal.put(outcome_to_plain(outcome), *self.task.identity, point)
+        self._suspect(place, outcome)
+        return outcome
+
+    def _suspect(self, place: int, outcome: Result) -> None:
+        """A candidate that killed is poisoned once another one runs: what kills every candidate is the machine."""
+        if isinstance(outcome, Failure):
+            self._suspects.append((place, outcome))
+            return
+        for guilty, failure in self._suspects:
+            self._tools.poison.put(failure, *self.task.trouble, self.task.points[guilty])
+        self._suspects.clear()
+
+    def _refused(self, point: Point) -> Failure | None:
+        """What the compiler and the machine code say against it."""
+        pool = self._tools.pool
+        if pool is None:
+            return None
+        units = list(self.task.units(point))
+        for unit, future in [(unit, pool.submit(unit, self._order)) for unit in units]:
+            compiled = future.result()
+            if not isinstance(compiled, Compiled):
+                return compiled
+            if (reason := against(unit, compiled, self.task.gpu)) is not None:
+                return reason
+        return None
+
+    def _call(self, slot: Slot, function: str, arguments: tuple[Any, ...], seconds: float) -> Any:
+        result = slot.call(f"{self.task.functions}:{function}", (self.task.on(slot.device), *arguments), seconds)
+        if self._tools.stop.is_set():
+            raise Stopped
+        return result
+
+    def _halve(self, slot: Slot) -> list[int]:
+        """The finalists: the best quarter, timed three times as long, and so on; noise is paid for only near the top."""
+        times = self._timed()
+        for turns in TURNS:
+            ranked = sorted(times, key=lambda place: (times[place], place))
+            kept = [place for place in ranked[: math.ceil(len(ranked) / KEEP)] if times[place] <= NEAR * times[ranked[0]]]
+            if len(kept) <= FINALISTS:
+                return ranked[:FINALISTS]
+            self._tools.observer.halving(self.task, len(kept), turns)
+            times = self._again(kept, times, turns, slot)
+        return sorted(times, key=lambda place: (times[place], place))[:FINALISTS]
+
+    def _again(self, places: Sequence[int], times: Mapping[int, float], turns: int, slot: Slot) -> dict[int, float]:
+        points = [dict(self.task.points[place]) for place in places]
+        key = (*self.task.identity, {"turns": turns, "points": points})
+        known = self._tools.journal.get(*key)
         if known is None:
-            results = worker.call("autotune.candidate:finals", (job, plain), FINAL_SECONDS)
+            results = self._call(slot, "again", (points, turns), FINAL_SECONDS)
             if isinstance(results, Failure):
-                return Outcome(job, None, False, failures=(*failures, results), reason=str(results))
+                return {place: times[place] for place in places}
+            known = [outcome_to_plain(own) for own in results]
+            self._tools.journal.put(known, *key)
+        return {place: times[place] if isinstance(own, Mapping) else float(own) for place, own in zip(places, known, strict=True)}
+
+    def _finals(self, best: Sequence[int], slot: Slot) -> Found:
+        """The default and the fastest few, interleaved on fresh inputs."""
+        points = [dict(self.task.points[place]) for place in dict.fromkeys([0, *best])]
+        self._tools.observer.finals(self.task)
+        key = ("finals", *self.task.identity, points)
+        known = self._tools.journal.get(*key)
+        if known is None:
+            results = self._fair(points, slot)
+            if isinstance(results, Failure):
+                return self._found(False, str(results), more=(results,))
             known = [outcome_to_plain(own) if isinstance(own, Failure) else list(own) for own in results]
-            self.journal.put(known, *key)
-        failures += tuple(outcome_from_plain(own) for own in known if isinstance(own, Mapping))  # type: ignore[misc]  # of a mapping: a Failure
+            self._tools.journal.put(known, *key)
+        failures = [Failure(own["stage"], own["reason"]) for own in known if isinstance(own, Mapping)]
         samples = {place: own for place, own in enumerate(known) if not isinstance(own, Mapping)}
-        return self._decide(job, kernel, plain, samples, failures)
-
-    def _decide(
-        self, job: Job, kernel: Kernel, configs: Sequence[Mapping[str, Any]], samples: Mapping[int, Sequence[float]],
-        failures: tuple[Failure, ...],
-    ) -> Outcome:
-        """configs[0] is the default."""
         if not samples:
-            return Outcome(job, None, False, failures=failures, reason="no finalist could be measured")
-        times = {place: median(own) for place, own in samples.items()}
-        winner = min(times, key=lambda place: times[place])
-        done = Outcome(job, None, True, times.get(0), failures)
-        if winner == 0 or (0 in samples and ratio_interval(samples[0], samples[winner])[0] <= 1):
-            return replace(done, reason="the default is as good as any")
-        ties = [place for place in times if place != winner and ratio_interval(samples[place], samples[winner])[0] <= 1]
-        problem = job.problem
-        entry = Entry(
-            kernel.name, kernel.op, problem.out_features, problem.in_features, problem.tokens, str(problem.sparsity), problem.dtype,
-            configs[winner], times[winner], times.get(0), tuned.source_hash(kernel), self.versions,
-            tuple(configs[place] for place in ties), datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-        )
-        return replace(done, entry=entry)
+            return self._found(False, "no finalist could be measured", more=failures)
+        verdict = decide(samples)
+        return self._found(True, "" if verdict.better else "the default is as good as any", points, verdict, failures)
 
-    def _store(self, outcome: Outcome) -> None:
-        """Put the winner into the table; where the default won, take out what stood there."""
-        job = outcome.job
-        key = tuned.key_of(job.find(), job.problem)
-        kept = [entry for entry in tuned.read(self.table) if entry.key != key]
-        tuned.write(self.table, [*kept, outcome.entry] if outcome.entry else kept)
-
-    def _key(self, job: Job, kernel: Kernel, config: Config) -> tuple[Any, ...]:
-        return (kernel.name, str(job.problem), tuned.source_hash(kernel), dict(self.versions), job.clock.name, config_to_dict(config))
-
-
-def candidates(kernel: Kernel, job: Job) -> list[Config]:
-    """The default config, then everything the kernel's space allows for the problem."""
-    return list(dict.fromkeys([kernel.default_config(job.problem, job.gpu), *kernel.space.allowed(job.problem, job.gpu)]))
-
-
-def median(values: Sequence[float]) -> float:
-    """The median of microseconds."""
-    low, high = sorted(values)[(len(values) - 1) // 2], sorted(values)[len(values) // 2]
-    return (low + high) / 2
-
-
-def ratio_interval(slower: Sequence[float], faster: Sequence[float]) -> tuple[float, float]:
-    """The interval of the paired ratio slower / faster."""
-    low, high = median_interval([math.log(a / b) for a, b in zip(slower, faster, strict=True)])
-    return math.exp(low), math.exp(high)
-
-
-def _identity(job: Job, config: Config) -> tuple[str, str, str]:
-    return (f"{job.kernel}/{job.problem.op}", str(job.problem), repr(config))
+    def _fair(self, points: Sequence[Point], slot: Slot) -> list[Any] | Failure:
+        """Samples of each; where one takes the worker with it, each is tried alone and the survivors again together."""
+        results = self._call(slot, "finals", (points,), FINAL_SECONDS)
+        if not isinstance(results, Failure):
+            return list(results)
+        alone = [self._call(slot, "finals", ([point],), FINAL_SECONDS) for point in points]
+        lost = {place: own for place, own in enumerate(alone) if isinstance(own, Failure)}
+        left = [point for place, point in enumerate(points) if place not in lost]
+        if not lost or not left:
+            return results
+        together = self._call(slot, "finals", (left,), FINAL_SECONDS)
+        if isinstance(together, Failure):
+            return together
+        rest = iter(together)
+        return [lost[place] if place in lost else next(rest) for place in range(len(points))]

@@ -117,6 +117,13 @@ class Worker:
         last = (telling or lines)[-1:]
         return Failure("launch", f"the worker process {how}" + "".join(f": {line[:200]}" for line in last))
 
+    def kill(self) -> None:
+        """Kill the child from another thread: the call in flight ends with a Failure."""
+        child = self._child
+        if child is not None and child.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+
     def close(self) -> None:
         """Kill the child and everything it started."""
         if self._child is not None:

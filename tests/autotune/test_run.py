@@ -13,7 +13,8 @@ import pytest
 from autotune import tuned
 from autotune.clock import FakeClock
 from autotune.command import parse_shape
-from autotune.run import Surroundings, _display, main, parse_budget
+from autotune.options import parse_budget
+from autotune.run import Surroundings, main
 from kernels.errors import UsageError
 from kernels.gpu import Gpu, by_name
 
@@ -22,7 +23,7 @@ TINY = ["--gpu", "h200", "--op", "gemm", "--shape", "24x16", "--tokens", "128", 
 
 def around(folder: Path, **changes: object) -> Surroundings:
     fields = {
-        "detect": lambda: by_name("h200"), "catalogue": "tests.autotune.fakes", "device": "cpu", "table": folder / "h200.json",
+        "detect": lambda: by_name("h200"), "devices": lambda gpu: ["cpu"], "catalogue": "tests.autotune.fakes", "table": folder / "h200.json",
         "runs": folder / "runs", "trial_seconds": 15.0, **changes,
     }
     return Surroundings(**fields)  # type: ignore[arg-type]  # a test's changes
@@ -169,19 +170,8 @@ def workers_of(parent: int) -> list[int]:
     return found
 
 
-def test_on_a_terminal_there_is_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    with _display(2) as (step, say):
-        step("good: {'tile': [1]}", 1)
-        say("a line with [brackets]")
-        step("finals", 1)
-    out = capsys.readouterr().out
-    assert "a line with [brackets]" in out
-    assert "2/2" in out
-
-
 def test_values_are_parsed() -> None:
     assert parse_shape("13824x2560") == (13824, 2560)
-    assert [parse_budget(text) for text in ("90s", "10m", "1.5h")] == [90, 600, 5400]
+    assert [parse_budget(text) for text in ("90s", "10m", "1.5h", "40")] == [(90, None), (600, None), (5400, None), (None, 40)]
     with pytest.raises(UsageError):
         parse_shape("0x16")

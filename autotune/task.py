@@ -1,0 +1,97 @@
+"""A case as the tuner sees it: plain candidates, what to call for one, and what is known of each before it is run."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from autotune import tuned
+from autotune.job import Job
+from autotune.prune import bound_us
+from autotune.search import Point, nearest
+from autotune.tuned import Entry
+from kernels.gpu import Gpu
+from kernels.kernel import CompileUnit
+from kernels.space import config_to_dict
+
+NEIGHBOURS = 3
+"""So many nearest tuned shapes lend their winners as starts."""
+FUNCTIONS = "autotune.candidate"
+
+
+def _nothing(point: Point) -> Sequence[CompileUnit]:
+    return ()
+
+
+def _no_bound(point: Point) -> float:
+    return 0.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """One case to tune.
+
+    label: for people. identity: JSON data that results depend on, other than the candidate. trouble: the same for a candidate that kills:
+    driver, compiler, source. points: the candidates, the default first. starts: places to begin a search with.
+    functions: module with `evaluate(job, point)`, `again(job, points, turns)` and `finals(job, points)`, called in the worker process with
+    `job`, which names its device in a field `device`. rejected: candidates that the space refused, by reason.
+    units(point): what to compile ahead. bound_us(point): a time it cannot beat.
+    """
+
+    label: str
+    identity: tuple[Any, ...]
+    trouble: tuple[Any, ...]
+    points: tuple[Point, ...]
+    job: Any
+    gpu: Gpu
+    starts: tuple[int, ...] = (0,)
+    functions: str = FUNCTIONS
+    rejected: Mapping[str, int] = ()  # type: ignore[assignment]  # an empty mapping that a frozen dataclass may hold
+    units: Callable[[Point], Sequence[CompileUnit]] = _nothing
+    bound_us: Callable[[Point], float] = _no_bound
+
+    def on(self, device: str) -> Any:
+        """The job on that device."""
+        return replace(self.job, device=device)
+
+
+def of_job(job: Job, versions: Mapping[str, str | None], known: Sequence[Entry] = (), functions: str = FUNCTIONS) -> Task:
+    """The task of a kernel of the catalogue. known: tuned entries of this and other GPUs, whose winners are good places to begin."""
+    kernel, problem = job.find(), job.problem
+    allowed = [kernel.default_config(problem, job.gpu)]
+    rejected: dict[str, int] = {}
+    for config in kernel.space.candidates():
+        reason = kernel.space.reject(problem, job.gpu, config)
+        if reason is None:
+            allowed.append(config)
+        else:
+            kind = re.sub(r"\d[\d,.]*", "#", reason)
+            rejected[kind] = rejected.get(kind, 0) + 1
+    configs = list(dict.fromkeys(allowed))
+    points = tuple(config_to_dict(config) for config in configs)
+    source = tuned.source_hash(kernel)
+    return Task(
+        label=f"{kernel.name} {problem}",
+        identity=(kernel.name, str(problem), source, dict(versions), job.clock.name),
+        trouble=(kernel.name, str(problem), source, versions.get("driver"), versions.get("triton"), job.gpu.name),
+        points=points, job=job, gpu=job.gpu, functions=functions, rejected=rejected,
+        starts=tuple(dict.fromkeys([0, *nearest(points, winners(job, known))])),
+        units=lambda point: kernel.compile_units(problem, kernel.space.from_dict(point)),
+        bound_us=partial(bound_us, problem, job.gpu),
+    )
+
+
+def winners(job: Job, known: Sequence[Entry], count: int = NEIGHBOURS) -> list[Point]:
+    """Configs that won for the nearest other shapes of this kernel, nearest first."""
+    problem = job.problem
+    shape = (problem.out_features, problem.in_features, problem.tokens)
+
+    def away(entry: Entry) -> tuple[bool, float]:
+        other = (entry.out_features, entry.in_features, entry.tokens)
+        return entry.sparsity != str(problem.sparsity), tuned.shape_distance(shape, other)
+
+    own = [entry for entry in known if (entry.kernel, entry.op) == (job.kernel, problem.op)]
+    return [entry.config for entry in sorted(own, key=away)[:count]]
