@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,7 +26,7 @@ from reports.figures import (
     sustained_tops,
     times,
 )
-from reports.load import TERA, Case, Results
+from reports.load import TERA, Case, Results, frame
 from reports.panel import Data, Panel, PanelFunction
 from reports.picker import duration, picker
 from reports.published import FOOTPRINT, PUBLISHED, ours_beside, weight_share
@@ -68,6 +70,7 @@ def render(results: Results, compared: tuple[Results, Results] | None = None) ->
         "sustained": sustained_figures(results),
         "panels": panels(Data(results, comparer)),
         "tables": cases,
+        "csv": packed_csv(results) if cases else "",
         "doubtful": sum(1 for _, rows in cases for row in rows if row.flag),
         "missing": tables.not_measured(results),
         "statuses": tables.statuses(results),
@@ -86,6 +89,12 @@ def render(results: Results, compared: tuple[Results, Results] | None = None) ->
 def panels(data: Data) -> list[Panel]:
     """Every panel that has data."""
     return [made for function in PANELS if (made := function(data)) is not None]
+
+
+def packed_csv(results: Results) -> str:
+    """Every result as CSV (the columns of `reports.load.frame`), compressed, as the text of a data link; equal results give equal text."""
+    text = frame(results).to_csv(index=False, lineterminator="\n")
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
 
 
 def _environment() -> Environment:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import gzip
 import os
 import re
 import subprocess
@@ -13,7 +15,7 @@ import pytest
 
 from reports.compare import Comparer
 from reports.figures import Line, over_tokens
-from reports.load import Results, load
+from reports.load import Results, frame, load
 from reports.page import number, render
 from reports.published import PUBLISHED, sources
 from reports.svg import DARK, LIGHT
@@ -58,7 +60,8 @@ def test_ids_are_unique_and_references_resolve(page: Page, html: str) -> None:
 
 def test_the_page_loads_nothing_and_links_only_to_sources(page: Page, html: str) -> None:
     links = {attributes[name] for _, attributes in page.elements for name in ("src", "href", "action", "data") if name in attributes}
-    assert {link for link in links if not link.startswith("#")} == {link for _, link in sources()}
+    [packed] = [link for link in links if link.startswith("data:")]
+    assert {link for link in links - {packed} if not link.startswith("#")} == {link for _, link in sources()}
     assert not page.all("link") + page.all("img") + page.all("iframe")
     assert "@import" not in html
     assert set(re.findall(r"url\((.)", html)) <= {"#"}
@@ -141,6 +144,15 @@ def test_it_tells_everything_without_scripts(page: Page, results: Results) -> No
     ):
         assert said in text
     assert len(page.all("script")) == 1
+
+
+def test_the_csv_is_in_the_page(page: Page, results: Results) -> None:
+    [link] = [attributes for attributes in page.all("a") if "download" in attributes]
+    kind, packed = link["href"].split(",", 1)
+    assert kind == "data:application/gzip;base64"
+    text = gzip.decompress(base64.b64decode(packed)).decode()
+    assert text == frame(results).to_csv(index=False, lineterminator="\n")
+    assert text.count("\n") == 1 + sum(len(item.record.results) for item in results.cases)
 
 
 def test_intervals_stand_beside_ratios(html: str) -> None:
