@@ -102,6 +102,20 @@ def check_weight(weight: torch.Tensor, sparsity: Sparsity, splits: Sequence[int]
         raise ShapeError("weight is on the CPU; this kernel runs on a GPU (or in Triton's interpreter)")
 
 
+def launch_scales(
+    weight: torch.Tensor, w_scale: torch.Tensor, inv_scale: torch.Tensor, workspace: Workspace, config: TwoPassConfig
+) -> None:
+    """The first pass: w_scale, inv_scale and the workspace's limits of a checked weight with at least one row. One launch."""
+    in_features, largest = weight.shape[1], max(workspace.splits)
+    flat = weight.stride(0) == in_features
+    tiles = triton.cdiv(largest * in_features, config.sum_block) if flat else largest * triton.cdiv(in_features, config.sum_block)
+    absmean_kernel[(min(SUM_PROGRAMS, tiles), len(workspace.splits))](
+        weight, workspace.partials, workspace.counters, workspace.bounds, workspace.limits, workspace.nonfinite, w_scale, inv_scale,
+        in_features, weight.stride(0), FLAT=flat, VECTOR=_vector(in_features), BLOCK=config.sum_block, PROGRAMS=SUM_PROGRAMS,
+        num_warps=config.sum_warps,
+    )
+
+
 def launch_prepare(
     weight: torch.Tensor, packed_data: torch.Tensor, w_scale: torch.Tensor, inv_scale: torch.Tensor, workspace: Workspace,
     sparsity: Sparsity, splits: Sequence[int], config: TwoPassConfig, mask: torch.Tensor | None = None, w_fake: torch.Tensor | None = None,
@@ -123,14 +137,7 @@ def launch_prepare(
         return
     if any(out is not None and (not out.is_contiguous() or out.data_ptr() % 4) for out in (packed_data, mask, w_fake)):
         raise ShapeError("packed_data, mask and w_fake must be contiguous and start at a multiple of 4 bytes")
-    flat = weight.stride(0) == in_features
-    largest = max(splits)
-    tiles = triton.cdiv(largest * in_features, config.sum_block) if flat else largest * triton.cdiv(in_features, config.sum_block)
-    absmean_kernel[(min(SUM_PROGRAMS, tiles), len(splits))](
-        weight, workspace.partials, workspace.counters, workspace.bounds, workspace.limits, workspace.nonfinite, w_scale, inv_scale,
-        in_features, weight.stride(0), FLAT=flat, VECTOR=_vector(in_features), BLOCK=config.sum_block, PROGRAMS=SUM_PROGRAMS,
-        num_warps=config.sum_warps,
-    )
+    launch_scales(weight, w_scale, inv_scale, workspace, config)
     column_tiles = triton.cdiv(packed_width(in_features) // 64, config.blocks)
     by_words = _by_words(weight.dtype, in_features, sparsity) and weight.stride(0) % 2 == 0 and weight.data_ptr() % 4 == 0
     kernel, types = (pack_words_kernel, {"BF16": weight.dtype == torch.bfloat16}) if by_words else (pack_kernel, {})

@@ -2,7 +2,8 @@
 
 `exact-triton` reads 2-bit weights and int8 activations in all three GEMMs and needs no bf16 copy of either. `exact-cublas` writes the
 dequantized weight (as the packing pass goes) and the dequantized activations to workspaces and lets cuBLAS make both gradients;
-`exact-mixed` does so for dX alone. All allocate before the first call, never synchronize, and can be captured in a CUDA graph.
+`exact-mixed` does so for dX alone. `kernels.sparse_backward.sparse_step` runs Y on sparse tensor cores. All allocate before the first
+call, never synchronize, and can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from kernels.mask_quantize.two_pass import PrepareBuffers, TwoPassConfig, alloca
 from kernels.packed import PackedTernary
 from kernels.problem import Problem
 from kernels.space import ConfigSpace
-from kernels.sparse_backward import input_grad, weight_grad
+from kernels.sparse_backward import input_grad, sparse_step, weight_grad
 from kernels.sparse_backward.input_grad import InputGradConfig, check_gradient, launch_input_grad, train_inputs
 from kernels.sparse_backward.weight_grad import WeightGradConfig, launch_dequantize, launch_weight_grad
 from kernels.ternary_gemm import dense_triton
@@ -146,4 +147,5 @@ KERNELS: tuple[Kernel, ...] = (
     _kernel("exact-triton", True, True),
     _kernel("exact-cublas", False, False),
     _kernel("exact-mixed", False, True),
+    *sparse_step.KERNELS,
 )

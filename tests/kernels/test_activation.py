@@ -15,6 +15,7 @@ from kernels.mask_quantize.activation import (
     ActivationConfig,
     activation_config,
     allocate_activation,
+    by_words,
     compile_units,
     launch_activation,
     quantize_activation,
@@ -90,6 +91,29 @@ def test_interpreted_non_finite_token_gets_a_nan_scale(bad: float) -> None:
 
 
 @pytest.mark.interpreter
+@pytest.mark.parametrize(("columns", "config"), [
+    (320, ActivationConfig(2, 128, 4)), (264, ActivationConfig(1, 512, 2)), (6, ActivationConfig(4, 128, 1)),
+])
+def test_interpreted_dequantized_beside_the_codes(columns: int, config: ActivationConfig) -> None:
+    x = _inputs(_problem("2:4", columns, 5)).x
+    x_q, x_scale = allocate_activation(5, columns, None, "cpu")
+    wide = torch.full_like(x, float("nan"))
+    launch_activation(x, x_q, x_scale, None, config, wide)
+    codes, scale = expected_codes(x)
+    assert torch.equal(x_q, codes)
+    expected = codes.float() * scale[:, None]
+    # The interpreter cuts bf16 off, a device rounds it: both are within one step.
+    assert ((wide.float() - expected).abs() <= 2.0**-7 * expected.abs()).all()
+
+
+@pytest.mark.interpreter
+def test_dequantized_activations_need_words() -> None:
+    x_q, x_scale = allocate_activation(2, 64, None, "cpu")
+    with pytest.raises(ShapeError, match="wide needs"):
+        launch_activation(torch.zeros(2, 64), x_q, x_scale, None, activation_config(64), torch.zeros(2, 64, dtype=torch.bfloat16))
+
+
+@pytest.mark.interpreter
 def test_interpreted_strides() -> None:
     x = torch.randn(5, 400, generator=torch.Generator().manual_seed(1))
     for view in (x[:, 3:323], x[::2, :320], x.t().contiguous().t()[:, :320]):
@@ -142,9 +166,12 @@ def test_default_configs_keep_rows_in_registers_and_obey_the_space() -> None:
         for tokens in (1, 64, 16384):
             problem = _problem("2:4", columns, tokens)
             config = KERNEL.default_config(problem, H200)
-            assert (config.block >= columns) == (columns <= 16384)
-            assert 4 <= config.rows * config.block // (32 * config.warps) <= 64
+            assert by_words(torch.bfloat16, columns, None, config)
+            assert tokens < 1024 or -(-columns // config.block) * config.block <= 1.15 * max(columns, 128)
             assert columns < 1024 or KERNEL.space.reject(problem, H200, config) is None
+            wide = KERNEL.default_config(_problem("2:4", columns, tokens, "fp32"), H200)
+            assert (wide.block >= columns) == (columns <= 16384)
+            assert 4 <= wide.rows * wide.block // (32 * wide.warps) <= 64
 
 
 @pytest.mark.gpu
@@ -178,6 +205,18 @@ def test_more_than_two_to_the_31_elements_of_index_space(sparsity: str) -> None:
     codes, scale = expected_codes(x[-2:])
     assert torch.equal(x_q[-2:], codes if m is None else lift_activation(codes, m))
     assert torch.equal(x_scale[-2:], scale)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("columns", "tokens"), [(896, 63), (2560, 1000), (11008, 7), (18944, 1)])
+def test_dequantized_beside_the_codes_on_a_gpu(columns: int, tokens: int) -> None:
+    x = _inputs(_problem("2:4", columns, tokens), "cuda").x
+    x_q, x_scale = allocate_activation(tokens, columns, None, "cuda")
+    wide = torch.full_like(x, float("nan"))
+    launch_activation(x, x_q, x_scale, None, activation_config(columns, tokens), wide)
+    codes, scale = expected_codes(x)
+    assert torch.equal(x_q, codes)
+    assert torch.equal(wide, (codes.float() * scale[:, None]).bfloat16())
 
 
 @pytest.mark.gpu

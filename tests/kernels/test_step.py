@@ -14,12 +14,15 @@ from kernels.judge import judge, poison
 from kernels.kernel import Kernel
 from kernels.problem import Problem, Sparsity
 from kernels.space import config_to_dict
+from kernels.sparse_backward import sparse_step
 from kernels.sparse_backward.input_grad import InputGradConfig
 from kernels.sparse_backward.step import KERNELS, StepConfig
 from kernels.sparse_backward.weight_grad import WeightGradConfig
 from kernels.ternary_gemm.dense_config import DenseConfig
 
 A100 = by_name("a100")
+ANYWHERE = tuple(kernel for kernel in KERNELS if kernel not in sparse_step.KERNELS)
+"""The steps of plain Triton kernels, which the interpreter runs."""
 
 
 def tiny(kernel: Kernel, case: Problem) -> StepConfig:
@@ -43,7 +46,7 @@ def check(kernel: Kernel, case: Problem, inputs: TrainInputs, config: StepConfig
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+@pytest.mark.parametrize("kernel", ANYWHERE, ids=str)
 @pytest.mark.parametrize(
     ("shape", "sparsity", "splits", "kind"),
     [
@@ -86,7 +89,7 @@ def test_bad_weights_are_refused() -> None:
 
 
 @pytest.mark.parametrize("gpu", GPUS, ids=lambda gpu: gpu.name)
-@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+@pytest.mark.parametrize("kernel", ANYWHERE, ids=str)
 def test_configs_are_plain_data(kernel: Kernel, gpu: Gpu) -> None:
     case = Problem("step", 1152, 896, 4096, Sparsity(2, 4), (896, 128, 128))
     config = kernel.default_config(case, gpu)
@@ -97,6 +100,18 @@ def test_configs_are_plain_data(kernel: Kernel, gpu: Gpu) -> None:
     assert (kernel.unavailable(case.with_(dtype="fp16"), gpu) is None) == (kernel.name == "exact-triton")
 
 
+@pytest.mark.parametrize("kernel", sparse_step.KERNELS, ids=str)
+def test_sparse_steps_say_where_they_run(kernel: Kernel) -> None:
+    case, h200 = Problem("step", 1152, 896, 4096, Sparsity(2, 4), (896, 128, 128)), by_name("h200")
+    assert kernel.unavailable(case, h200) is None
+    config = kernel.default_config(case, h200)
+    assert kernel.space.from_dict(config_to_dict(config)) == config
+    assert len(kernel.compile_units(case, config)) == 2
+    for refused, reason in ((case.with_(sparsity=Sparsity(6, 8)), "2:4"), (case.with_(dtype="fp16"), "bf16")):
+        assert reason in (kernel.unavailable(refused, h200) or "")
+    assert "sm_90" in (kernel.unavailable(case, A100) or "")
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
 @pytest.mark.parametrize(("sparsity", "shape"), [("2:4", (1152, 896)), ("6:8", (896, 4864)), ("2:4", (9728, 896))])
@@ -105,6 +120,8 @@ def test_layers_on_the_device(kernel: Kernel, sparsity: str, shape: tuple[int, i
     gpu = detect()
     assert gpu is not None
     case = Problem("step", *shape, tokens, Sparsity.parse(sparsity), {1152: (896, 128, 128), 9728: (4864, 4864)}.get(shape[0], ()))
+    if reason := kernel.unavailable(case, gpu):
+        pytest.skip(reason)
     inputs = make_inputs(case, "cuda")
     assert isinstance(inputs, TrainInputs)
     config = kernel.default_config(case, gpu)
@@ -113,11 +130,29 @@ def test_layers_on_the_device(kernel: Kernel, sparsity: str, shape: tuple[int, i
 
 
 @pytest.mark.gpu
+def test_sparse_steps_agree_bit_for_bit() -> None:
+    """y with the dense kernel's, dx and dw with the workspaces', whatever is saved between the passes."""
+    gpu = detect()
+    assert gpu is not None
+    case = Problem("step", 1152, 896, 1000, Sparsity(2, 4), (896, 128, 128))
+    if reason := sparse_step.KERNELS[0].unavailable(case, gpu):
+        pytest.skip(reason)
+    inputs = make_inputs(case, "cuda")
+    assert isinstance(inputs, TrainInputs)
+    expected = check(KERNELS[1], case, inputs, KERNELS[1].default_config(case, gpu))
+    for kernel in sparse_step.KERNELS:
+        found = check(kernel, case, inputs, kernel.default_config(case, gpu))
+        assert all(torch.equal(found[name], expected[name]) for name in ("y", "dx", "dw", "w_scale", "inv_scale"))
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
 def test_a_captured_step_gives_the_same(kernel: Kernel) -> None:
     gpu = detect()
     assert gpu is not None
     case = Problem("step", 1152, 896, 1000, Sparsity(2, 4), (896, 128, 128))
+    if reason := kernel.unavailable(case, gpu):
+        pytest.skip(reason)
     inputs = make_inputs(case, "cuda")
     assert isinstance(inputs, TrainInputs)
     config = kernel.default_config(case, gpu)
