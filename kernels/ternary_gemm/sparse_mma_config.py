@@ -1,0 +1,127 @@
+"""Configs of `sparse-mma`: what fits a GPU, and which one to take where nobody tuned."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from kernels.gpu import Gpu
+from kernels.problem import Problem
+from kernels.ternary_gemm.sparse_mma_tile import STAGE_COLUMNS, Tile
+
+REGISTER_FILE, MOST_REGISTERS = 65_536, 255
+BLOCK_RESERVE = 1024
+"""Shared memory that the driver keeps for itself in every block."""
+LINE_BYTES = 64
+"""What the kernel allocates behind the ring of stages."""
+PORT_BYTES = 128
+"""Bytes that shared memory moves in a clock."""
+
+
+@dataclass(frozen=True)
+class MmaConfig:
+    """warps_n × warps_t warps, each multiplying 16 · tiles_n weight rows by 8 · tiles_t tokens. stages: of 128 columns, at least 3.
+    per_sm: programs that share a multiprocessor."""
+
+    warps_n: int
+    warps_t: int
+    tiles_n: int
+    tiles_t: int
+    stages: int
+    per_sm: int = 1
+
+    @property
+    def tile(self) -> Tile:
+        """What a program computes at a time."""
+        return Tile(self.warps_n, self.warps_t, self.tiles_n, self.tiles_t)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Of a program."""
+        return self.tile.stage_bytes * self.stages + LINE_BYTES
+
+    @property
+    def register_limit(self) -> int:
+        """Registers that a thread may have where per_sm programs are to share a multiprocessor."""
+        return min(MOST_REGISTERS, REGISTER_FILE // (self.tile.threads * self.per_sm) // 8 * 8)
+
+    @property
+    def registers(self) -> int:
+        """About what a thread needs."""
+        tile = self.tile
+        return tile.accumulators + 8 * tile.tiles_t + 4 * tile.tiles_n + 3 * tile.token_copies + 2 * tile.word_copies + 40
+
+    @property
+    def options(self) -> dict[str, int]:
+        """For the compiler."""
+        limit = {} if self.register_limit == MOST_REGISTERS else {"maxnreg": self.register_limit}
+        return {"num_warps": self.warps_n * self.warps_t, **limit}
+
+    def product_clocks(self, gpu: Gpu) -> float:
+        """Clocks of the tensor cores for 64 columns of a tile: instructions of 16 rows × 8 tokens in each of four partitions."""
+        return self.tile.block_n * self.tile.block_t / 512 * instruction_clocks(gpu)
+
+    @property
+    def port_clocks(self) -> float:
+        """Clocks of shared memory for 64 columns of a tile: activations and words written once, read by every warp that multiplies them."""
+        tile = self.tile
+        tokens, words = 64 * tile.block_t, 16 * tile.block_n
+        return (tokens * (1 + self.warps_n) + words * (1 + self.warps_t)) / PORT_BYTES
+
+
+def instruction_clocks(gpu: Gpu) -> int:
+    """Clocks of an mma.sp.m16n8k64 in one partition of a multiprocessor: 8,192 products at the rates of the datasheets; sm_90 as measured
+    on an H200, where it has half of the rate of wgmma. GA102's and Ada's multiprocessors have half of the A100's."""
+    return 16 if gpu.capability in (86, 89) else 8
+
+
+def reject(problem: Problem, gpu: Gpu, config: MmaConfig) -> str | None:
+    """Why a config does not fit the GPU or the problem, or None."""
+    tile, threads = config.tile, config.tile.threads
+    if threads not in (128, 256):
+        return f"{threads} threads: 128 or 256 fill the four partitions of a multiprocessor"
+    if tile.block_n % 64 or 2 * tile.block_n % threads:
+        return f"{tile.block_n} weight rows: whole blocks of 64, and enough for {threads} threads to copy, are needed"
+    if config.registers > config.register_limit:
+        return f"needs about {config.registers} registers a thread, {config.register_limit} are there"
+    needed = config.per_sm * (config.shared_bytes + BLOCK_RESERVE) - BLOCK_RESERVE
+    if needed > gpu.shared_bytes:
+        return f"needs {needed} bytes of shared memory, {gpu.name} has {gpu.shared_bytes}"
+    products = config.product_clocks(gpu)
+    if config.port_clocks > 1.3 * products and problem.tokens > 32:
+        return f"shared memory would take {config.port_clocks:.0f} clocks for {products:.0f} of products"
+    if tile.block_t > 16 and problem.tokens <= tile.block_t // 2:
+        return f"tiles of {tile.block_t} tokens are mostly padding for {problem.tokens}"
+    if tile.block_n > 128 and problem.out_features <= tile.block_n // 2:
+        return f"tiles of {tile.block_n} rows are mostly padding for {problem.out_features}"
+    tiles = math.ceil(problem.out_features / tile.block_n) * math.ceil(problem.tokens / tile.block_t)
+    if tile.accumulators < 64 and tile.block_t < 64 < problem.tokens and tiles > 8 * gpu.sms:
+        return f"{tiles} small tiles: larger ones fill {gpu.sms} multiprocessors too"
+    return None
+
+
+_DEFAULTS = (
+    (2, 4, 8, 4), (2, 2, 8, 4), (4, 2, 4, 4), (2, 2, 4, 4), (4, 1, 4, 4), (4, 1, 2, 4), (4, 1, 1, 4), (4, 1, 4, 2), (4, 1, 2, 2),
+    (4, 1, 1, 2), (4, 1, 4, 1), (4, 1, 2, 1), (4, 1, 1, 1),
+)
+
+
+def default_config(problem: Problem, gpu: Gpu) -> MmaConfig:
+    """The tile whose waves are the least work, with as many stages as fit, up to 6. An estimate by clocks, not a measurement."""
+    choices = []
+    for tile in _DEFAULTS:
+        for per_sm in (2, 1):
+            deepest = (MmaConfig(*tile, stages, per_sm) for stages in (6, 5, 4, 3))
+            choices += [config for config in deepest if reject(problem, gpu, config) is None][:1]
+    return min(choices, key=lambda config: estimated_clocks(problem, gpu, config))
+
+
+def estimated_clocks(problem: Problem, gpu: Gpu, config: MmaConfig) -> float:
+    """Clocks of a problem: waves of tiles, each the slower of tensor cores and shared memory, a barrier for every stage, an epilogue."""
+    tile = config.tile
+    tiles = math.ceil(problem.out_features / tile.block_n) * math.ceil(max(1, problem.tokens) / tile.block_t)
+    steps = math.ceil(problem.in_features * (1.5 if problem.sparsity.lifted else 1) / STAGE_COLUMNS)
+    alone = 2 * max(config.product_clocks(gpu), config.port_clocks) * config.per_sm
+    stage = alone + (0 if config.per_sm > 1 else 60)
+    epilogue = tile.block_n * tile.block_t / 16
+    return math.ceil(tiles / (max(1, gpu.sms) * config.per_sm)) * (steps * max(stage, 300) + epilogue * (1 if config.per_sm > 1 else 2))

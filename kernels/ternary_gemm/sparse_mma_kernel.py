@@ -1,0 +1,82 @@
+"""The persistent GEMM on `mma.sp.m16n8k64` in Gluon: every warp multiplies, copies run stages ahead and over the ends of tiles.
+
+Yᵀ tiles of block_n weight rows × block_t tokens. Tiles run with the weight rows fastest, so that programs at work share their tokens and
+the packed weight stays in the L2.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from kernels.ternary_gemm.sparse_mma_epilogue import epilogue, plain_epilogue
+from kernels.ternary_gemm.sparse_mma_ptx import declare, fill, point, prime, shared_bytes, stage, zero
+
+
+@gluon.constexpr_function
+def _size(name, tile):
+    return getattr(tile, name)
+
+
+@gluon.jit
+def _point(x_ptr, w_ptr, tile, row_tiles, row_blocks, steps, tokens, x_stride, TILE: gl.constexpr):
+    """Copies start at the tile's first stage."""
+    BLOCKS: gl.constexpr = _size("block_n", TILE) // 64
+    token = tile // row_tiles * _size("block_t", TILE)
+    gl.inline_asm_elementwise(point(TILE), "=r,l,r,r,r,l,r,r,r",
+                              [x_ptr.to(gl.int64, bitcast=True), x_stride, token, tokens, w_ptr.to(gl.int64, bitcast=True),
+                               tile % row_tiles * BLOCKS, row_blocks, steps], dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit(do_not_specialize=("steps", "tiles", "row_tiles", "row_blocks", "tokens", "out_features", "x_stride", "x_width"))
+def sparse_mma_gemm(x_ptr, w_ptr, x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, steps, tiles, row_tiles, row_blocks, tokens, out_features,
+                    x_stride, x_width, TILE: gl.constexpr, STAGES: gl.constexpr, OUT: gl.constexpr, WIDE: gl.constexpr):
+    """y[tokens, out_features] from int8 x [tokens, x_width] in rows of x_stride bytes (both multiples of 16) and fragment24 weights.
+
+    steps: blocks of 128 in_features. tiles, row_tiles: of the output in all, and along out_features. row_blocks: blocks of 64 rows packed.
+    row_scale, bias: float32 per output row, readable to the end of the last tile; row_scale holds w_scale / 64. OUT: bf16, f16, f32 or
+    s32. WIDE: 16-byte stores (out_features a multiple of 8, OUT of 16 bits).
+    """
+    gl.inline_asm_elementwise(declare(TILE), "=r,r", [steps], dtype=gl.int32, is_pure=False, pack=1)
+    # The blocks address the ring from the start of shared memory. The last line is for this store alone, without which the compiler
+    # would drop the allocation.
+    LINES: gl.constexpr = shared_bytes(TILE, STAGES) // 64
+    LAST: gl.constexpr = gl.BlockedLayout([1, 4], [8, 4], [gl.num_warps(), 1], [1, 0])
+    ring = gl.allocate_shared_memory(gl.int32, [LINES + 1, 4, 4], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+    ring.index(LINES).store(gl.full([4, 4], 0, gl.int32, layout=LAST))
+
+    ahead = gl.program_id(0)
+    ahead_step = 0
+    _point(x_ptr, w_ptr, ahead, row_tiles, row_blocks, steps, tokens, x_stride, TILE)
+    for slot in range(STAGES - 1):
+        if ahead_step == steps:
+            ahead_step = 0
+            ahead += gl.num_programs(0)
+            _point(x_ptr, w_ptr, ahead, row_tiles, row_blocks, steps, tokens, x_stride, TILE)
+        gl.inline_asm_elementwise(fill(TILE), "=r,r,r,r,~{memory}", [slot, (ahead < tiles).to(gl.int32), x_width - ahead_step * 128],
+                                  dtype=gl.int32, is_pure=False, pack=1)
+        ahead_step += 1
+    gl.inline_asm_elementwise(prime(TILE, STAGES), "=r,r,~{memory}", [steps], dtype=gl.int32, is_pure=False, pack=1)
+
+    at = 0
+    before = STAGES - 1
+    for tile in range(gl.program_id(0), tiles, gl.num_programs(0)):
+        for _ in range(steps):
+            if ahead_step == steps:
+                ahead_step = 0
+                ahead += gl.num_programs(0)
+                _point(x_ptr, w_ptr, ahead, row_tiles, row_blocks, steps, tokens, x_stride, TILE)
+            following = gl.where(at == STAGES - 1, 0, at + 1)
+            gl.inline_asm_elementwise(stage(TILE, STAGES), "=r,r,r,r,r,r,~{memory}",
+                                      [at, following, before, (ahead < tiles).to(gl.int32), x_width - ahead_step * 128],
+                                      dtype=gl.int32, is_pure=False, pack=1)
+            ahead_step += 1
+            before = at
+            at = following
+        # The last stage's slot is read no more, and filled again behind the next barrier.
+        operands = [tile % row_tiles * _size("block_n", TILE), tile // row_tiles * _size("block_t", TILE), tokens, out_features,
+                    x_scale_ptr.to(gl.int64, bitcast=True), row_scale_ptr.to(gl.int64, bitcast=True), bias_ptr.to(gl.int64, bitcast=True),
+                    y_ptr.to(gl.int64, bitcast=True), before]
+        text: gl.constexpr = epilogue(TILE, OUT) if WIDE else plain_epilogue(TILE, OUT)
+        gl.inline_asm_elementwise(text, "=r,r,r,r,r,l,l,l,l,r,~{memory}", operands, dtype=gl.int32, is_pure=False, pack=1)
+        gl.inline_asm_elementwise(zero(TILE), "=r,r", [steps], dtype=gl.int32, is_pure=False, pack=1)

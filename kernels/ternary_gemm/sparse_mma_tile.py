@@ -1,0 +1,65 @@
+"""What a program of `sparse-mma` computes at a time, and what follows from that: threads, shared memory, accumulators, copies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+STAGE_COLUMNS = 128
+"""Columns of a stage."""
+EXCHANGED_ROWS = 64
+"""Weight rows of a warp that the epilogue exchanges at once, at most."""
+
+
+@dataclass(frozen=True)
+class Tile:
+    """What a program computes at a time: warps_n × warps_t warps, each 16 · tiles_n weight rows × 8 · tiles_t tokens."""
+
+    warps_n: int
+    warps_t: int
+    tiles_n: int
+    tiles_t: int
+
+    @property
+    def threads(self) -> int:
+        """Threads of a program."""
+        return 32 * self.warps_n * self.warps_t
+
+    @property
+    def block_n(self) -> int:
+        """Weight rows."""
+        return 16 * self.warps_n * self.tiles_n
+
+    @property
+    def block_t(self) -> int:
+        """Tokens."""
+        return 8 * self.warps_t * self.tiles_t
+
+    @property
+    def exchange_tiles(self) -> int:
+        """Row tiles of a warp that the epilogue exchanges at once."""
+        return min(self.tiles_n, EXCHANGED_ROWS // 16)
+
+    @property
+    def exchange_pitch(self) -> int:
+        """Bytes from token to token where the epilogue exchanges: 16 more than the rows take, so that eight tokens meet in no bank."""
+        return 32 * self.exchange_tiles + 16
+
+    @property
+    def stage_bytes(self) -> int:
+        """Shared memory of a stage; the epilogue uses a free one for its exchange."""
+        return max(STAGE_COLUMNS * self.block_t + 32 * self.block_n, self.threads // 4 * self.exchange_pitch)
+
+    @property
+    def accumulators(self) -> int:
+        """Per thread."""
+        return 4 * self.tiles_n * self.tiles_t
+
+    @property
+    def token_copies(self) -> int:
+        """16-byte chunks of activations that a thread copies for a stage (with less than one, threads behind the last row copy none)."""
+        return max(1, 8 * self.block_t // self.threads)
+
+    @property
+    def word_copies(self) -> int:
+        """16-byte chunks of packed words that a thread copies for a stage."""
+        return 2 * self.block_n // self.threads
