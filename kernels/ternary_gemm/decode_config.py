@@ -1,0 +1,202 @@
+"""Configs of the decode GEMM: how warps and programs share rows and in_features, what that needs, and an estimate of its time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil
+
+from kernels.gpu import Gpu
+from kernels.problem import Problem
+from kernels.space import ConfigSpace
+from kernels.ternary_gemm.decode_ptx import COLUMNS, HEADER, ROW_PADDING, ring_bytes
+from kernels.ternary_gemm.decode_sums import sum_bytes
+
+MAX_TOKENS = 64
+REGISTERS = 65_536
+"""32-bit registers of a multiprocessor, sm_80 and up."""
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """tiles: times 16 rows of a warp. warps_m, warps_k: warps along out_features, and along in_features. depth: steps of 128 columns that a
+    warp has on their way. splits: programs that share a row tile's in_features. x_kib: shared memory for activations at once; what does
+    not fit it is brought in chunks, two at a time."""
+
+    tiles: int
+    warps_m: int
+    warps_k: int
+    depth: int
+    splits: int = 1
+    x_kib: int = 96
+
+    @property
+    def rows(self) -> int:
+        """Weight rows of a program."""
+        return 16 * self.tiles * self.warps_m
+
+    @property
+    def warps(self) -> int:
+        """Warps of a program."""
+        return self.warps_m * self.warps_k
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A config on a problem's sizes: the grid, blocks of a program, chunks of activations, steps in one, KiB of shared memory."""
+
+    row_tiles: int
+    splits: int
+    share: int
+    chunks: int
+    steps: int
+    shared_kib: int
+
+    @property
+    def programs(self) -> int:
+        """Programs of the launch."""
+        return self.row_tiles * self.splits
+
+
+def plan(out_features: int, in_features: int, tokens: int, config: DecodeConfig) -> Plan:
+    """The split of the blocks along in_features is even; no program is left without one. Shared memory comes in steps of 8 KiB."""
+    blocks = ceil(in_features / COLUMNS)
+    share = ceil(blocks / min(config.splits, blocks))
+    steps, budget = ceil(share / config.warps_k), config.x_kib * 1024
+
+    def buffer(count: int) -> int:
+        return max(1, tokens) * (count * config.warps_k * COLUMNS + ROW_PADDING)
+
+    chunk = steps
+    if buffer(steps) > budget:
+        fitting = (budget // 2 // max(1, tokens) - ROW_PADDING) // (config.warps_k * COLUMNS)
+        chunk = min(steps, max(config.depth, fitting))
+        even = ceil(steps / ceil(steps / chunk))
+        chunk = even if even >= config.depth else chunk
+    chunks = ceil(steps / chunk)
+    activations = buffer(chunk) * min(2, chunks)
+    ring = ring_bytes(config.tiles, config.warps, config.depth)
+    needed = max(ring + activations, sum_bytes(config.tiles, config.warps_m, config.warps_k))
+    kib = HEADER // 1024 + ceil(needed / 8192) * 8
+    return Plan(ceil(out_features / config.rows), ceil(blocks / share), share, chunks, chunk, kib)
+
+
+def registers(config: DecodeConfig, tokens: int, sparse: bool) -> int:
+    """About what a thread needs: accumulators, a step's words and fragments, addresses (compiled code: docs/kernels-decode.md)."""
+    tokens8 = ceil(max(1, tokens) / 8)
+    return 4 * config.tiles * (tokens8 + 1 + (1 if sparse else 2)) + tokens8 + 32
+
+
+def is_sparse(problem: Problem) -> bool:
+    """Whether the sparse tensor cores run this weight: 2:4; any other ternary weight is dense at the same two bits."""
+    return (problem.sparsity.n, problem.sparsity.m) == (2, 4)
+
+
+def reject(problem: Problem, gpu: Gpu, config: DecodeConfig) -> str | None:
+    """Shared memory, registers, and programs without work."""
+    found = plan(problem.out_features, problem.in_features, problem.tokens, config)
+    if found.shared_kib * 1024 > gpu.shared_bytes:
+        return f"needs {found.shared_kib} KiB of shared memory, {gpu.shared_bytes // 1024} are there"
+    needed = registers(config, problem.tokens, is_sparse(problem))
+    if needed > 240 or needed * 32 * config.warps > REGISTERS:
+        return f"needs about {needed} registers a thread in {config.warps} warps"
+    if found.splits != config.splits:
+        return f"{ceil(problem.in_features / COLUMNS)} blocks of in_features give {found.splits} shares, not {config.splits}"
+    if config.warps_k > max(1, found.share):
+        return f"{found.share} blocks of in_features for {config.warps_k} warps"
+    if config.warps_m > 1 and config.rows // 2 >= max(64, problem.out_features):
+        return f"tiles of {config.rows} rows are mostly padding for {problem.out_features}"
+    return None
+
+
+AXES = {
+    "tiles": (1, 2, 4), "warps_m": (1, 2, 4, 8), "warps_k": (1, 2, 4, 8, 16), "depth": (1, 2, 4), "splits": (1, 2, 3, 4, 7, 8),
+    "x_kib": (32, 96),
+}
+
+
+def _worth(problem: Problem, gpu: Gpu, config: DecodeConfig) -> str | None:
+    """`reject`, and configs that the estimate puts far behind the best one: a tuner has better things to do."""
+    if config.warps not in (4, 8, 16):
+        return f"{config.warps} warps; 4, 8 or 16 are tried"
+    if config.depth * config.tiles > 8:
+        return f"{config.depth * config.tiles} loads on their way a thread; 8 are the most that are tried"
+    reason = reject(problem, gpu, config)
+    if reason is not None:
+        return reason
+    best = _estimated(_Case.of(problem, gpu))[0][0]
+    mine = estimate(problem, gpu, config)
+    return None if mine <= 1.25 * best else f"estimated at {mine:.1f} us beside {best:.1f}"
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What a choice depends on, hashable."""
+
+    problem: Problem
+    gpu: str
+    capability: int
+    sms: int
+    shared_bytes: int
+    bandwidth: float
+
+    @classmethod
+    def of(cls, problem: Problem, gpu: Gpu) -> _Case:
+        return cls(problem, gpu.name, gpu.capability, gpu.sms, gpu.shared_bytes, gpu.bandwidth)
+
+    def device(self) -> Gpu:
+        return Gpu(self.gpu, "", self.capability, self.sms, 0, self.shared_bytes, 0, self.bandwidth)
+
+
+def _candidates() -> Iterator[DecodeConfig]:
+    for found in ConfigSpace(DecodeConfig, AXES).candidates():
+        if found.warps in (4, 8, 16) and found.depth * found.tiles <= 8:
+            yield found
+
+
+@functools.lru_cache(maxsize=256)
+def _estimated(case: _Case) -> list[tuple[float, DecodeConfig]]:
+    """Allowed configs by estimated time."""
+    gpu = case.device()
+    allowed = (config for config in _candidates() if reject(case.problem, gpu, config) is None)
+    return sorted(((estimate(case.problem, gpu, config), config) for config in allowed), key=lambda entry: entry[0])
+
+
+CLOCK = 1.75e9
+PORT = 40.0
+"""Bytes that a multiprocessor takes from the L2 per clock. A guess, not a measurement; so are the constants of `estimate`."""
+LATENCY_BYTES = 30_000
+"""Bytes on their way per multiprocessor that keep the memory busy (latency times bandwidth)."""
+
+
+def estimate(problem: Problem, gpu: Gpu, config: DecodeConfig) -> float:
+    """Microseconds, roughly: launch, the slowest of memory, L2 port and tensor cores, then the sums. Good for ranking only."""
+    found = plan(problem.out_features, problem.in_features, problem.tokens, config)
+    sparse, tokens, sms = is_sparse(problem), max(1, problem.tokens), max(1, gpu.sms)
+    per_sm = max(1, min((200 * 1024) // (found.shared_kib * 1024), REGISTERS // (32 * config.warps * registers(config, tokens, sparse))))
+    resident = min(found.programs, sms * per_sm)
+    waves = found.programs / resident
+    waves = ceil(waves) if waves < 4 else waves
+    weights, steps = config.rows * found.share * 32, found.chunks * found.steps
+    activations = tokens * found.chunks * found.steps * config.warps_k * COLUMNS
+    flying = resident * config.warps * config.tiles * 512 * min(config.depth, steps)
+    bandwidth = 0.93 * min(gpu.bandwidth, 1e13) * min(1.0, flying / (LATENCY_BYTES * sms))
+    memory = found.row_tiles * config.rows * problem.in_features / 4 / bandwidth
+    busiest = ceil(found.programs / sms)
+    port = busiest * (weights + activations) / PORT / CLOCK
+    tokens8 = ceil(tokens / 8)
+    products = config.warps * steps * 2 * config.tiles * tokens8 * (1 if sparse else 2)
+    tensor = busiest * products * 2.6 / CLOCK
+    sums = config.rows * tokens * (config.warps_k + 4) * 4 / 64 / CLOCK * busiest
+    split = 1.3e-6 + found.splits * problem.out_features * tokens / 1e12 if found.splits > 1 else 0.0
+    tail = (waves - found.programs / resident) * memory * 0.5
+    return 1e6 * (1.8e-6 + max(memory, port, tensor) + tail + sums + split + 0.1e-6 * ceil(activations / 16384))
+
+
+def default_config(problem: Problem, gpu: Gpu) -> DecodeConfig:
+    """The config of the least estimated time."""
+    return _estimated(_Case.of(problem, gpu))[0][1]
+
+
+space = ConfigSpace(DecodeConfig, AXES, _worth)

@@ -1,0 +1,145 @@
+"""The decode kernel in Gluon: a program per row tile and share of in_features, its weights on their way before anything else happens."""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from kernels.ternary_gemm.decode_ptx import (
+    HEADER,
+    aim,
+    arrived,
+    barrier,
+    close,
+    copy_in,
+    declare,
+    depend,
+    follow,
+    preload,
+    prime,
+    ring_bytes,
+    step,
+)
+from kernels.ternary_gemm.decode_quantize import absmax, publish, quantize, scales, turn_columns
+from kernels.ternary_gemm.decode_sums import arrive, collect, combine, spill
+
+UNROLL = gl.constexpr(4)
+"""Pieces of activations, or sums of other programs, that a thread has on their way at once."""
+
+
+@gluon.jit
+def _asm(text: gl.constexpr, constraints: gl.constexpr, operands):
+    return gl.inline_asm_elementwise(text, constraints, operands, dtype=gl.int32, is_pure=False, pack=1)
+
+
+@gluon.constexpr_function
+def _activations(tiles, warps, depth):
+    """Where the activations begin in shared memory."""
+    return HEADER + ring_bytes(tiles, warps, depth)
+
+
+@gluon.constexpr_function
+def early(depth):
+    """Steps on their way before the activations are asked for: these come behind them, but not behind all that the ring can hold."""
+    return depth - depth // 3
+
+
+@gluon.jit
+def _copy(x, x_stride, tokens, buffer, row_bytes, first, limit, columns, THREADS: gl.constexpr, ROWS: gl.constexpr, BASE: gl.constexpr):
+    """A chunk of int8 activations into a buffer."""
+    for r in range((tokens + ROWS - 1) // ROWS):
+        for c in range((columns + (16 * THREADS // ROWS - 1)) // (16 * THREADS // ROWS)):
+            _asm(copy_in(THREADS, ROWS, BASE), "=r,l,r,r,r,r,r,r,r,r,r,~{memory}",
+                 [x, x_stride, tokens, r, c, buffer, row_bytes, first, limit, columns])
+
+
+@gluon.jit
+def _quantize(x, x_stride, tokens, in_features, row_bytes, first, limit, columns, THREADS: gl.constexpr, ROWS: gl.constexpr,
+              KIND: gl.constexpr, BASE: gl.constexpr):
+    """All of these tokens' absmax, then the codes of this program's share of the columns."""
+    TURN: gl.constexpr = turn_columns(UNROLL, THREADS, ROWS)
+    for r in range((tokens + ROWS - 1) // ROWS):
+        for c in range((in_features + TURN - 1) // TURN):
+            _asm(absmax(UNROLL, THREADS, ROWS, KIND), "=r,l,r,r,r,r,r,~{memory}", [x, x_stride, tokens, r, c, in_features])
+        _asm(publish(THREADS, ROWS), "=r,r,r,~{memory}", [tokens, r])
+    _asm(barrier(), "=r,r,~{memory}", [tokens])
+    _asm(scales(), "=r,r,~{memory}", [tokens])
+    _asm(barrier(), "=r,r,~{memory}", [tokens])
+    for r in range((tokens + ROWS - 1) // ROWS):
+        for c in range((columns + TURN - 1) // TURN):
+            _asm(quantize(UNROLL, THREADS, ROWS, KIND, BASE), "=r,l,r,r,r,r,r,r,r,r,~{memory}",
+                 [x, x_stride, tokens, r, c, row_bytes, first, limit, columns])
+
+
+@gluon.jit(do_not_specialize=["tokens", "out_features", "in_features", "x_stride", "row_blocks", "blocks", "share", "chunks", "steps"])
+def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_ptr, counter_ptr,
+                tokens, out_features, in_features, x_stride, row_blocks, blocks, share, chunks, steps,
+                TILES: gl.constexpr, TOKENS8: gl.constexpr, DEPTH: gl.constexpr, WARPS_M: gl.constexpr, WARPS_K: gl.constexpr,
+                ROWS: gl.constexpr, SPLITS: gl.constexpr, SHARED: gl.constexpr, SPARSE: gl.constexpr, FUSED: gl.constexpr,
+                BIAS: gl.constexpr, OUT: gl.constexpr, PDL: gl.constexpr):
+    """y[tokens, out_features] of one row tile (program 0) from one share of in_features (program 1).
+
+    x: int8 rows, x_stride bytes apart, with x_scale float32 [tokens]; or FUSED ("bf16", "f16", "f32"): rows of that type, x_stride
+    elements apart, quantized here. w: blocks in fragment order, row_blocks × blocks of them. row_scale: float32, w_scale / 64 per row.
+    sums: int32 [tokens, out_features] and a counter per row tile, zero before and after (SPLITS > 1). share: blocks of a program.
+    chunks, steps: of activations, and of every warp in a chunk. ROWS: tokens copied at once, 1 for a
+    single one. SHARED: KiB.
+    """
+    THREADS: gl.constexpr = 32 * WARPS_M * WARPS_K
+    TILE: gl.constexpr = 16 * TILES * WARPS_M
+    BASE: gl.constexpr = _activations(TILES, WARPS_M * WARPS_K, DEPTH)
+    EARLY: gl.constexpr = early(DEPTH)
+    _asm(declare(TILES, TOKENS8), "=r,r", [tokens])
+    if PDL:
+        _asm(follow(), "=r,r,~{memory}", [tokens])
+    row_tile = gl.program_id(0)
+    first = gl.program_id(1) * share
+    end = gl.minimum(first + share, blocks)
+    _asm(prime(TILES, TOKENS8, DEPTH, WARPS_M, WARPS_K), "=r,l,r,r,r,r,r,~{memory}",
+         [w_ptr.to(gl.int64, bitcast=True), row_tile, row_blocks, blocks, first, end])
+    _asm(preload(0, EARLY, TILES, WARPS_K), "=r,r,~{memory}", [tokens])
+    # One buffer, so that it starts at `global_smem`; its header, the absmax of every token, has to start from zero.
+    shared = gl.allocate_shared_memory(gl.int32, [SHARED, 256], gl.SwizzledSharedLayout(1, 1, 1, [0]))
+    header: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS_M * WARPS_K], [0])
+    shared.index(0).store(gl.zeros([256], gl.int32, header))
+    columns = steps * (WARPS_K * 128)
+    row_bytes = columns + 16
+    limit = gl.minimum(end * 128, (in_features + 15) // 16 * 16)
+    x = x_ptr.to(gl.int64, bitcast=True)
+    if PDL:
+        _asm(depend(), "=r,r,~{memory}", [tokens])
+    if FUSED is not None:
+        _asm(preload(EARLY, DEPTH, TILES, WARPS_K), "=r,r,~{memory}", [tokens])
+        _asm(barrier(), "=r,r,~{memory}", [tokens])
+        _quantize(x, x_stride, tokens, in_features, row_bytes, first * 128, limit, columns, THREADS, ROWS, FUSED, BASE)
+        _asm(barrier(), "=r,r,~{memory}", [tokens])
+    else:
+        _copy(x, x_stride, tokens, 0, row_bytes, first * 128, limit, columns, THREADS, ROWS, BASE)
+        _asm(close(), "=r,r,~{memory}", [tokens])
+        _asm(preload(EARLY, DEPTH, TILES, WARPS_K), "=r,r,~{memory}", [tokens])
+        _asm(arrived(DEPTH - EARLY), "=r,r,~{memory}", [tokens])
+    for chunk in range(chunks):
+        buffer = (chunk & 1) * tokens * row_bytes
+        if FUSED is None:
+            if chunk > 0:
+                _asm(arrived(DEPTH - 1), "=r,r,~{memory}", [tokens])
+            if chunk + 1 < chunks:
+                # A part of the next step's group; `plan` gives a chunk at least DEPTH steps, so that it is there when the chunk ends.
+                _copy(x, x_stride, tokens, tokens * row_bytes - buffer, row_bytes, first * 128 + (chunk + 1) * columns, limit, columns,
+                      THREADS, ROWS, BASE)
+        _asm(aim(TOKENS8, WARPS_M, BASE), "=r,r,r,r,~{memory}", [tokens, row_bytes, buffer])
+        for _ in range(steps):
+            _asm(step(TILES, TOKENS8, DEPTH, WARPS_K, SPARSE), "=r,r,~{memory}", [tokens])
+    _asm(barrier(), "=r,r,~{memory}", [tokens])
+    outputs = [row_tile, tokens, out_features, x_scale_ptr.to(gl.int64, bitcast=True), row_scale_ptr.to(gl.int64, bitcast=True),
+               bias_ptr.to(gl.int64, bitcast=True), y_ptr.to(gl.int64, bitcast=True), sums_ptr.to(gl.int64, bitcast=True)]
+    for j in gl.static_range(TOKENS8):
+        _asm(spill(j, TILES, TOKENS8, WARPS_M, WARPS_K), "=r,r,~{memory}", [tokens])
+        _asm(barrier(), "=r,r,~{memory}", [tokens])
+        for e in gl.static_range(((1 if ROWS == 1 else 8) * TILE + THREADS - 1) // THREADS):
+            _asm(combine(j, e * THREADS, TILES, WARPS_M, WARPS_K, OUT, BIAS, FUSED is not None, SPLITS > 1),
+                 "=r,r,r,r,l,l,l,l,l,~{memory}", outputs)
+    if SPLITS > 1:
+        count = _asm(arrive(SPLITS), "=r,l,r,r,~{memory}", [counter_ptr.to(gl.int64, bitcast=True), row_tile, tokens * TILE])
+        for start in range(0, count, UNROLL * THREADS):
+            _asm(collect(UNROLL, THREADS, TILE, OUT, BIAS, FUSED is not None), "=r,r,r,r,l,l,l,l,l,r,~{memory}", [*outputs, start])

@@ -1,0 +1,184 @@
+"""The decode kernel's own PTX, run by an emulator over whole problems in the order in which the kernel issues it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+import torch
+
+from kernels.problem import DENSE, Sparsity
+from kernels.ternary_gemm.decode import KINDS, decode_weight
+from kernels.ternary_gemm.decode_config import DecodeConfig, plan
+from kernels.ternary_gemm.decode_kernel import early
+from kernels.ternary_gemm.decode_ptx import HEADER, aim, arrived, close, copy_in, declare, preload, prime, ring_bytes, step
+from kernels.ternary_gemm.decode_quantize import absmax, publish, quantize, scales, turn_columns
+from kernels.ternary_gemm.decode_sums import arrive, collect, combine, spill
+from reference.linear import accumulate, linear
+from reference.quantize import quantize_activation
+from tests.kernels.decode_emulator import Program
+
+UNROLL = 4
+TWO_FOUR = Sparsity(2, 4)
+
+
+class Launch:
+    """Global memory behind one program's shared memory, and the arguments of a launch."""
+
+    def __init__(self, config: DecodeConfig, sparsity: Sparsity, rows: int, width: int, tokens: int, kind: str, fused: str | None) -> None:
+        generator = torch.Generator().manual_seed(rows + width + tokens)
+        self.w = torch.randint(-1, 2, (rows, width), generator=generator, dtype=torch.int8)
+        if sparsity == TWO_FOUR:
+            self.w.view(rows, -1, 4)[..., torch.randperm(4, generator=generator)[:2]] = 0
+        self.splits = (rows - rows // 3, rows // 3)
+        self.w_scale, self.bias = torch.rand(2, generator=generator) + 0.5, torch.randn(rows, generator=generator)
+        float_type = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}.get(fused or "bf16", torch.bfloat16)
+        self.x = (torch.randn(tokens, width, generator=generator) * 3).to(float_type)
+        self.x_q, self.x_scale = quantize_activation(self.x)
+        self.weight = decode_weight(self.w, self.w_scale, self.splits, sparsity)
+        self.config, self.tokens, self.rows, self.width, self.kind, self.fused = config, tokens, rows, width, kind, fused
+        self.plan = plan(rows, width, tokens, config)
+        self.shared = self.plan.shared_kib * 1024
+        self.end, self.parts = self.shared, [np.full(self.shared, 0xAB, np.uint8)]
+        padded = torch.full((tokens, -(-width // 16) * 16), 77, dtype=torch.int8)
+        padded[:, :width] = self.x_q
+        self.stride = width if fused else padded.shape[1]
+        self.out = torch.full((tokens, rows), 3, dtype={text: dtype for dtype, text in KINDS.items()}[kind])
+        self.x_at, self.xs_at = self.add(self.x if fused else padded), self.add(self.x_scale)
+        self.w_at, self.rs_at, self.bias_at = self.add(self.weight.blocks), self.add(self.weight.row_scale), self.add(self.bias)
+        self.y_at, self.sums_at = self.add(self.out), self.add(torch.zeros(tokens, rows, dtype=torch.int32))
+        self.counter_at = self.add(torch.zeros(self.plan.row_tiles, dtype=torch.int32))
+        self.memory = np.concatenate(self.parts)
+
+    def add(self, tensor: torch.Tensor) -> int:
+        at, data = self.end, tensor.contiguous().view(torch.uint8).flatten().numpy()
+        self.parts.append(np.concatenate([data, np.full(-len(data) % 256 + 256, 0xCD, np.uint8)]))
+        self.end += len(self.parts[-1])
+        return at
+
+    def run(self, order: Iterable[tuple[int, int]] | None = None) -> torch.Tensor:
+        """All programs; y."""
+        for row_tile, share in order or itertools.product(range(self.plan.row_tiles), range(self.plan.splits)):
+            self.memory[: self.shared] = 0xAB
+            self.memory[:HEADER] = 0
+            self.program(row_tile, share)
+        size = self.out.numel() * self.out.element_size()
+        assert (self.memory[self.y_at + size : self.y_at + size + 256] == 0xCD).all(), "something was written behind the output"
+        sums = self.memory[self.sums_at : self.sums_at + 4 * self.tokens * self.rows]
+        assert not sums.any(), "the workspace is not zero again"
+        assert not self.memory[self.counter_at : self.counter_at + 4 * self.plan.row_tiles].any()
+        return torch.from_numpy(self.memory[self.y_at : self.y_at + size].copy()).view(self.out.dtype).view(self.tokens, self.rows)
+
+    def program(self, row_tile: int, share: int) -> None:
+        c, found = self.config, self.plan
+        threads, tokens8, sparse = 32 * c.warps, -(-self.tokens // 8), self.weight.sparse
+        machine = Program(self.memory, threads)
+        row_blocks, blocks = self.weight.blocks.shape[:2]
+        first = share * found.share
+        end = min(first + found.share, blocks)
+        base, at_once = HEADER + ring_bytes(c.tiles, c.warps, c.depth), 1 if self.tokens == 1 else c.warps
+        columns = found.steps * c.warps_k * 128
+        row_bytes, limit = columns + 16, min(end * 128, -(-self.width // 16) * 16)
+        machine.run(declare(c.tiles, tokens8), [0])
+        machine.run(prime(c.tiles, tokens8, c.depth, c.warps_m, c.warps_k), [self.w_at, row_tile, row_blocks, blocks, first, end])
+        machine.run(preload(0, early(c.depth), c.tiles, c.warps_k), [0])
+
+        def copy(buffer: int, chunk: int) -> None:
+            start = first * 128 + chunk * columns
+            for r, piece in itertools.product(range(-(-self.tokens // at_once)), range(-(-columns // (16 * threads // at_once)))):
+                machine.run(copy_in(threads, at_once, base),
+                            [self.x_at, self.stride, self.tokens, r, piece, buffer, row_bytes, start, limit, columns])
+
+        if self.fused:
+            machine.run(preload(early(c.depth), c.depth, c.tiles, c.warps_k), [0])
+            self.quantize(machine, threads, at_once, base, row_bytes, first * 128, limit, columns)
+        else:
+            copy(0, 0)
+            machine.run(close(), [0])
+            machine.run(preload(early(c.depth), c.depth, c.tiles, c.warps_k), [0])
+            machine.run(arrived(c.depth - early(c.depth)), [0])
+        for chunk in range(found.chunks):
+            buffer = (chunk & 1) * self.tokens * row_bytes
+            if chunk > 0:
+                machine.run(arrived(c.depth - 1), [0])
+            if chunk + 1 < found.chunks:
+                copy(self.tokens * row_bytes - buffer, chunk + 1)
+            machine.run(aim(tokens8, c.warps_m, base), [self.tokens, row_bytes, buffer])
+            for _ in range(found.steps):
+                machine.run(step(c.tiles, tokens8, c.depth, c.warps_k, sparse), [0])
+        self.finish(machine, row_tile, threads, tokens8, at_once)
+
+    def quantize(
+        self, machine: Program, threads: int, at_once: int, base: int, row_bytes: int, first: int, limit: int, columns: int
+    ) -> None:
+        turn, turns, kind = turn_columns(UNROLL, threads, at_once), range(-(-self.tokens // at_once)), self.fused
+        for r in turns:
+            for piece in range(-(-self.width // turn)):
+                machine.run(absmax(UNROLL, threads, at_once, kind), [self.x_at, self.stride, self.tokens, r, piece, self.width])
+            machine.run(publish(threads, at_once), [self.tokens, r])
+        machine.run(scales(), [self.tokens])
+        for r, piece in itertools.product(turns, range(-(-columns // turn))):
+            machine.run(quantize(UNROLL, threads, at_once, kind, base),
+                        [self.x_at, self.stride, self.tokens, r, piece, row_bytes, first, limit, columns])
+
+    def finish(self, machine: Program, row_tile: int, threads: int, tokens8: int, at_once: int) -> None:
+        c, splits = self.config, self.plan.splits
+        outputs = [row_tile, self.tokens, self.rows, self.xs_at, self.rs_at, self.bias_at, self.y_at, self.sums_at]
+        for j in range(tokens8):
+            machine.run(spill(j, c.tiles, tokens8, c.warps_m, c.warps_k), [0])
+            for e in range(-(-(1 if at_once == 1 else 8) * c.rows // threads)):
+                text = combine(j, e * threads, c.tiles, c.warps_m, c.warps_k, self.kind, True, self.fused is not None, splits > 1)
+                machine.run(text, outputs)
+        if splits > 1:
+            count = machine.run(arrive(splits), [self.counter_at, row_tile, self.tokens * c.rows])
+            for start in range(0, count, UNROLL * threads):
+                machine.run(collect(UNROLL, threads, c.rows, self.kind, True, self.fused is not None), [*outputs, start])
+
+    @property
+    def expected(self) -> torch.Tensor:
+        if self.kind == "s32":
+            return accumulate(self.x_q, self.w).int()
+        return linear(self.x_q, self.x_scale, self.w, self.w_scale, self.splits, self.bias)
+
+
+def assert_right(launch: Launch, order: Iterable[tuple[int, int]] | None = None) -> None:
+    found, expected = launch.run(order), launch.expected
+    if launch.kind == "s32":
+        assert torch.equal(found, expected)
+    else:
+        share = {"bf16": 2**-8, "f16": 2**-10, "f32": 2**-22}[launch.kind]
+        assert ((found.double() - expected).abs() <= share * (expected.abs() + launch.bias.abs() + 1)).all()
+
+
+CASES = [
+    (DecodeConfig(4, 1, 8, 3), TWO_FOUR, 70, 1540, 1),
+    (DecodeConfig(4, 4, 2, 4), TWO_FOUR, 200, 640, 3),
+    (DecodeConfig(1, 1, 4, 2), TWO_FOUR, 40, 900, 9),
+    (DecodeConfig(2, 2, 2, 3), TWO_FOUR, 64, 1152, 17),
+    (DecodeConfig(4, 2, 2, 3, x_kib=32), TWO_FOUR, 130, 2048, 20),
+    (DecodeConfig(4, 1, 4, 2), DENSE, 64, 777, 2),
+    (DecodeConfig(2, 1, 4, 4), DENSE, 33, 1024, 11),
+]
+
+
+@pytest.mark.parametrize(("config", "sparsity", "rows", "width", "tokens"), CASES, ids=str)
+def test_raw_accumulators_are_exact(config: DecodeConfig, sparsity: Sparsity, rows: int, width: int, tokens: int) -> None:
+    assert_right(Launch(config, sparsity, rows, width, tokens, "s32", None))
+
+
+@pytest.mark.parametrize("order", ["forward", "backward"])
+@pytest.mark.parametrize("kind", ["s32", "bf16"])
+def test_shares_meet_in_any_order_and_leave_zeros(kind: str, order: str) -> None:
+    launch = Launch(DecodeConfig(2, 2, 2, 2, splits=3), TWO_FOUR, 100, 1300, 5, kind, None)
+    assert launch.plan.splits == 3
+    programs = list(itertools.product(range(launch.plan.row_tiles), range(3)))
+    for _ in range(2):
+        assert_right(launch, programs if order == "forward" else programs[::-1])
+
+
+@pytest.mark.parametrize("kind", ["bf16", "f16", "f32"])
+@pytest.mark.parametrize(("tokens", "splits"), [(1, 1), (5, 1), (3, 2)])
+def test_a_layer_quantizes_for_itself(kind: str, tokens: int, splits: int) -> None:
+    assert_right(Launch(DecodeConfig(2, 1, 4, 3, splits=splits), TWO_FOUR, 40, 1096, tokens, kind, kind))
