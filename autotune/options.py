@@ -29,7 +29,7 @@ EXAMPLES = """examples:
   python -m autotune.run --gpu h200 --op gemm --shape 8192x8192 --budget 40 --search model
   python -m autotune.run --gpu h200 --op gemm --compile-only --cache h200-kernels      (on any machine; then, on the H200:)
   python -m autotune.run --gpu h200 --op gemm --cache h200-kernels
-  python -m autotune.run --gpu h200 --explain 13824x2560 --tokens 512
+  python -m autotune.run --gpu h200 --explain 13824x2560 --tokens 7
 
 exit codes: 0 done; 2 usage, or not the GPU that was claimed; 3 a candidate computed wrong numbers; 4 something was not tuned;
 5 no GPU; 130 interrupted (what was measured is kept, --resume goes on)"""
@@ -42,6 +42,7 @@ def parser() -> Parser:
         epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument("--gpu", required=True, help="a GPU profile, checked against the device, or auto")
+    made.add_argument("--profile", metavar="NAME", help="for an unlisted GPU: the listed one whose figures it borrows")
     made.add_argument("--op", nargs="+", choices=tuple(TOKENS), help="what to tune (default: every op with something to tune)")
     made.add_argument("--kernel", nargs="+", help="only kernels of these names")
     made.add_argument("--shape", nargs="+", metavar="NxK", help="out_features x in_features, any number of them")
@@ -49,7 +50,7 @@ def parser() -> Parser:
     made.add_argument("--tokens", nargs="+", metavar="T", help="numbers of tokens, separated by spaces or commas")
     made.add_argument("--sparsity", nargs="+", default=["2:4", "6:8"], metavar="n:m", help="sparsities (default: 2:4 6:8), or dense")
     _add_search(made)
-    made.add_argument("--explain", metavar="NxK", help="say which configs apply to this shape and why; needs no device")
+    made.add_argument("--explain", metavar="NxK", help="say which variant and config apply to this shape and why; needs no device")
     return made
 
 

@@ -12,7 +12,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 
 from autotune import options as arguments
@@ -22,6 +23,7 @@ from autotune.command import guarded, parse_shape
 from autotune.compile import refuse_interpreter, settle_cache
 from autotune.conditions import library_versions
 from autotune.executor import Slot, local_slots
+from autotune.explain import explain
 from autotune.job import Job
 from autotune.journal import Journal, PoisonList
 from autotune.live import view
@@ -32,7 +34,7 @@ from autotune.session import Outcome, Tuner, all_known
 from autotune.task import of_job
 from autotune.tuning import TRIAL_SECONDS, Tools
 from kernels.errors import UsageError
-from kernels.gpu import Gpu, claim, detect
+from kernels.gpu import Gpu, choose, detect
 
 TURN_US = 1000.0
 
@@ -74,8 +76,10 @@ def main(argv: Sequence[str] | None = None, clock: Clock | None = None, around: 
         refuse_interpreter()
         seconds, evaluations = arguments.parse_budget(options.budget) if options.budget else (None, None)
         wanted = arguments.answerable(arguments.problems(options, arguments.shapes(options)))
-        gpu = claim(options.gpu, None if options.compile_only or options.ray else around.detect(),
-                    required=not (options.compile_only or options.ray))
+        local = not (options.compile_only or options.ray)
+        found = around.detect() if local else None
+        gpu = choose(options.gpu, options.profile, found, required=local)
+        gpu = replace(gpu, name=found.name) if options.profile and found else gpu  # borrowed figures, a table of its own
         jobs = arguments.jobs(options, wanted, gpu, clock or CudaClock(TURN_US), around.catalogue)
         if not jobs:
             raise UsageError("nothing to tune: no kernel of these ops has a choice for these shapes and sparsities")
@@ -87,14 +91,14 @@ def main(argv: Sequence[str] | None = None, clock: Clock | None = None, around: 
 
 
 def _explain(options: argparse.Namespace, around: Surroundings) -> int:
-    gpu = claim(options.gpu, None)
-    options.op = options.op or ["gemm"]
+    gpu = choose(options.gpu, options.profile, None)
+    if gpu.measured_as != "datasheet":
+        print(f"{gpu.name}: {gpu.measured_as}")
+    options.op = options.op or ["gemm", "layer"]
     wanted = arguments.answerable(arguments.problems(options, [parse_shape(options.explain)]))
-    jobs = arguments.jobs(options, wanted, gpu, CudaClock(), around.catalogue)
-    if not jobs:
-        raise UsageError("nothing to explain: no kernel of these ops has a choice for this shape and these sparsities")
-    for job in jobs:
-        print(tuned.explain(job.find(), job.problem, gpu, around.table))
+    kernels_for = import_module(around.catalogue).kernels_for
+    kernels = [kernel for op in options.op for kernel in kernels_for(op)]
+    print("\n".join(explain(wanted, gpu, kernels, options.kernel or (), around.table)))
     return 0
 
 

@@ -1,0 +1,126 @@
+"""Which variant for which problem where nobody has measured: an estimate from what each kernel declares, the same rule for all of them.
+
+A kernel takes part by being in the catalogue. What counts is its expected matrix instruction on the architecture (`CompileUnit.expects`),
+the tile of its config (`block_t`, where it has one), and whether it takes few tokens only. Time is the larger of
+
+* arithmetic: operations (lifted where the instruction is sparse, tokens rounded up to the tile) at the datasheet's rate times the
+  share of it that kernels with this instruction reach (`SHARES`);
+* memory: the compulsory bytes at the datasheet's bandwidth times `STREAMED`, or `STREAMED_BY_SPECIALISTS` for kernels of few tokens.
+
+It ranks kernels; its microseconds are no prediction. Where several variants were tuned, their times decide (`autotune.explain`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from kernels.gpu import Gpu
+from kernels.kernel import Kernel
+from kernels.problem import Problem
+from kernels.space import Config
+
+MANY_TOKENS = 1 << 16
+"""A kernel that refuses so many tokens is a specialist of few."""
+
+SHARES: Mapping[tuple[str, int], float] = {
+    ("IGMMA.SP", 90): 0.54, ("IGMMA", 90): 0.50, ("IMMA.SP", 90): 0.28, ("IMMA", 90): 0.30, ("HGMMA", 90): 0.55, ("HMMA", 90): 0.30,
+}
+"""Share of the datasheet's dense or sparse rate by instruction and architecture, on an H200 (2026-11-22): wgmma.sp 2,147 of 3,958 TOPS in a
+whole GEMM, dense-triton 0.50 of 1,979 at 8,192 tokens (median), mma.sp 1,877 of 3,958 from registers and 0.6 of that assumed in a GEMM."""
+
+ELSEWHERE, LIBRARY = 0.60, 0.80
+"""Shares where nobody measured: of our kernels, and of a library's dense product (cuBLAS bf16 reached 0.81 on the H200)."""
+
+STREAMED, STREAMED_BY_SPECIALISTS = 0.65, 0.75
+"""Shares of the bandwidth: dense-triton's best on the H200, 0.71 at 1 token and 0.65 at 16; specialists are assumed to do better."""
+
+ALIKE = 1.02
+"""Estimates that are closer than this are equal: the specialist of few tokens comes first, then the order of the catalogue."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """us: to rank by. wall: "arithmetic" or "memory". instructions: by which the products are expected to be made, "library" where a
+    kernel does not say. specialist: takes few tokens only."""
+
+    kernel: Kernel
+    config: Config
+    us: float
+    wall: str
+    instructions: tuple[str, ...]
+    specialist: bool
+
+    def __str__(self) -> str:
+        few = "; made for few tokens" if self.specialist else ""
+        return f"about {self.us:.1f} µs by {self.wall}, {' + '.join(self.instructions)}{few}"
+
+
+def able(kernels: Iterable[Kernel], problem: Problem, gpu: Gpu) -> tuple[list[Kernel], list[tuple[Kernel, str]]]:
+    """(the exact variants that can do the problem on that GPU, the other variants with the reason)."""
+    can, cannot = [], []
+    for kernel in kernels:
+        if kernel.kind != "variant":
+            continue
+        reason = kernel.unavailable(problem, gpu) or (None if kernel.exact else "not exact: runs only where it is named")
+        if reason is None:
+            can.append(kernel)
+        else:
+            cannot.append((kernel, reason))
+    return can, cannot
+
+
+def rank(kernels: Iterable[Kernel], problem: Problem, gpu: Gpu) -> list[Estimate]:
+    """The estimates of the exact variants that can do the problem, with their default configs, best first."""
+    return ranked([estimate(kernel, problem, gpu, kernel.default_config(problem, gpu)) for kernel in able(kernels, problem, gpu)[0]])
+
+
+def ranked(estimates: Iterable[Estimate]) -> list[Estimate]:
+    """Best first; of those within `ALIKE` of the least, the specialist of few tokens."""
+    found = sorted(estimates, key=lambda one: one.us)
+    alike = [one for one in found if one.us <= ALIKE * found[0].us]
+    return [*sorted(alike, key=lambda one: not one.specialist), *found[len(alike) :]]
+
+
+def estimate(kernel: Kernel, problem: Problem, gpu: Gpu, config: Config) -> Estimate:
+    """The estimate of one kernel with that config."""
+    instructions = _instructions(kernel, problem, gpu, config)
+    specialist = kernel.unavailable(problem.with_(tokens=MANY_TOKENS), gpu) is not None
+    tile = getattr(config, "block_t", 1)
+    rounded = problem.with_(tokens=-(-problem.tokens // tile) * tile)
+    arithmetic = sum(_seconds(name, rounded, gpu) for name in instructions) / len(instructions)
+    lifted = any(".SP" in name for name in instructions) and problem.sparsity.lifted
+    memory = _bytes(problem, lifted) / gpu.bandwidth / (STREAMED_BY_SPECIALISTS if specialist else STREAMED)
+    wall = "arithmetic" if arithmetic > memory else "memory"
+    return Estimate(kernel, config, 1e6 * max(arithmetic, memory), wall, instructions, specialist)
+
+
+def _instructions(kernel: Kernel, problem: Problem, gpu: Gpu, config: Config) -> tuple[str, ...]:
+    """The expected matrix instruction of each product, a library's where no function of the kernel makes it."""
+    found = []
+    for unit in kernel.compile_units(problem, config):
+        known = [since for since in unit.expects if since <= gpu.capability]
+        found += [unit.expects[max(known)]] if known else []
+    products = 3 if problem.op == "step" else 1
+    return (*found, *("library",) * (products - len(found)))
+
+
+def _seconds(instruction: str, problem: Problem, gpu: Gpu) -> float:
+    sparse = ".SP" in instruction
+    name = instruction.removeprefix("UTC")
+    kind = "bf16" if instruction == "library" or name.startswith("H") else "fp8" if name.startswith("Q") else "int8"
+    share = LIBRARY if instruction == "library" else SHARES.get((instruction, gpu.capability), ELSEWHERE)
+    rate = gpu.peak.get(kind, 0.0) * (2 if sparse else 1) * share
+    executed = problem.operations * (_expansion(problem) if sparse else 1.0)
+    return executed / rate if rate else 0.0
+
+
+def _expansion(problem: Problem) -> float:
+    m = problem.sparsity.m
+    return 2 * (m - 2) / m if problem.sparsity.lifted else 1.0
+
+
+def _bytes(problem: Problem, lifted: bool) -> float:
+    """Weight at 2 bits, activations once, outputs once; the weight lifted where the kernel stores it so."""
+    weight = problem.out_features * problem.in_features / 4 * (_expansion(problem) if lifted else 1.0)
+    return weight + problem.tokens * (problem.in_features * (1 if problem.op == "gemm" else 2) + 2 * problem.out_features)
