@@ -91,9 +91,9 @@ def compile_unit(unit: CompileUnit, gpu: Gpu) -> Compiled | Failure:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import compile as triton_compile
 
-    started = time.perf_counter()
+    started, target = time.perf_counter(), GPUTarget("cuda", gpu.capability, 32)
     try:
-        kernel = triton_compile(_source(unit), target=GPUTarget("cuda", gpu.capability, 32), options=dict(unit.options))
+        kernel = triton_compile(_source(unit, target), target=target, options=dict(unit.options))
     except Exception as error:  # whatever a compiler throws at a candidate is that candidate's failure
         return Failure("compile", f"{type(error).__name__}: {one_line(error)}")
     seconds = time.perf_counter() - started
@@ -108,17 +108,27 @@ def compile_unit(unit: CompileUnit, gpu: Gpu) -> Compiled | Failure:
     return Compiled(usage["REG"], spills, shared, count_instructions(code), seconds, warps, main_loop(code))
 
 
-def _source(unit: CompileUnit) -> Any:
-    from triton.compiler import ASTSource
+def _source(unit: CompileUnit, target: Any) -> Any:
+    """What a launch would hand to the compiler, so that the launch finds it in Triton's cache: attributes are in the key."""
+    from triton.compiler import ASTSource, make_backend
     from triton.experimental.gluon._runtime import GluonASTSource, GluonJITFunction
 
     function = unit.function
-    names = list(function.arg_names)
-    signature = {name: unit.signature[name] for name in names}
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in unit.divisible}
-    constants = {(names.index(name),): value for name, value in unit.constexprs.items()}
+    special = [_specialized(unit, parameter) for parameter in function.params]
+    values = {name: unit.constexprs.get(name) for name in function.arg_names}
+    _, signature, constants, attributes = function._pack_args(make_backend(target), dict(unit.options), values, special, None)
     kind = GluonASTSource if isinstance(function, GluonJITFunction) else ASTSource
     return kind(function, signature, constants, attributes)
+
+
+def _specialized(unit: CompileUnit, parameter: Any) -> tuple[str, Any]:
+    """A parameter's type and what a launch notes of its value: "D" for a multiple of 16, None where it looks at nothing."""
+    name, kind = parameter.name, unit.signature[parameter.name]
+    if kind == "constexpr":
+        return kind, unit.constexprs[name]
+    if name in unit.divisible:
+        return kind, "D"
+    return kind, "" if kind.startswith(("*", "i", "u")) and kind != "u1" and not parameter.do_not_specialize else None
 
 
 def _machine_code(cubin: bytes) -> tuple[dict[str, int], str]:

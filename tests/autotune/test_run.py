@@ -23,7 +23,8 @@ TINY = ["--gpu", "h200", "--op", "gemm", "--shape", "24x16", "--tokens", "128", 
 
 def around(folder: Path, **changes: object) -> Surroundings:
     fields = {
-        "detect": lambda: by_name("h200"), "devices": lambda gpu: ["cpu"], "catalogue": "tests.autotune.fakes", "table": folder / "h200.json",
+        "detect": lambda: by_name("h200"), "devices": lambda gpu: ["cpu"], "catalogue": "tests.autotune.fakes",
+        "table": folder / "h200.json",
         "runs": folder / "runs", "trial_seconds": 15.0, **changes,
     }
     return Surroundings(**fields)  # type: ignore[arg-type]  # a test's changes
