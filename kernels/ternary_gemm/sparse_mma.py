@@ -21,7 +21,7 @@ from kernels.kernel import CompileUnit, Kernel, Outputs, Prepared
 from kernels.problem import Problem
 from kernels.space import ConfigSpace
 from kernels.ternary_gemm.dense_triton import MAX_IN_FEATURES, aligned_rows, is_aligned
-from kernels.ternary_gemm.sparse_mma_config import MmaConfig, default_config, reject
+from kernels.ternary_gemm.sparse_mma_config import BAND, MmaConfig, default_config, reject
 from kernels.ternary_gemm.sparse_mma_kernel import sparse_mma_gemm
 from kernels.ternary_gemm.sparse_wgmma import FragmentWeight, columns_of, fragment_weight, padded_rows
 from reference.lifting import lift_activation
@@ -48,12 +48,13 @@ class MmaGemm:
         if not self.out.numel():
             return
         weight, tile = self.weight, self.config.tile
-        row_tiles = math.ceil(out_features / tile.block_n)
-        tiles = row_tiles * math.ceil(tokens / tile.block_t)
+        row_tiles, token_tiles = math.ceil(out_features / tile.block_n), math.ceil(tokens / tile.block_t)
+        tiles = row_tiles * token_tiles
         with torch.cuda.device_of(self.out):
             sparse_mma_gemm[(min(self.programs, tiles),)](
                 self.x, weight.blocks, self.x_scale, weight.row_scale, self.bias, self.out, weight.blocks.shape[1], tiles, row_tiles,
-                weight.blocks.shape[0], tokens, out_features, self.x.stride(0), _width(weight.columns),
+                token_tiles, self.config.band or row_tiles, weight.blocks.shape[0], tokens, out_features, self.x.stride(0),
+                _width(weight.columns),
                 **constants(self.config, self.out.dtype, out_features), **self.config.options,
             )
 
@@ -127,15 +128,16 @@ def compile_units(problem: Problem, config: MmaConfig) -> Sequence[CompileUnit]:
     dtype = DTYPES[problem.dtype]
     out = {"bf16": "*bf16", "f16": "*fp16", "f32": "*fp32", "s32": "*i32"}[KINDS[dtype]]
     pointers = {"x_ptr": "*i8", "w_ptr": "*i32", "x_scale_ptr": "*fp32", "row_scale_ptr": "*fp32", "bias_ptr": "*fp32", "y_ptr": out}
-    sizes = ("steps", "tiles", "row_tiles", "row_blocks", "tokens", "out_features", "x_stride", "x_width")
+    sizes = ("steps", "tiles", "row_tiles", "token_tiles", "band", "row_blocks", "tokens", "out_features", "x_stride", "x_width")
     constant = constants(config, dtype, problem.out_features)
     signature = pointers | dict.fromkeys(sizes, "i32") | dict.fromkeys(constant, "constexpr")
-    return [CompileUnit(sparse_mma_gemm, signature, constant, (*pointers, "x_stride", "x_width"), config.options, {80: "IMMA.SP"})]
+    return [CompileUnit(sparse_mma_gemm, signature, constant, tuple(pointers), config.options, {80: "IMMA.SP"})]
 
 
 space = ConfigSpace(
     MmaConfig,
-    {"warps_n": (1, 2, 4), "warps_t": (1, 2, 4), "tiles_n": (1, 2, 4, 8), "tiles_t": (1, 2, 4, 8), "stages": (3, 4, 6), "per_sm": (1, 2)},
+    {"warps_n": (1, 2, 4), "warps_t": (1, 2, 4), "tiles_n": (1, 2, 4, 8), "tiles_t": (1, 2, 4, 8), "stages": (3, 4, 6), "per_sm": (1, 2),
+     "band": (0, BAND)},
     reject,
 )
 

@@ -16,12 +16,14 @@ LINE_BYTES = 64
 """What the kernel allocates behind the ring of stages."""
 PORT_BYTES = 128
 """Bytes that shared memory moves in a clock."""
+BAND = 16
+"""Row tiles of a band: so many and about a hundred tiles at work read as many bytes of weights as of activations, within a factor of 2."""
 
 
 @dataclass(frozen=True)
 class MmaConfig:
     """warps_n × warps_t warps, each multiplying 16 · tiles_n weight rows by 8 · tiles_t tokens. stages: of 128 columns, at least 3.
-    per_sm: programs that share a multiprocessor."""
+    per_sm: programs that share a multiprocessor. band: row tiles that follow each other before the tokens move on (0: all)."""
 
     warps_n: int
     warps_t: int
@@ -29,6 +31,7 @@ class MmaConfig:
     tiles_t: int
     stages: int
     per_sm: int = 1
+    band: int = 0
 
     @property
     def tile(self) -> Tile:
@@ -87,6 +90,8 @@ def reject(problem: Problem, gpu: Gpu, config: MmaConfig) -> str | None:
     needed = config.per_sm * (config.shared_bytes + BLOCK_RESERVE) - BLOCK_RESERVE
     if needed > gpu.shared_bytes:
         return f"needs {needed} bytes of shared memory, {gpu.name} has {gpu.shared_bytes}"
+    if config.stages == 3 and needed + config.per_sm * tile.stage_bytes <= gpu.shared_bytes:
+        return "four stages fit too, and three leave one to arrive during a stage"
     products = config.product_clocks(gpu)
     if config.port_clocks > 1.3 * products and problem.tokens > 32:
         return f"shared memory would take {config.port_clocks:.0f} clocks for {products:.0f} of products"
@@ -94,10 +99,30 @@ def reject(problem: Problem, gpu: Gpu, config: MmaConfig) -> str | None:
         return f"tiles of {tile.block_t} tokens are mostly padding for {problem.tokens}"
     if tile.block_n > 128 and problem.out_features <= tile.block_n // 2:
         return f"tiles of {tile.block_n} rows are mostly padding for {problem.out_features}"
-    tiles = math.ceil(problem.out_features / tile.block_n) * math.ceil(problem.tokens / tile.block_t)
+    row_tiles = math.ceil(problem.out_features / tile.block_n)
+    if config.band >= max(1, row_tiles):
+        return f"a band of {config.band} holds all {row_tiles} row tiles"
+    if config.band and packed_bytes(problem) < gpu.l2_bytes // 2:
+        return "the packed weight stays in the L2 without bands"
+    token_tiles = math.ceil(problem.tokens / tile.block_t)
+    if not config.band and row_tiles > BAND and token_tiles > 1 and packed_bytes(problem) > 2 * gpu.l2_bytes:
+        return f"without bands the weight comes from device memory again for each of {token_tiles} token tiles"
+    tiles = row_tiles * token_tiles
     if tile.accumulators < 64 and tile.block_t < 64 < problem.tokens and tiles > 8 * gpu.sms:
         return f"{tiles} small tiles: larger ones fill {gpu.sms} multiprocessors too"
     return None
+
+
+def packed_bytes(problem: Problem) -> float:
+    """Of the problem's weight, lifted where it is: 2 bits a column."""
+    return problem.out_features * columns(problem) / 4
+
+
+def columns(problem: Problem) -> int:
+    """Columns that are multiplied."""
+    if not problem.sparsity.lifted:
+        return problem.in_features
+    return math.ceil(problem.in_features / problem.sparsity.m) * 4 * (problem.sparsity.m // 2 - 1)
 
 
 _DEFAULTS = (
@@ -111,7 +136,7 @@ def default_config(problem: Problem, gpu: Gpu) -> MmaConfig:
     choices = []
     for tile in _DEFAULTS:
         for per_sm in (2, 1):
-            deepest = (MmaConfig(*tile, stages, per_sm) for stages in (6, 5, 4, 3))
+            deepest = (MmaConfig(*tile, stages, per_sm, band) for stages in (6, 5, 4, 3) for band in (BAND, 0))
             choices += [config for config in deepest if reject(problem, gpu, config) is None][:1]
     return min(choices, key=lambda config: estimated_clocks(problem, gpu, config))
 
@@ -120,7 +145,7 @@ def estimated_clocks(problem: Problem, gpu: Gpu, config: MmaConfig) -> float:
     """Clocks of a problem: waves of tiles, each the slower of tensor cores and shared memory, a barrier for every stage, an epilogue."""
     tile = config.tile
     tiles = math.ceil(problem.out_features / tile.block_n) * math.ceil(max(1, problem.tokens) / tile.block_t)
-    steps = math.ceil(problem.in_features * (1.5 if problem.sparsity.lifted else 1) / STAGE_COLUMNS)
+    steps = math.ceil(columns(problem) / STAGE_COLUMNS)
     alone = 2 * max(config.product_clocks(gpu), config.port_clocks) * config.per_sm
     stage = alone + (0 if config.per_sm > 1 else 60)
     epilogue = tile.block_n * tile.block_t / 16

@@ -1,7 +1,7 @@
 """The persistent GEMM on `mma.sp.m16n8k64` in Gluon: every warp multiplies, copies run stages ahead and over the ends of tiles.
 
 Yᵀ tiles of block_n weight rows × block_t tokens. Tiles run with the weight rows fastest, so that programs at work share their tokens and
-the packed weight stays in the L2.
+the packed weight stays in the L2; a weight that does not fit there runs in bands of rows.
 """
 
 from __future__ import annotations
@@ -19,21 +19,33 @@ def _size(name, tile):
 
 
 @gluon.jit
-def _point(x_ptr, w_ptr, tile, row_tiles, row_blocks, steps, tokens, x_stride, TILE: gl.constexpr):
-    """Copies start at the tile's first stage."""
+def _place(tile, row_tiles, token_tiles, band):
+    """Row and token tile of a tile: bands of row tiles one after the other, in a band the rows fastest."""
+    first = tile // (band * token_tiles) * band
+    height = gl.minimum(band, row_tiles - first)
+    within = tile - first * token_tiles
+    return first + within % height, within // height
+
+
+@gluon.jit
+def _point(x_ptr, w_ptr, tile, tiles, row_tiles, token_tiles, band, row_blocks, steps, tokens, x_stride, TILE: gl.constexpr):
+    """Copies start at the tile's first stage; behind the last tile nothing is copied, wherever they point."""
     BLOCKS: gl.constexpr = _size("block_n", TILE) // 64
-    token = tile // row_tiles * _size("block_t", TILE)
+    row, token = _place(gl.minimum(tile, tiles - 1), row_tiles, token_tiles, band)
     gl.inline_asm_elementwise(point(TILE), "=r,l,r,r,r,l,r,r,r",
-                              [x_ptr.to(gl.int64, bitcast=True), x_stride, token, tokens, w_ptr.to(gl.int64, bitcast=True),
-                               tile % row_tiles * BLOCKS, row_blocks, steps], dtype=gl.int32, is_pure=False, pack=1)
+                              [x_ptr.to(gl.int64, bitcast=True), x_stride, token * _size("block_t", TILE), tokens,
+                               w_ptr.to(gl.int64, bitcast=True), row * BLOCKS, row_blocks, steps], dtype=gl.int32, is_pure=False, pack=1)
 
 
-@gluon.jit(do_not_specialize=("steps", "tiles", "row_tiles", "row_blocks", "tokens", "out_features", "x_stride", "x_width"))
-def sparse_mma_gemm(x_ptr, w_ptr, x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, steps, tiles, row_tiles, row_blocks, tokens, out_features,
-                    x_stride, x_width, TILE: gl.constexpr, STAGES: gl.constexpr, OUT: gl.constexpr, WIDE: gl.constexpr):
+@gluon.jit(do_not_specialize=("steps", "tiles", "row_tiles", "token_tiles", "band", "row_blocks", "tokens", "out_features", "x_stride",
+                              "x_width"))
+def sparse_mma_gemm(x_ptr, w_ptr, x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, steps, tiles, row_tiles, token_tiles, band, row_blocks,
+                    tokens, out_features, x_stride, x_width, TILE: gl.constexpr, STAGES: gl.constexpr, OUT: gl.constexpr,
+                    WIDE: gl.constexpr):
     """y[tokens, out_features] from int8 x [tokens, x_width] in rows of x_stride bytes (both multiples of 16) and fragment24 weights.
 
-    steps: blocks of 128 in_features. tiles, row_tiles: of the output in all, and along out_features. row_blocks: blocks of 64 rows packed.
+    steps: blocks of 128 in_features. tiles, row_tiles, token_tiles: of the output in all, along out_features and along tokens. band: row
+    tiles that follow each other before the tokens move on. row_blocks: blocks of 64 rows packed.
     row_scale, bias: float32 per output row, readable to the end of the last tile; row_scale holds w_scale / 64. OUT: bf16, f16, f32 or
     s32. WIDE: 16-byte stores (out_features a multiple of 8, OUT of 16 bits).
     """
@@ -47,12 +59,12 @@ def sparse_mma_gemm(x_ptr, w_ptr, x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, s
 
     ahead = gl.program_id(0)
     ahead_step = 0
-    _point(x_ptr, w_ptr, ahead, row_tiles, row_blocks, steps, tokens, x_stride, TILE)
+    _point(x_ptr, w_ptr, ahead, tiles, row_tiles, token_tiles, band, row_blocks, steps, tokens, x_stride, TILE)
     for slot in range(STAGES - 1):
         if ahead_step == steps:
             ahead_step = 0
             ahead += gl.num_programs(0)
-            _point(x_ptr, w_ptr, ahead, row_tiles, row_blocks, steps, tokens, x_stride, TILE)
+            _point(x_ptr, w_ptr, ahead, tiles, row_tiles, token_tiles, band, row_blocks, steps, tokens, x_stride, TILE)
         gl.inline_asm_elementwise(fill(TILE), "=r,r,r,r,~{memory}", [slot, (ahead < tiles).to(gl.int32), x_width - ahead_step * 128],
                                   dtype=gl.int32, is_pure=False, pack=1)
         ahead_step += 1
@@ -65,7 +77,7 @@ def sparse_mma_gemm(x_ptr, w_ptr, x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, s
             if ahead_step == steps:
                 ahead_step = 0
                 ahead += gl.num_programs(0)
-                _point(x_ptr, w_ptr, ahead, row_tiles, row_blocks, steps, tokens, x_stride, TILE)
+                _point(x_ptr, w_ptr, ahead, tiles, row_tiles, token_tiles, band, row_blocks, steps, tokens, x_stride, TILE)
             following = gl.where(at == STAGES - 1, 0, at + 1)
             gl.inline_asm_elementwise(stage(TILE, STAGES), "=r,r,r,r,r,r,~{memory}",
                                       [at, following, before, (ahead < tiles).to(gl.int32), x_width - ahead_step * 128],
@@ -74,7 +86,8 @@ def sparse_mma_gemm(x_ptr, w_ptr, x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, s
             before = at
             at = following
         # The last stage's slot is read no more, and filled again behind the next barrier.
-        operands = [tile % row_tiles * _size("block_n", TILE), tile // row_tiles * _size("block_t", TILE), tokens, out_features,
+        row, token = _place(tile, row_tiles, token_tiles, band)
+        operands = [row * _size("block_n", TILE), token * _size("block_t", TILE), tokens, out_features,
                     x_scale_ptr.to(gl.int64, bitcast=True), row_scale_ptr.to(gl.int64, bitcast=True), bias_ptr.to(gl.int64, bitcast=True),
                     y_ptr.to(gl.int64, bitcast=True), before]
         text: gl.constexpr = epilogue(TILE, OUT) if WIDE else plain_epilogue(TILE, OUT)

@@ -23,7 +23,7 @@ from kernels.ternary_gemm.sparse_wgmma import dense_fragment_weight, fragment_we
 
 A100, H200 = by_name("a100"), by_name("h200")
 TWO_FOUR, SIX_EIGHT = Sparsity(2, 4), Sparsity(6, 8)
-CONFIGS = (MmaConfig(2, 4, 8, 4, 4), MmaConfig(2, 2, 8, 4, 4, 2), MmaConfig(4, 2, 4, 4, 3), MmaConfig(4, 1, 4, 2, 6),
+CONFIGS = (MmaConfig(2, 4, 8, 4, 4), MmaConfig(2, 2, 8, 4, 4, 2), MmaConfig(4, 2, 4, 4, 3, band=2), MmaConfig(4, 1, 4, 2, 6),
            MmaConfig(2, 2, 4, 1, 4), MmaConfig(4, 1, 1, 1, 6, 2), MmaConfig(2, 4, 4, 2, 3, 2))
 
 
@@ -100,7 +100,10 @@ def test_the_space_is_refused_with_reasons() -> None:
     assert "threads" in str(reject(case, A100, MmaConfig(4, 4, 2, 2, 3)))
     assert "blocks of 64" in str(reject(case, A100, MmaConfig(2, 2, 1, 4, 3)))
     assert "shared memory" in str(reject(case, by_name("rtx4090"), MmaConfig(2, 4, 8, 4, 6)))
-    assert "clocks" in str(reject(case, A100, MmaConfig(4, 1, 1, 8, 3)))
+    assert "clocks" in str(reject(case, A100, MmaConfig(4, 1, 1, 8, 4)))
+    assert "four stages" in str(reject(case, A100, MmaConfig(2, 4, 8, 4, 3)))
+    assert "band" in str(reject(case, A100, MmaConfig(2, 4, 8, 4, 4, band=16)))
+    assert "again for each" in str(reject(case, by_name("a10"), MmaConfig(2, 2, 4, 4, 4)))
     assert "padding" in str(reject(case.with_(tokens=16), A100, CONFIGS[0]))
     assert "padding" in str(reject(case.with_(out_features=100, splits=()), A100, CONFIGS[0]))
     for gpu in GPUS:
