@@ -25,8 +25,8 @@ from kernels.mask_quantize.two_pass import TwoPassConfig, check_weight
 from kernels.problem import Problem
 from kernels.space import ConfigSpace
 from kernels.sparse_backward import input_grad
+from kernels.sparse_backward.dequantize import launch_dequantize
 from kernels.sparse_backward.input_grad import check_gradient, train_inputs
-from kernels.sparse_backward.weight_grad import launch_dequantize
 from kernels.ternary_gemm import sparse_wgmma
 from kernels.ternary_gemm.sparse_wgmma import ROW_PADDING, FragmentWeight, SparseConfig
 

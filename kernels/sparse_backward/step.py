@@ -24,8 +24,9 @@ from kernels.packed import PackedTernary
 from kernels.problem import Problem
 from kernels.space import ConfigSpace
 from kernels.sparse_backward import input_grad, sparse_step, weight_grad
+from kernels.sparse_backward.dequantize import launch_dequantize
 from kernels.sparse_backward.input_grad import InputGradConfig, check_gradient, launch_input_grad, train_inputs
-from kernels.sparse_backward.weight_grad import WeightGradConfig, launch_dequantize, launch_weight_grad
+from kernels.sparse_backward.weight_grad import WeightGradConfig, launch_weight_grad
 from kernels.ternary_gemm import dense_triton
 from kernels.ternary_gemm.dense_config import DenseConfig, default_config
 

@@ -21,6 +21,7 @@ from kernels.inputs import DTYPES, Inputs
 from kernels.kernel import CompileUnit, Kernel, Note, Outputs, Prepared
 from kernels.problem import Problem
 from kernels.space import ConfigSpace
+from kernels.sparse_backward.dequantize import launch_dequantize as launch_dequantize
 from kernels.sparse_backward.input_grad import check_gradient, train_inputs, unavailable, warpgroup_mma
 
 FEWEST_TOKENS = 512
@@ -92,17 +93,6 @@ def add_parts_kernel(parts, out, out_features, in_features, out_stride, PARTS: t
 
 
 @triton.jit
-def dequantize_kernel(x_q, x_scale, out, tokens, in_features, x_stride, out_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """out[t, k] = x_q · x_scale in out's type, rounded once; a [ROWS, BLOCK] tile per program."""
-    rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    offs_k = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    mask = (rows[:, None] < tokens) & (offs_k[None, :] < in_features)
-    q = tl.load(x_q + rows[:, None] * x_stride + offs_k[None, :], mask=mask, other=0)
-    scale = tl.load(x_scale + rows, mask=rows < tokens, other=0.0)
-    tl.store(out + rows[:, None] * out_stride + offs_k[None, :], (q.to(tl.float32) * scale[:, None]).to(out.dtype.element_ty), mask=mask)
-
-
-@triton.jit
 def bias_grad_kernel(dy, out, tokens, out_features, part_tokens, dy_stride, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr):
     """out[part, n] = the sum of dy[t, n] over the tokens of a part in float32, BLOCK_N columns per program."""
     offs_n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -152,13 +142,6 @@ def launch_weight_grad(
         add_parts_kernel[(out_features, triton.cdiv(in_features, 1024))](
             parts, dw, out_features, in_features, dw.stride(0), PARTS=config.parts, BLOCK=1024, num_warps=4
         )
-
-
-def launch_dequantize(x_q: torch.Tensor, x_scale: torch.Tensor, out: torch.Tensor) -> None:
-    """Write x_q · x_scale into out [T, K] (bf16 or fp16), rounded once."""
-    if out.numel():
-        grid = (triton.cdiv(out.shape[0], 4), triton.cdiv(out.shape[1], 1024))
-        dequantize_kernel[grid](x_q, x_scale, out, *out.shape, x_q.stride(0), out.stride(0), ROWS=4, BLOCK=1024, num_warps=4)
 
 
 def launch_bias_grad(dy: torch.Tensor, out: torch.Tensor) -> None:
