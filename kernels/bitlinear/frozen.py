@@ -57,10 +57,9 @@ class PackedLinear(nn.Module):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """y [..., out_features] of x [..., in_features]. Raises ShapeError for another x."""
         check_input(input, self.data, self.in_features)
-        rows = autocast(input).reshape(-1, self.in_features)
-        y = packed_linear(rows, self.data, self.w_scale, self.bias, self._sparsity, self.splits, self.in_features, self.variants)
-        shaped: torch.Tensor = y.view(*input.shape[:-1], self.out_features)
-        return shaped
+        x = autocast(input)
+        y: torch.Tensor = packed_linear(x, self.data, self.w_scale, self.bias, self._sparsity, self.splits, self.in_features, self.variants)
+        return y
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackedLinear:
         scale = self.w_scale

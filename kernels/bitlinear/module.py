@@ -91,15 +91,14 @@ class BitLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """y [..., out_features] of x [..., in_features]. Raises ShapeError for another x."""
         check_input(input, self.weight, self.in_features)
-        rows = autocast(input).reshape(-1, self.in_features)
+        x = autocast(input)
         biased = self.bias is not None and self.bias.requires_grad
-        arguments = (rows, self.weight, self.bias, self._sparsity, self.splits, self.variants)
+        arguments = (x, self.weight, self.bias, self._sparsity, self.splits, self.variants)
         if torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad or biased):
-            y = bitlinear(*arguments)[0]
+            y: torch.Tensor = bitlinear(*arguments)[0]
         else:
             y = bitlinear_eval(*arguments)
-        shaped: torch.Tensor = y.view(*input.shape[:-1], self.out_features)
-        return shaped
+        return y
 
     def chosen(self, tokens: int) -> Choice:
         """The kernels that this many tokens run, by name, on the device of the weight."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -51,6 +52,11 @@ def _problem(tokens: int, weight: torch.Tensor, dtype: torch.dtype, sparsity: st
     return Problem("step", weight.shape[0], weight.shape[1], tokens, Sparsity.parse(sparsity), tuple(splits), _NAMES[dtype])  # type: ignore[arg-type] # a DType by its table
 
 
+def _tokens(rows: torch.Tensor) -> int:
+    """The rows of a tensor [..., features]."""
+    return math.prod(rows.shape[:-1])
+
+
 def _choice(problem: Problem, gpu: Gpu, variants: str) -> Choice:
     return Choice.parse(variants) if variants else choose(problem, gpu)
 
@@ -61,7 +67,8 @@ def _on(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
 
 def _forward(x: torch.Tensor, pack: Pack, bias: torch.Tensor | None, problem: Problem,
              variants: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """y [T, N] in x's type, x_q int8 [T, K padded to 128], x_scale float32 [T]."""
+    """y [..., N] in x's type, x_q int8 [T, K padded to 128], x_scale float32 [T] of x [..., K], T rows in all."""
+    shape, x = (*x.shape[:-1], problem.out_features), x.reshape(problem.tokens, problem.in_features)
     saved, x_scale = allocate_quantized(problem.tokens, problem.in_features, x.device)
     x_q = saved[:, : problem.in_features]
     if isinstance(pack, KernelPack):
@@ -71,21 +78,23 @@ def _forward(x: torch.Tensor, pack: Pack, bias: torch.Tensor | None, problem: Pr
         row_bias = None if bias is None else bias.detach().float().contiguous()
         FORWARD[_choice(problem, gpu, variants).forward](Call(problem, gpu, rows, x_q, x_scale, pack, row_bias, y))
         launch_flag(x_scale, pack.flags[ACTIVATION:])
-        return y, saved, x_scale
+        return y.view(shape), saved, x_scale
     assert isinstance(pack, ReferencePack)
     _warn_of_cpu()
     codes, scales = quantize_activation(x)
     x_q.copy_(codes)
     x_scale.copy_(scales)
     pack.flags[ACTIVATION] |= (~scales.isfinite()).any()
-    return linear(codes, scales, pack.ternary, pack.w_scale, pack.splits, bias).to(x.dtype), saved, x_scale
+    y = linear(codes, scales, pack.ternary, pack.w_scale, pack.splits, bias).to(x.dtype)
+    return y.view(shape), saved, x_scale
 
 
 @torch.library.custom_op("tersparse::bitlinear", mutates_args=())
 def bitlinear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int], variants: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """y [T, N] of x [T, K] and a master weight [N, K], and what the backward pass keeps: x_q int8 [T, K padded to 128], x_scale [T].
+    """y [..., N] of x [..., K], T rows in all, and a master weight [N, K]; and what the backward pass keeps: x_q int8 [T, K padded to
+    128] and x_scale float32 [T].
 
     The weight is packed where its pack is stale. In the capture of a CUDA graph it always is, so that every replay follows the weight.
     """
@@ -93,31 +102,31 @@ def bitlinear(
     with _on(x):
         capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
         pack = pack_of(weight, parsed, tuple(splits), again=capturing)
-        return _forward(x, pack, bias, _problem(x.shape[0], weight, x.dtype, sparsity, splits), variants)
+        return _forward(x, pack, bias, _problem(_tokens(x), weight, x.dtype, sparsity, splits), variants)
 
 
 @bitlinear.register_fake
 def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
       variants: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     padded = -(-weight.shape[1] // 128) * 128
-    kept = x.new_empty((x.shape[0], padded), dtype=torch.int8), x.new_empty((x.shape[0],), dtype=torch.float32)
-    return (x.new_empty((x.shape[0], weight.shape[0])), *kept)
+    kept = x.new_empty((_tokens(x), padded), dtype=torch.int8), x.new_empty((_tokens(x),), dtype=torch.float32)
+    return (x.new_empty((*x.shape[:-1], weight.shape[0])), *kept)
 
 
 @torch.library.custom_op("tersparse::bitlinear_eval", mutates_args=())
 def bitlinear_eval(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int], variants: str
 ) -> torch.Tensor:
-    """y [T, N] of x [T, K] and a master weight [N, K], which is packed where its pack is stale."""
+    """y [..., N] of x [..., K] and a master weight [N, K], which is packed where its pack is stale."""
     with _on(x):
         pack = pack_of(weight, Sparsity.parse(sparsity), tuple(splits))
-        return _forward(x, pack, bias, _problem(x.shape[0], weight, x.dtype, sparsity, splits), variants)[0]
+        return _forward(x, pack, bias, _problem(_tokens(x), weight, x.dtype, sparsity, splits), variants)[0]
 
 
 @bitlinear_eval.register_fake
 def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
       variants: str) -> torch.Tensor:
-    return x.new_empty((x.shape[0], weight.shape[0]))
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
 @torch.library.custom_op("tersparse::packed_linear", mutates_args=())
@@ -125,9 +134,9 @@ def packed_linear(
     x: torch.Tensor, data: torch.Tensor, w_scale: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
     in_features: int, variants: str,
 ) -> torch.Tensor:
-    """y [T, N] of x [T, K] and a packed weight (see `PackedTernary`)."""
+    """y [..., N] of x [..., K] and a packed weight (see `PackedTernary`)."""
     packed = PackedTernary(data.detach(), w_scale, tuple(splits), in_features, Sparsity.parse(sparsity))
-    problem = Problem("layer", packed.out_features, in_features, x.shape[0], packed.sparsity, packed.splits, _NAMES[x.dtype])  # type: ignore[arg-type] # a DType by its table
+    problem = Problem("layer", packed.out_features, in_features, _tokens(x), packed.sparsity, packed.splits, _NAMES[x.dtype])  # type: ignore[arg-type] # a DType by its table
     with _on(x):
         return _forward(x, frozen_pack_of(data, packed), bias, problem, variants)[0]
 
@@ -135,37 +144,38 @@ def packed_linear(
 @packed_linear.register_fake
 def _(x: torch.Tensor, data: torch.Tensor, w_scale: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
       in_features: int, variants: str) -> torch.Tensor:
-    return x.new_empty((x.shape[0], data.shape[0]))
+    return x.new_empty((*x.shape[:-1], data.shape[0]))
 
 
 @torch.library.custom_op("tersparse::bitlinear_input_grad", mutates_args=())
 def bitlinear_input_grad(dy: torch.Tensor, weight: torch.Tensor, sparsity: str, splits: Sequence[int], variants: str) -> torch.Tensor:
-    """dx [T, K] in dy's type: dy [T, N] times the masked ternary weight and its scales."""
-    problem = _problem(dy.shape[0], weight, dy.dtype, sparsity, splits)
+    """dx [..., K] in dy's type: dy [..., N] times the masked ternary weight and its scales."""
+    problem = _problem(_tokens(dy), weight, dy.dtype, sparsity, splits)
+    shape, dy = (*dy.shape[:-1], problem.in_features), dy.reshape(problem.tokens, problem.out_features)
     with _on(dy):
         pack = pack_of(weight, problem.sparsity, problem.splits)
         if isinstance(pack, KernelPack):
             gpu = gpu_of(dy.device.index)
             dx = INPUT_GRAD[_choice(problem, gpu, variants).input_grad](problem, gpu, dy.contiguous(), pack.packed)
             launch_flag(dx[:, 0], pack.flags[GRADIENT:])  # a NaN or an infinity in a row of dy is in every column of its dx
-            return dx
+            return dx.view(shape)
         assert isinstance(pack, ReferencePack)
         dx = input_grad(dy, pack.ternary, pack.w_scale, pack.splits).to(dy.dtype)
         pack.flags[GRADIENT] |= (~dx[:, 0].isfinite()).any()
-        return dx
+        return dx.view(shape)
 
 
 @bitlinear_input_grad.register_fake
 def _(dy: torch.Tensor, weight: torch.Tensor, sparsity: str, splits: Sequence[int], variants: str) -> torch.Tensor:
-    return dy.new_empty((dy.shape[0], weight.shape[1]))
+    return dy.new_empty((*dy.shape[:-1], weight.shape[1]))
 
 
 @torch.library.custom_op("tersparse::bitlinear_weight_grad", mutates_args=())
 def bitlinear_weight_grad(
     dy: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor, in_features: int, dtype: torch.dtype, variants: str
 ) -> torch.Tensor:
-    """dw [N, K] in `dtype`, dense: dyᵀ [N, T] times x_q · x_scale; x_q int8 [T, at least K]."""
-    codes = x_q[:, :in_features]
+    """dw [N, K] in `dtype`, dense: the transpose of dy [..., N], T rows in all, times x_q · x_scale; x_q int8 [T, at least K]."""
+    dy, codes = dy.reshape(_tokens(dy), dy.shape[-1]), x_q[:, :in_features]
     if not runs_kernels(dy):
         return weight_grad(dy, codes, x_scale).to(dtype)
     problem = Problem("step", dy.shape[1], in_features, dy.shape[0], Sparsity(1, 1), (), _NAMES[dy.dtype])  # type: ignore[arg-type] # a DType by its table
@@ -176,7 +186,7 @@ def bitlinear_weight_grad(
 
 @bitlinear_weight_grad.register_fake
 def _(dy: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor, in_features: int, dtype: torch.dtype, variants: str) -> torch.Tensor:
-    return dy.new_empty((dy.shape[1], in_features), dtype=dtype)
+    return dy.new_empty((dy.shape[-1], in_features), dtype=dtype)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
@@ -197,7 +207,7 @@ def _backward(ctx: Any, dy: torch.Tensor | None, *kept: None) -> tuple[torch.Ten
         if ctx.needs_input_grad[1]:
             dw = bitlinear_weight_grad(dy, x_q, x_scale, weight.shape[1], weight.dtype, ctx.variants)
         if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
-            dbias = dy.sum(0, dtype=torch.float32).to(ctx.bias_dtype)
+            dbias = dy.reshape(-1, dy.shape[-1]).sum(0, dtype=torch.float32).to(ctx.bias_dtype)
     return dx, dw, dbias, None, None, None
 
 
