@@ -14,9 +14,10 @@ import suites
 from kernels.errors import RecordError, TerSparseError, UsageError
 from kernels.gpu import GPUS, by_name
 from kernels.problem import Problem, Sparsity
+from reports.scan import read_latest
 from suites.case import State
 from suites.catalogue import Selection, plan
-from suites.record import CaseRecord, Result, RoofRecord, RunRecord, read
+from suites.record import CaseRecord, Result, RoofRecord, RunRecord
 from suites.statistics import joules_per_call, time_us
 
 TERA = 1e12
@@ -61,7 +62,7 @@ class Results:
 
     gpu: profile name. source: where it was read from, for the reader. cases: one per key and kind of evidence, the last written wins.
     unreached: cases that should have been measured and were not: a run planned them and ended before, or committed results, which stand for
-    the suites' default cases, lack them.
+    the suites' default cases, lack them. left_out: how many cases were not read because there are too many for a page.
     """
 
     gpu: str
@@ -70,6 +71,7 @@ class Results:
     roofs: tuple[RoofRecord, ...] = ()
     cases: tuple[Case, ...] = ()
     unreached: tuple[Case, ...] = ()
+    left_out: int = 0
 
     @property
     def measured(self) -> tuple[Case, ...]:
@@ -104,11 +106,12 @@ def accepted_path(gpu: str) -> Path:
     return folder / f"{gpu if gpu in known else by_name(gpu).name}.jsonl"
 
 
-def load(gpu: str, runs: Sequence[str | Path] = ()) -> Results:
-    """The results of `gpu`: those in `runs` (folders or .jsonl files), or the committed ones where none is given.
+def load(gpu: str, runs: Sequence[str | Path] = (), most: int | None = None) -> Results:
+    """The results of `gpu`: those in `runs` (folders, .jsonl or .sqlite files), or the committed ones where none is given.
 
     gpu: a profile's name, the name of an unlisted GPU that the runs carry, or "auto": the runs' own, else h200. Without committed
-    results an empty `Results`. Raises RecordError for what cannot be read, UsageError for an unknown GPU or runs of another one.
+    results an empty `Results`. most: at most so many cases of each kind of evidence, those written last; `left_out` counts the others.
+    Raises RecordError for what cannot be read, UsageError for an unknown GPU or runs of another one.
     """
     if not runs:
         path = accepted_path("h200" if gpu == "auto" else gpu)
@@ -116,33 +119,29 @@ def load(gpu: str, runs: Sequence[str | Path] = ()) -> Results:
             return _gather(path.stem, [], f"committed results of {path.stem}")
         due = [case.key for state in STATES for case in plan(Selection(state=state))]
         return _gather(path.stem, [path], f"committed results of {path.stem}", due)
-    paths = [Path(run) for run in runs]
-    for path in paths:
-        if not path.exists():
-            raise RecordError(f"{path}: no such file or folder; a run is a folder or a .jsonl file")
-    return _gather(gpu, paths, ", ".join(map(str, paths)))
+    return _gather(gpu, [Path(run) for run in runs], ", ".join(map(str, runs)), most=most)
 
 
-def _gather(gpu: str, paths: Iterable[Path], source: str, due: Iterable[str] = ()) -> Results:
+def _gather(gpu: str, paths: Sequence[Path], source: str, due: Iterable[str] = (), most: int | None = None) -> Results:
     """due: keys of cases that these results should hold whatever their runs had planned."""
     heads: list[RunRecord] = []
     roofs: dict[tuple[str, str], RoofRecord] = {}
     cases: dict[tuple[str, str], Case] = {}
-    for path in paths:
-        for record in read(path):
-            if isinstance(record, RunRecord):
-                gpu = record.gpu if gpu == "auto" else gpu
-                if record.gpu != gpu:
-                    raise UsageError(f"{path}: results of {record.gpu}, but --gpu {gpu} is claimed; use --gpu {record.gpu}")
-                heads.append(record)
-            elif isinstance(record, RoofRecord):
-                roofs[record.run, record.name] = record
-            else:
-                cases[record.key, record.evidence] = Case(record, Problem.from_dict(dict(record.problem)))
+    records, left_out = read_latest(paths, most)
+    for path, record in records:
+        if isinstance(record, RunRecord):
+            gpu = record.gpu if gpu == "auto" else gpu
+            if record.gpu != gpu:
+                raise UsageError(f"{path}: results of {record.gpu}, but --gpu {gpu} is claimed; use --gpu {record.gpu}")
+            heads.append(record)
+        elif isinstance(record, RoofRecord):
+            roofs[record.run, record.name] = record
+        else:
+            cases[record.key, record.evidence] = Case(record, Problem.from_dict(dict(record.problem)))
     done = {key for key, evidence in cases if evidence == "measured"}
     planned = [(key, head.id) for head in heads if head.evidence == "measured" for key in head.planned] + [(key, "") for key in due]
-    unreached = {key: _unreached(key, run) for key, run in planned if key not in done}
-    return Results(gpu, source, tuple(heads), tuple(roofs.values()), tuple(cases.values()), tuple(unreached.values()))
+    unreached = {} if left_out else {key: _unreached(key, run) for key, run in planned if key not in done}
+    return Results(gpu, source, tuple(heads), tuple(roofs.values()), tuple(cases.values()), tuple(unreached.values()), left_out)
 
 
 def _unreached(key: str, run: str) -> Case:
