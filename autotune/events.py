@@ -26,6 +26,9 @@ class Observer:
     def finals(self, task: Task) -> None:
         """The finalists are timed."""
 
+    def finished(self, task: Task) -> None:
+        """The case is done, or given back."""
+
     def compiled(self, done: int, of: int) -> None:
         """So many compilations are done, of those asked for so far."""
 

@@ -60,9 +60,8 @@ class View(Observer):
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self, task: Task, device: str) -> None:
-        """A new row, in the place of the device's last one."""
+        """A new row."""
         with self._lock:
-            self.cases = {label: case for label, case in self.cases.items() if case.device != device}
             problem = getattr(task.job, "problem", None)
             self.cases[task.label] = Case(device, 0.0 if problem is None else floor_us(problem, task.gpu), len(task.points))
 
@@ -89,6 +88,11 @@ class View(Observer):
             case = self.cases[task.label]
             self.done += case.of - case.done
             case.done, case.stage = case.of, "finals"
+
+    def finished(self, task: Task) -> None:
+        """Its row goes."""
+        with self._lock:
+            self.cases.pop(task.label, None)
 
     def compiled(self, done: int, of: int) -> None:
         """Shown in the heading."""

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -53,7 +53,7 @@ class Surroundings:
 
     detect: finds the GPU. devices: names those of its model. catalogue: module with `kernels_for` and `find`. table: the file of tuned
     configs, by default the GPU's own. runs: folder of journals. trial_seconds: after which a candidate is killed.
-    functions: module that runs candidates, see `autotune.task.Task`.
+    functions: module that runs candidates, see `autotune.task.Task`. versions: of the libraries.
     """
 
     detect: Callable[[], Gpu | None] = detect
@@ -63,6 +63,7 @@ class Surroundings:
     runs: Path = Path("runs")
     trial_seconds: float = TRIAL_SECONDS
     functions: str = "autotune.candidate"
+    versions: Callable[[], Mapping[str, str | None]] = library_versions
 
 
 def main(argv: Sequence[str] | None = None, clock: Clock | None = None, around: Surroundings | None = None) -> int:
@@ -131,7 +132,7 @@ def _slots(options: argparse.Namespace, gpu: Gpu, around: Surroundings) -> list[
 def _tune(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, around: Surroundings, budget: Budget) -> int:
     folder, table = around.runs / f"tune-{gpu.name}", around.table or tuned.path_of(gpu)
     started, outcomes = time.monotonic(), list[Outcome]()
-    versions, known = library_versions(), all_known(table)
+    versions, known = around.versions(), all_known(table)
     if options.cache and options.cache.is_dir():
         print(f"{settle_cache(options.cache.resolve())} compiled kernels in {options.cache}")
     total = sum(len(of_job(job, versions).points) for job in jobs)

@@ -135,7 +135,10 @@ class Tuner:
         tuning.compile_ahead()
         if number + 1 < len(jobs) and not budget.spent:  # so that the next case does not begin with waiting
             Tuning(self._task(jobs[number + 1]), self.tools, number + 1).compile_ahead()
-        found = tuning.run(slot, budget)
+        try:
+            found = tuning.run(slot, budget)
+        finally:
+            self.tools.observer.finished(task)
         return Outcome(job, self._entry(job, task, found), found)
 
     def _task(self, job: Job) -> Task:
