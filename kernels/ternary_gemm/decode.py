@@ -19,7 +19,7 @@ from kernels.inputs import DTYPES, GemmInputs, Inputs, LayerInputs
 from kernels.kernel import CompileUnit, Kernel, Outputs, Prepared
 from kernels.mask_quantize.activation import activation_config, allocate_activation, launch_activation
 from kernels.problem import Problem, Sparsity
-from kernels.ternary_gemm.decode_config import MAX_TOKENS, DecodeConfig, default_config, is_sparse, plan, space
+from kernels.ternary_gemm.decode_config import MAX_TOKENS, DecodeConfig, Plan, default_config, is_sparse, plan, space
 from kernels.ternary_gemm.decode_kernel import decode_gemm
 from kernels.ternary_gemm.dense_triton import MAX_IN_FEATURES, aligned_rows, is_aligned
 
@@ -86,8 +86,7 @@ class Decode:
         found = plan(out_features, weight.in_features, tokens, self.config)
         bias = weight.row_scale if self.bias is None else self.bias  # an address that is not used
         pointers = (weight.blocks, weight.row_scale, bias, self.out, self.sums, self.counters)
-        constants = _constants(self.config, tokens, found.splits, found.shared_kib, weight.sparse, self.bias is not None, self.out.dtype,
-                               self.dependent)
+        constants = _constants(self.config, found, tokens, weight.sparse, self.bias is not None, self.out.dtype, self.dependent)
         sizes = (tokens, out_features, weight.in_features)
         return (found.row_tiles, found.splits), (*pointers, *sizes), (row_blocks, blocks, found.share, found.chunks, found.steps), constants
 
@@ -102,13 +101,13 @@ class Decode:
                               FUSED=fused, num_warps=self.config.warps, launch_pdl=self.dependent)
 
 
-def _constants(config: DecodeConfig, tokens: int, splits: int, shared_kib: int, sparse: bool, bias: bool, dtype: torch.dtype,
+def _constants(config: DecodeConfig, found: Plan, tokens: int, sparse: bool, bias: bool, dtype: torch.dtype,
                dependent: bool) -> dict[str, object]:
     """What the kernel is specialized for, but the type of activations that it quantizes."""
     rows = 1 if tokens == 1 else config.warps
     return {"TILES": config.tiles, "TOKENS8": max(1, -(-tokens // 8)), "DEPTH": config.depth, "WARPS_M": config.warps_m,
-            "WARPS_K": config.warps_k, "ROWS": rows, "SPLITS": splits, "SHARED": shared_kib, "SPARSE": sparse, "BIAS": bias,
-            "OUT": KINDS[dtype], "PDL": dependent}
+            "WARPS_K": config.warps_k, "ROWS": rows, "SPLITS": found.splits, "SHARED": found.shared_kib,
+            "PENDING": found.pending if found.chunks > 1 else 0, "SPARSE": sparse, "BIAS": bias, "OUT": KINDS[dtype], "PDL": dependent}
 
 
 def bind(tokens: int, weight: DecodeWeight, bias: torch.Tensor | None, dtype: torch.dtype, config: DecodeConfig) -> Decode:
@@ -216,7 +215,7 @@ def compile_units(problem: Problem, config: DecodeConfig, dependent: bool = True
                 "y_ptr": kind, "sums_ptr": "*i32", "counter_ptr": "*i32"}
     names = ("tokens", "out_features", "in_features", "x_stride", "row_blocks", "blocks", "share", "chunks", "steps")
     sparse = is_sparse(problem)
-    constants = _constants(config, tokens, found.splits, found.shared_kib, sparse, problem.bias, dtype, dependent)
+    constants = _constants(config, found, tokens, sparse, problem.bias, dtype, dependent)
     constants["FUSED"] = KINDS[dtype] if layer else None
     signature = {**pointers, **dict.fromkeys(names, "i32"), **dict.fromkeys(constants, "constexpr")}
     expects = {80: "IMMA.SP" if sparse else "IMMA"}

@@ -75,15 +75,15 @@ def _quantize(x, x_stride, tokens, in_features, row_bytes, first, limit, columns
 def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_ptr, counter_ptr,
                 tokens, out_features, in_features, x_stride, row_blocks, blocks, share, chunks, steps,
                 TILES: gl.constexpr, TOKENS8: gl.constexpr, DEPTH: gl.constexpr, WARPS_M: gl.constexpr, WARPS_K: gl.constexpr,
-                ROWS: gl.constexpr, SPLITS: gl.constexpr, SHARED: gl.constexpr, SPARSE: gl.constexpr, FUSED: gl.constexpr,
-                BIAS: gl.constexpr, OUT: gl.constexpr, PDL: gl.constexpr):
+                ROWS: gl.constexpr, SPLITS: gl.constexpr, SHARED: gl.constexpr, PENDING: gl.constexpr,
+                SPARSE: gl.constexpr, FUSED: gl.constexpr, BIAS: gl.constexpr, OUT: gl.constexpr, PDL: gl.constexpr):
     """y[tokens, out_features] of one row tile (program 0) from one share of in_features (program 1).
 
     x: int8 rows, x_stride bytes apart, with x_scale float32 [tokens]; or FUSED ("bf16", "f16", "f32"): rows of that type, x_stride
     elements apart, quantized here. w: blocks in fragment order, row_blocks × blocks of them. row_scale: float32, w_scale / 64 per row.
     sums: int32 [tokens, out_features] and a counter per row tile, zero before and after (SPLITS > 1). share: blocks of a program.
     chunks, steps: of activations, and of every warp in a chunk. ROWS: tokens copied at once, 1 for a
-    single one. SHARED: KiB.
+    single one. SHARED: KiB. PENDING: groups of copies that may be on their way when a chunk begins.
     """
     THREADS: gl.constexpr = 32 * WARPS_M * WARPS_K
     TILE: gl.constexpr = 16 * TILES * WARPS_M
@@ -122,9 +122,9 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
         buffer = (chunk & 1) * tokens * row_bytes
         if FUSED is None:
             if chunk > 0:
-                _asm(arrived(DEPTH - 1), "=r,r,~{memory}", [tokens])
+                _asm(arrived(PENDING), "=r,r,~{memory}", [tokens])
             if chunk + 1 < chunks:
-                # A part of the next step's group; `plan` gives a chunk at least DEPTH steps, so that it is there when the chunk ends.
+                # A part of the next step's group: when the chunk ends, its other steps' groups are younger.
                 _copy(x, x_stride, tokens, tokens * row_bytes - buffer, row_bytes, first * 128 + (chunk + 1) * columns, limit, columns,
                       THREADS, ROWS, BASE)
         _asm(aim(TOKENS8, WARPS_M, BASE), "=r,r,r,r,~{memory}", [tokens, row_bytes, buffer])
@@ -142,4 +142,5 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
     if SPLITS > 1:
         count = _asm(arrive(SPLITS), "=r,l,r,r,~{memory}", [counter_ptr.to(gl.int64, bitcast=True), row_tile, tokens * TILE])
         for start in range(0, count, UNROLL * THREADS):
-            _asm(collect(UNROLL, THREADS, TILE, OUT, BIAS, FUSED is not None), "=r,r,r,r,l,l,l,l,l,r,~{memory}", [*outputs, start])
+            operands = outputs + [start]  # noqa: RUF005 (Gluon knows no starred lists)
+            _asm(collect(UNROLL, THREADS, TILE, OUT, BIAS, FUSED is not None), "=r,r,r,r,l,l,l,l,l,r,~{memory}", operands)

@@ -102,7 +102,7 @@ class Launch:
         for chunk in range(found.chunks):
             buffer = (chunk & 1) * self.tokens * row_bytes
             if chunk > 0:
-                machine.run(arrived(c.depth - 1), [0])
+                machine.run(arrived(found.pending), [0])
             if chunk + 1 < found.chunks:
                 copy(self.tokens * row_bytes - buffer, chunk + 1)
             machine.run(aim(tokens8, c.warps_m, base), [self.tokens, row_bytes, buffer])
@@ -158,8 +158,10 @@ CASES = [
     (DecodeConfig(1, 1, 4, 2), TWO_FOUR, 40, 900, 9),
     (DecodeConfig(2, 2, 2, 3), TWO_FOUR, 64, 1152, 17),
     (DecodeConfig(4, 2, 2, 3, x_kib=32), TWO_FOUR, 130, 2048, 20),
+    (DecodeConfig(1, 1, 4, 4, x_kib=32), TWO_FOUR, 16, 3584, 17),
     (DecodeConfig(4, 1, 4, 2), DENSE, 64, 777, 2),
     (DecodeConfig(2, 1, 4, 4), DENSE, 33, 1024, 11),
+    (DecodeConfig(2, 2, 2, 2, x_kib=32), DENSE, 64, 512, 59),
 ]
 
 

@@ -1,0 +1,213 @@
+"""The decode GEMM and layer: what they refuse, what the compiler makes of them, and on a device their numbers, bit for bit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from autotune.compile import Compiled, compile_unit
+from kernels.errors import NonFiniteError, ShapeError, SparsityError
+from kernels.gpu import by_name
+from kernels.inputs import GemmInputs, LayerInputs, make_inputs
+from kernels.judge import judge, poison
+from kernels.problem import DENSE, Problem, Sparsity
+from kernels.ternary_gemm.decode import GEMM, LAYER, bind, compile_units, decode_weight, fuses, unavailable
+from kernels.ternary_gemm.decode_config import DecodeConfig, default_config, plan, reject, space
+
+H200, A100 = by_name("h200"), by_name("a100")
+TWO_FOUR, SIX_EIGHT = Sparsity(2, 4), Sparsity(6, 8)
+CONFIGS = (DecodeConfig(4, 4, 2, 4), DecodeConfig(4, 1, 8, 3), DecodeConfig(1, 1, 8, 4), DecodeConfig(2, 2, 4, 3, 2),
+           DecodeConfig(4, 2, 4, 3, 3, 32), DecodeConfig(1, 1, 16, 2, 1, 32), DecodeConfig(4, 8, 1, 3, 1, 64))
+SHAPES = ((1, 1152, 896), (7, 130, 64), (9, 7, 128), (16, 2048, 2048), (33, 384, 776), (63, 136, 320), (64, 896, 4864), (1, 520, 12000),
+          (0, 64, 128), (5, 200, 2504))
+
+
+def problem(out_features: int, in_features: int, tokens: int, sparsity: Sparsity = TWO_FOUR, op: Any = "gemm", **changes: Any) -> Problem:
+    return Problem(op, out_features, in_features, tokens, sparsity, **changes)
+
+
+COMPILED = [
+    (problem(57344, 8192, 1), CONFIGS[0], "h200"), (problem(57344, 8192, 1), CONFIGS[0], "a100"),
+    (problem(8192, 28672, 64), DecodeConfig(4, 4, 2, 3), "h200"), (problem(8192, 8192, 40, DENSE), DecodeConfig(4, 8, 1, 3), "h200"),
+    (problem(8192, 8192, 64, DENSE), DecodeConfig(2, 4, 2, 3), "a100"),
+    (problem(8192, 8192, 16, DENSE, bias=True), DecodeConfig(4, 2, 4, 4, 3), "a100"),
+    (problem(2560, 2560, 1, op="layer"), CONFIGS[2], "h200"), (problem(2560, 2560, 4, op="layer", dtype="fp16"), CONFIGS[3], "a100"),
+    (problem(2560, 2560, 4, SIX_EIGHT, op="layer", dtype="fp32"), CONFIGS[2], "b200"),
+]
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(("case", "config", "gpu"), COMPILED, ids=str)
+def test_compiles_to_tensor_core_products_without_spills(case: Problem, config: DecodeConfig, gpu: str) -> None:
+    profile = by_name(gpu)
+    (unit,) = compile_units(case, config, dependent=profile.capability >= 90)
+    found = compile_unit(unit, profile)
+    assert isinstance(found, Compiled), found
+    assert found.spills == 0
+    assert found.instructions[unit.expects[80]] > 0
+    assert found.instructions["LDGSTS"] >= config.tiles
+    assert found.shared_bytes == plan(case.out_features, case.in_features, case.tokens, config).shared_kib * 1024
+    assert reject(case, profile, config) is None
+
+
+@pytest.mark.compile
+def test_unpacking_takes_two_operations_for_four_weights_and_registers_stay_few() -> None:
+    (unit,) = compile_units(problem(57344, 8192, 1), CONFIGS[0])
+    found = compile_unit(unit, H200)
+    assert isinstance(found, Compiled), found
+    assert found.instructions["IMMA"] == 4 * 2 * 2, "the loop over the chunks is compiled twice, a step takes two products a tile"
+    assert found.registers <= 64
+
+
+@pytest.mark.parametrize("gpu", [H200, A100], ids=lambda gpu: gpu.name)
+@pytest.mark.parametrize("tokens", [0, 1, 4, 16, 64])
+def test_every_problem_has_an_allowed_default(tokens: int, gpu: Any) -> None:
+    for rows, width in ((2560, 2048), (57344, 8192), (8192, 28672), (130, 64), (896, 4864)):
+        for sparsity in (TWO_FOUR, DENSE):
+            case = problem(rows, width, tokens, sparsity)
+            assert reject(case, gpu, default_config(case, gpu)) is None
+
+
+def test_the_space_is_refused_with_reasons() -> None:
+    case = problem(8192, 8192, 64)
+    assert "shared memory" in str(reject(case, H200, DecodeConfig(4, 2, 8, 4)))
+    assert "registers" in str(reject(case, H200, DecodeConfig(4, 4, 4, 1, 1, 32)))
+    assert "shares" in str(reject(problem(8192, 256, 1), H200, DecodeConfig(1, 1, 1, 1, 8)))
+    assert "warps" in str(reject(problem(8192, 256, 1), H200, DecodeConfig(1, 1, 8, 1)))
+    assert "padding" in str(reject(problem(64, 8192, 1), H200, DecodeConfig(4, 4, 2, 2)))
+    assert "estimated" in str(space.reject(problem(57344, 8192, 1), H200, DecodeConfig(1, 1, 4, 1)))
+    assert 3 <= len(list(space.allowed(problem(57344, 8192, 1), H200))) <= 40
+    assert "64 tokens" in str(unavailable(problem(64, 64, 65), H200))
+    assert "int32" in str(unavailable(problem(64, 64, 1, op="layer", dtype="int32"), H200))
+    assert unavailable(problem(64, 64, 64, DENSE), A100) is None
+
+
+@pytest.mark.parametrize("tokens", [1, 17, 64])
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+def test_a_plan_covers_all_of_in_features_within_its_budget(config: DecodeConfig, tokens: int) -> None:
+    for rows, width in ((2560, 2048), (8192, 28672), (130, 64)):
+        found = plan(rows, width, tokens, config)
+        assert found.row_tiles * config.rows >= rows
+        assert found.splits * found.share * 128 >= width > (found.splits - 1) * found.share * 128
+        assert found.chunks * found.steps * config.warps_k >= found.share
+        assert found.pending < found.steps
+        assert found.pending < config.depth
+
+
+def test_weights_and_inputs_that_do_not_fit_are_refused() -> None:
+    w, scale = torch.zeros(64, 64, dtype=torch.int8), torch.ones(1)
+    with pytest.raises(SparsityError):
+        decode_weight(torch.ones_like(w), scale, (64,), TWO_FOUR)
+    with pytest.raises(NonFiniteError):
+        decode_weight(w, scale * torch.nan, (64,), DENSE)
+    with pytest.raises(ShapeError, match="splits"):
+        decode_weight(w, scale, (32, 32), DENSE)
+    weight = decode_weight(w, scale, (64,), SIX_EIGHT)
+    assert not weight.sparse
+    for tokens, bias, dtype in ((65, None, torch.bfloat16), (1, torch.ones(63), torch.bfloat16), (1, None, torch.int8)):
+        with pytest.raises(ShapeError):
+            bind(tokens, weight, bias, dtype, CONFIGS[0])
+    case = problem(64, 64, 3)
+    with pytest.raises(ShapeError, match="takes LayerInputs"):
+        LAYER.prepare(case, make_inputs(case), CONFIGS[0])
+    inputs = make_inputs(case)
+    assert isinstance(inputs, GemmInputs)
+    with pytest.raises(ShapeError, match="x_q"):
+        GEMM.prepare(case, replace(inputs, x_q=inputs.x_q[:2]), CONFIGS[0])
+
+
+def test_a_layer_quantizes_for_itself_where_that_is_cheap() -> None:
+    config = CONFIGS[2]
+    assert fuses(torch.zeros(1, 2560, dtype=torch.bfloat16), config, 2560)
+    assert not fuses(torch.zeros(64, 8192, dtype=torch.bfloat16), config, 2560), "every program would read a megabyte"
+    assert not fuses(torch.zeros(1, 2564, dtype=torch.bfloat16), config, 2560), "rows of eight"
+    assert not fuses(torch.zeros(2, 2568, dtype=torch.bfloat16)[:, 1:2561], config, 2560), "rows at 16 bytes"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize(("sparsity", "dtype", "op"), [(TWO_FOUR, "int32", "gemm"), (DENSE, "bf16", "gemm"), (SIX_EIGHT, "fp32", "gemm"),
+                                                       (TWO_FOUR, "bf16", "layer"), (DENSE, "fp16", "layer")])
+def test_exact_on_the_device(config: DecodeConfig, sparsity: Sparsity, dtype: Any, op: Any) -> None:
+    for tokens, rows, width in SHAPES:
+        case = problem(rows, width, tokens, sparsity, op, dtype=dtype, splits=(rows - rows // 3, rows // 3), bias=dtype != "int32")
+        if reject(case, H200, config):
+            continue
+        inputs = make_inputs(case, "cuda", seed=tokens)
+        kernel = GEMM if op == "gemm" else LAYER
+        prepared = kernel.prepare(case, inputs, config)
+        for _ in range(3):
+            poison(prepared)
+            mismatch = judge(case, inputs, prepared.run(), kernel)
+            assert mismatch is None, f"{case}: {mismatch}"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["equal", "zero_rows", "ties", "outlier", "tiny"])
+def test_awkward_activations_through_the_layer(kind: Any) -> None:
+    case = problem(520, 2048, 7, op="layer")
+    inputs = make_inputs(case, "cuda", kind=kind)
+    prepared = LAYER.prepare(case, inputs, CONFIGS[3])
+    assert prepared.notes["launches"] == 1
+    mismatch = judge(case, inputs, prepared.run(), LAYER)
+    assert mismatch is None, str(mismatch)
+
+
+@pytest.mark.gpu
+def test_a_token_that_is_not_finite_gives_nan_and_leaves_the_others() -> None:
+    case = problem(256, 1024, 3, op="layer")
+    inputs = make_inputs(case, "cuda")
+    assert isinstance(inputs, LayerInputs)
+    right = LAYER.prepare(case, inputs, CONFIGS[2]).run()["y"].clone()
+    inputs.x[1, 77] = torch.inf
+    found = LAYER.prepare(case, inputs, CONFIGS[2]).run()["y"]
+    assert found[1].isnan().all()
+    assert torch.equal(found[::2], right[::2])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dependent", [False, True])
+def test_the_same_bits_a_hundred_times_in_a_graph_and_nothing_beside_the_output(dependent: bool) -> None:
+    case = problem(1152, 4864, 13, splits=(896, 128, 128))
+    inputs = make_inputs(case, "cuda")
+    assert isinstance(inputs, GemmInputs)
+    weight = decode_weight(inputs.w_ternary, inputs.w_scale, case.splits, TWO_FOUR)
+    gemm = bind(13, weight, None, torch.bfloat16, CONFIGS[4])
+    if dependent and not gemm.dependent:
+        pytest.skip("no programmatic dependent launch here")
+    guarded = torch.full((13 + 64, 1152), 7.0, dtype=torch.bfloat16, device="cuda")
+    gemm = replace(gemm, out=guarded[32:-32], dependent=dependent)
+    gemm.launch(inputs.x_q, inputs.x_scale)
+    first = gemm.out.clone()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(10):
+            gemm.launch(inputs.x_q, inputs.x_scale)
+    for _ in range(10):
+        gemm.out.fill_(float("nan"))
+        graph.replay()
+        assert torch.equal(gemm.out, first)
+    assert guarded[:32].eq(7).all()
+    assert guarded[-32:].eq(7).all()
+    assert not gemm.sums.any()
+    assert not gemm.counters.any()
+
+
+@pytest.mark.gpu
+def test_activations_written_just_before_are_those_that_are_read() -> None:
+    case = problem(2048, 2048, 4)
+    inputs = make_inputs(case, "cuda")
+    assert isinstance(inputs, GemmInputs)
+    weight = decode_weight(inputs.w_ternary, inputs.w_scale, case.splits, TWO_FOUR)
+    gemm = bind(4, weight, None, torch.int32, CONFIGS[3])
+    gemm.launch(inputs.x_q, inputs.x_scale)
+    right, x = gemm.out.clone(), torch.empty_like(inputs.x_q)
+    for turn in range(50):
+        x.fill_(turn)
+        gemm.launch(x, inputs.x_scale)
+        x.copy_(inputs.x_q)
+        gemm.launch(x, inputs.x_scale)
+        assert torch.equal(gemm.out, right)
