@@ -18,6 +18,7 @@ from kernels.mask_quantize.activation import activation_config, launch_activatio
 from kernels.packed import PackedTernary
 from kernels.problem import Problem
 from kernels.sparse_backward import input_grad, weight_grad
+from kernels.sparse_backward.dequantize import launch_dequantize
 from kernels.ternary_gemm.dense_config import default_config
 from kernels.ternary_gemm.dense_triton import Gemm, check, workspace
 
@@ -109,7 +110,7 @@ def _unpack_dot(problem: Problem, gpu: Gpu, dy: torch.Tensor, packed: PackedTern
 def _dequantize_cublas(problem: Problem, gpu: Gpu, dy: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor,
                        dtype: torch.dtype) -> torch.Tensor:
     x = torch.empty(x_q.shape, dtype=dy.dtype, device=dy.device)
-    weight_grad.launch_dequantize(x_q, x_scale, x)
+    launch_dequantize(x_q, x_scale, x)
     if dtype == torch.float32 and dy.dtype != dtype and dy.is_cuda:
         return torch.mm(dy.t(), x, out_dtype=dtype)  # not rounded to dy's type on its way into a float32 gradient
     return torch.mm(dy.t(), x).to(dtype)
