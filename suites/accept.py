@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,16 @@ def thinned(case: CaseRecord, samples: int) -> CaseRecord:
     """The case with at most so many samples per result, the same rounds of every one, and figures of five digits."""
     rounds = max((len(result.samples_us) for result in case.results), default=0)
     step = max(1, -(-rounds // samples))
-    results = tuple(_thin(result, step) for result in case.results)
-    return replace(case, results=results, phases={}, conditions=_rounded(case.conditions))
+    kept = [range(end - count, end, step) for count, end in zip(case.processes, accumulate(case.processes), strict=True)]
+    places = [place for part in kept for place in part] if kept else range(0, rounds, step)
+    results = tuple(_thin(result, places) for result in case.results)
+    return replace(case, results=results, phases={}, conditions=_rounded(case.conditions), processes=tuple(map(len, kept)))
 
 
-def _thin(result: Result, step: int) -> Result:
+def _thin(result: Result, places: Sequence[int]) -> Result:
+    samples = tuple(result.samples_us[place] for place in places if place < len(result.samples_us))
     return replace(
-        result, samples_us=_rounded(result.samples_us[::step]), call_us=_rounded(result.call_us[:CALL_SAMPLES]),
-        blocks=_rounded(result.blocks),
+        result, samples_us=_rounded(samples), call_us=_rounded(result.call_us[:CALL_SAMPLES]), blocks=_rounded(result.blocks),
     )
 
 

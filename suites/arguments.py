@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 from autotune.command import Parser, parse_tokens
+from kernels.errors import UsageError
 from kernels.gpu import Gpu, choose
 from suites.catalogue import Selection
 from suites.command import EXIT_CODES
@@ -49,6 +51,14 @@ def selection(args: argparse.Namespace) -> Selection:
     return Selection(
         tuple(args.suite), tuple(args.model), tuple(args.shape), parse_tokens(args.tokens), tuple(args.sparsity), args.quick, args.state,
     )
+
+
+def budget_seconds(text: str) -> float:
+    """Seconds of "90s", "10m" or "2h"; UsageError otherwise."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    if not found:
+        raise UsageError(f"unknown budget {text!r}; allowed: a number with s, m or h, such as 10m")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
 
 
 def choose_gpu(args: argparse.Namespace, found: Gpu | None) -> Gpu:

@@ -36,6 +36,9 @@ class Executor(Protocol):
     def roofs(self) -> list[RoofRecord]:
         """The ceilings of the device."""
 
+    def fresh(self) -> None:
+        """Let a fresh process measure what comes next."""
+
     def close(self) -> None:
         """End the child, if there is one."""
 
@@ -56,6 +59,10 @@ class Local:
     def roofs(self) -> list[RoofRecord]:
         """The ceilings of the device."""
         return self.measured_roofs()
+
+    def fresh(self) -> None:
+        """This process stays; only its weights are made anew."""
+        self.weights = WeightStore()
 
     def close(self) -> None:
         """Nothing to end."""
@@ -97,6 +104,10 @@ class Worker:
         """The ceilings of the device, from the child."""
         roofs: list[RoofRecord] = self._ask(())
         return roofs
+
+    def fresh(self) -> None:
+        """End the child; the next question finds a new one."""
+        self._process.close()
 
     def close(self) -> None:
         """End the child and all that it started."""

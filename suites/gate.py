@@ -1,63 +1,53 @@
-"""`python -m suites.gate`: is a run as good as what was accepted? Judged by the interval of the paired speed-up over a common baseline."""
+"""`python -m suites.gate`: is a run as good as what was accepted? Judged by the interval of the paired speed-up over a common baseline.
+
+Where the GPU is calibrated (`suites.calibrate`), the limits are those of each case; else `MARGIN` stands for all of them.
+"""
 
 from __future__ import annotations
 
 import argparse
-import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
 
 from autotune.command import Parser, guarded
 from kernels.errors import GpuMismatch, NoGpu, RecordError, UsageError
 from kernels.gpu import GPUS, Gpu, by_name, unlisted
-from suites import arguments
+from suites import arguments, calibration
 from suites.command import EXIT_CODES, GOOD, INCONCLUSIVE, SLOWER, WRONG, accepted_file, first_that_applies
-from suites.floors import impossible
-from suites.quality import NOISE, headline, noise, throttled
-from suites.record import CaseRecord, Record, Result, RoofRecord, RunRecord, latest, read
-from suites.statistics import Ratio, speedup, time_us
+from suites.judging import MARGIN, Judge, Judgement, Verdict, judge_case, settled
+from suites.quality import headline, noise
+from suites.record import CaseRecord, Record, RoofRecord, RunRecord, latest, read
 from suites.store import write_text
 
-MARGIN = 0.03
-"""Smallest change that counts, until it is calibrated by repeated runs of the same code."""
-
-Verdict = Literal["PASS", "IMPROVED", "REGRESSED", "INCONCLUSIVE", "MISSING", "WRONG", "NEW"]
 CODES: dict[Verdict, int] = {
     "PASS": GOOD, "IMPROVED": GOOD, "NEW": GOOD, "REGRESSED": SLOWER, "INCONCLUSIVE": INCONCLUSIVE, "MISSING": INCONCLUSIVE, "WRONG": WRONG,
 }
 
 
-@dataclass(frozen=True)
-class Judgement:
-    """The verdict on one variant in one case, or on a baseline that is missing. change: speed-up now over speed-up accepted."""
-
-    key: str
-    kernel: str
-    verdict: Verdict
-    detail: str = ""
-    change: Ratio | None = None
-
-
-def judge_run(run: Sequence[Record], accepted: Sequence[Record], gpu: Gpu) -> list[Judgement]:
+def judge_run(
+    run: Sequence[Record], accepted: Sequence[Record], gpu: Gpu, limits: calibration.Calibration | None = None,
+) -> list[Judgement]:
     """Every case that the run measured or should have measured, against the accepted one. NoGpu for a run without measured cases."""
     now, then = latest(run), latest(accepted)
     if not now:
         kinds = sorted({record.evidence for record in run if isinstance(record, CaseRecord)})
         raise NoGpu(f"the run holds no measured case ({', '.join(kinds) or 'none at all'}); a gate judges measurements")
+    judge = Judge(gpu, roofs_of(run), limits, {record.id: record for record in (*accepted, *run) if isinstance(record, RunRecord)})
+    planned = dict.fromkeys(key for record in run if isinstance(record, RunRecord) for key in record.planned)
+    judgements = [Judgement(key, "", "MISSING", "planned, but not measured") for key in planned if key not in now]
+    for key, case in now.items():
+        judgements += judge_case(case, then.get(key), judge, _filtered(run, case.run))
+    return settled(judgements)
+
+
+def roofs_of(run: Iterable[Record]) -> dict[str, float]:
+    """The largest measured roof of each name."""
     roofs: dict[str, float] = {}
     for record in run:
         if isinstance(record, RoofRecord):
             roofs[record.name] = max(record.value, roofs.get(record.name, 0.0))
-    judgements: list[Judgement] = []
-    planned = dict.fromkeys(key for record in run if isinstance(record, RunRecord) for key in record.planned)
-    judgements += [Judgement(key, "", "MISSING", "planned, but not measured") for key in planned if key not in now]
-    for key, case in now.items():
-        only = _filtered(run, case.run)
-        judgements += judge_case(case, then.get(key), gpu, roofs, only)
-    return judgements
+    return roofs
 
 
 def _filtered(run: Iterable[Record], identity: str) -> tuple[str, ...]:
@@ -71,103 +61,13 @@ def _filtered(run: Iterable[Record], identity: str) -> tuple[str, ...]:
     return ()
 
 
-def judge_case(
-    now: CaseRecord, then: CaseRecord | None, gpu: Gpu, roofs: Mapping[str, float], only: Sequence[str] = (),
-) -> list[Judgement]:
-    """The verdicts on one measured case: one per variant, and one per baseline that is wrong, missing or impossible."""
-    found = []
-    for result in now.results:
-        before = then.result(result.kernel) if then else None
-        verdict = _doubt(now, result, before, gpu, roofs)
-        if verdict is None and result.kind == "variant":
-            verdict = _compare(now, then, result, before)
-        if verdict is not None:
-            found.append(verdict)
-    known = {result.kernel for result in now.results}
-    for result in then.results if then else ():
-        if result.status == "ok" and result.kernel not in known and not (only and result.kernel not in only):
-            found.append(Judgement(now.key, result.kernel, "MISSING", "accepted, but not in this run"))
-    return found
-
-
-def _doubt(now: CaseRecord, result: Result, before: Result | None, gpu: Gpu, roofs: Mapping[str, float]) -> Judgement | None:
-    """Why a result cannot be compared at all, or None."""
-    def verdict(kind: Verdict, detail: str | None) -> Judgement:
-        return Judgement(now.key, result.kernel, kind, detail or "")
-
-    if result.status == "wrong":
-        return verdict("WRONG", result.reason)
-    if result.status != "ok" or time_us(result) is None:
-        if (before is not None and before.status == "ok") or result.status == "failed":
-            return verdict("MISSING", f"{result.stage}: {result.reason}")
-        return None
-    reason = impossible(now, result, gpu, roofs)
-    return verdict("INCONCLUSIVE", f"impossible: {reason}") if reason else None
-
-
-def _compare(now: CaseRecord, then: CaseRecord | None, result: Result, before: Result | None) -> Judgement | None:
-    if result.status != "ok":
-        return None
-    reason = throttled(now)
-    if reason is not None:
-        return Judgement(now.key, result.kernel, "INCONCLUSIVE", f"throttled: {reason}")
-    if then is None or before is None or before.status != "ok":
-        return _new(now, result)
-    pair = _common(now, then)
-    if pair is None:
-        return Judgement(now.key, result.kernel, "MISSING", "no baseline that both runs measured")
-    ours, theirs = speedup(result, pair[0]), speedup(before, pair[1])
-    if ours is None or theirs is None:
-        return Judgement(now.key, result.kernel, "MISSING", "no paired samples")
-    change = ratio_of(ours, theirs)
-    interval = f"{change.value - 1:+.1%} [{change.low - 1:+.1%}, {change.high - 1:+.1%}]"
-    detail = f"{ours.value:.3f}× {pair[0].kernel}, accepted {theirs.value:.3f}×: {interval}"
-    return Judgement(now.key, result.kernel, verdict_of(change), detail, change)
-
-
-def _new(now: CaseRecord, result: Result) -> Judgement:
-    """A case that nothing was accepted for: only its own noise can be judged."""
-    ratio = headline(now)
-    if ratio is not None and noise(ratio) > NOISE:
-        return Judgement(now.key, result.kernel, "INCONCLUSIVE", f"not accepted before, and uncertain by {noise(ratio):.0%}")
-    return Judgement(now.key, result.kernel, "NEW", "not accepted before")
-
-
-def _common(now: CaseRecord, then: CaseRecord) -> tuple[Result, Result] | None:
-    """The fastest baseline (as accepted) that computes exactly the case's function and was measured both times: now, then."""
-    pairs = []
-    for before in then.results:
-        result = now.result(before.kernel)
-        if before.kind == "baseline" and before.exact and before.status == "ok" and result is not None and result.status == "ok":
-            time = time_us(before)
-            if time is not None and time_us(result) is not None:
-                pairs.append((time, (result, before)))
-    return min(pairs, key=lambda pair: pair[0])[1] if pairs else None
-
-
-def ratio_of(now: Ratio, then: Ratio) -> Ratio:
-    """now / then of two independent ratios; half-widths add in quadrature on the logarithmic scale, each side for itself."""
-    middle = math.log(now.value / then.value)
-    down = math.hypot(math.log(now.value / now.low), math.log(then.high / then.value))
-    up = math.hypot(math.log(now.high / now.value), math.log(then.value / then.low))
-    return Ratio(math.exp(middle), math.exp(middle - down), math.exp(middle + up), min(now.pairs, then.pairs))
-
-
-def verdict_of(change: Ratio, margin: float = MARGIN) -> Verdict:
-    """REGRESSED or IMPROVED: the whole interval lies beyond the margin. PASS: a regression beyond it is excluded. Else INCONCLUSIVE."""
-    if change.high < 1 - margin:
-        return "REGRESSED"
-    if change.low > 1 + margin:
-        return "IMPROVED"
-    return "PASS" if change.low >= 1 - margin else "INCONCLUSIVE"
-
-
-def decided(record: CaseRecord, accepted: CaseRecord | None, gpu: Gpu) -> bool:
-    """Whether more samples would not change what the gate says of a case (for `suites.run --until-decided`)."""
+def decided(record: CaseRecord, accepted: CaseRecord | None, judge: Judge, comparisons: int = 1) -> bool:
+    """Whether more samples would not change what the gate says of a case among so many comparisons (for `--until-decided`)."""
     if accepted is None:
         ratio = headline(record)
         return ratio is None or noise(ratio) <= MARGIN or not ratio.low <= 1 <= ratio.high
-    return all(judgement.change is None or judgement.verdict != "INCONCLUSIVE" for judgement in judge_case(record, accepted, gpu, {}))
+    judgements = settled(judge_case(record, accepted, judge), comparisons)
+    return all(judgement.change is None or judgement.verdict != "INCONCLUSIVE" for judgement in judgements)
 
 
 def exit_code(judgements: Sequence[Judgement]) -> int:
@@ -187,6 +87,7 @@ def parser() -> Parser:
     made.add_argument("--run", required=True, nargs="+", metavar="RUN", help="folders or .jsonl files of the run")
     made.add_argument("--accept", action="store_true", help="make this run's results the accepted ones, and print what changes")
     made.add_argument("--accepted", metavar="FILE", help="accepted results; suites/accepted/<gpu>.jsonl by default")
+    made.add_argument("--calibration", metavar="FILE", help="limits by suites.calibrate; beside the accepted results by default")
     made.add_argument("--junit", metavar="FILE", help="write the verdicts as JUnit XML")
     made.add_argument("--markdown", metavar="FILE", help="write the verdicts as Markdown")
     return made
@@ -208,7 +109,10 @@ def _main(argv: Sequence[str]) -> int:
     for record in (*run, *accepted):
         if isinstance(record, RunRecord) and record.gpu != gpu.name:
             raise GpuMismatch(f"--gpu {gpu.name} is claimed, but {record.id} is a run on {record.gpu}")
-    judgements = judge_run(run, accepted, gpu)
+    limits = calibration.read(Path(args.calibration) if args.calibration else calibration.calibration_file(file))
+    if limits is not None and limits.gpu != gpu.name:
+        raise GpuMismatch(f"--gpu {gpu.name} is claimed, but the calibration is of {limits.gpu}")
+    judgements = judge_run(run, accepted, gpu, limits)
     if args.junit:
         write_text(Path(args.junit), verdicts.junit(judgements))
     if args.markdown:

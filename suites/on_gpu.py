@@ -18,12 +18,14 @@ from kernels.errors import GpuMismatch
 from kernels.gpu import Gpu
 from kernels.kernel import Kernel
 from kernels.problem import Op
+from suites import calibration
 from suites.ahead import FEW, compilations, compile_ahead
 from suites.bench import Bench, Fault
 from suites.case import Case
 from suites.command import INCONCLUSIVE, Reporting, accepted_file, first_that_applies
 from suites.executor import ON_DEVICE, DeviceArguments, Executor, Local, Worker, catalogued
 from suites.gate import decided
+from suites.judging import Judge
 from suites.progress import Reporter, phases, table
 from suites.record import CaseRecord, Record, RoofRecord, RunRecord, latest, read
 from suites.session import ROOT, Outcome, Session, commit_of, now, only, run_id
@@ -59,8 +61,9 @@ def run(
     executor = _executor(args, gpu, identity, plan, lab, kernels)
     try:
         with Writer(path) as writer:
-            writer.write(replace(_head(args, arguments, gpu, identity, executor), planned=tuple(case.key for case in cases)))
-            session = Session(executor, writer, identity, plan, kernels, _decided(args, gpu))
+            head = replace(_head(args, arguments, gpu, identity, executor), planned=tuple(case.key for case in cases))
+            writer.write(head)
+            session = Session(executor, writer, identity, plan, kernels, _decided(args, gpu, head))
             print(f"suites.run: {gpu.name}: {len(left)} cases to measure, {len(cases) - len(left)} already there; results in {path}")
             if lab is None:
                 _compile(left, kernels, gpu, args.device)
@@ -131,13 +134,15 @@ def _head(args: argparse.Namespace, arguments: tuple[str, ...], gpu: Gpu, identi
     )
 
 
-def _decided(args: argparse.Namespace, gpu: Gpu) -> Callable[[CaseRecord], bool]:
-    """For --until-decided: whether the gate could judge a record; else everything is."""
+def _decided(args: argparse.Namespace, gpu: Gpu, head: RunRecord) -> Callable[[CaseRecord], bool]:
+    """For --until-decided: whether the gate could judge a record among all that are planned; else everything is."""
     if not args.until_decided:
         return lambda record: True
     file = accepted_file(gpu.name)
-    accepted = latest(list(read(file))) if file.is_file() else {}
-    return lambda record: decided(record, accepted.get(record.key), gpu)
+    records = list(read(file)) if file.is_file() else []
+    heads = {record.id: record for record in (*records, head) if isinstance(record, RunRecord)}
+    accepted, judge = latest(records), Judge(gpu, {}, calibration.read(calibration.calibration_file(file)), heads)
+    return lambda record: decided(record, accepted.get(record.key), judge, len(head.planned))
 
 
 def _without_folder(arguments: Sequence[str]) -> list[str]:

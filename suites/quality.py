@@ -1,8 +1,13 @@
-"""Whether a measured case can be believed: wrong numbers, failures, noise, throttling. Pure; needs no torch."""
+"""Whether a measured case can be believed: wrong numbers, failures, noise, and what surrounded it. Pure; needs no torch."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
 
 from suites.command import INCONCLUSIVE, WRONG
 from suites.record import CaseRecord
@@ -11,9 +16,30 @@ from suites.statistics import Ratio, best_variant, speedup, strongest
 NOISE = 0.10
 """A case whose headline ratio is uncertain by more than this, end to end, is noisy."""
 IMPOSSIBLE = "impossible"
-"""The note of a result that lies above its roof."""
+"""The note of a result that is refused, with the reason."""
 THERMAL_BITS = 0x8 | 0x20 | 0x40 | 0x80
 """Clock event reasons that spoil a measurement: slowdowns and power brakes. The power cap is the normal state of a busy device."""
+ENOUGH = 5
+"""So many samples say something of their own distribution."""
+DRIFT = 0.20
+"""A case whose kernels all became slower or faster by more than this from its first third to its last was measured on unsettled clocks.
+The largest of 492 cases on an H200 drifted by 15 % (2026-11-22): large GEMMs run into the power cap within a case."""
+
+RefusalName = Literal[
+    "above-roof", "identical-samples", "repeated-inputs", "wrong-after-timing", "other-process", "throttled", "clocks-unsettled",
+]
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a case, or one kernel in it, is not believed. kernel: None where it is the whole case."""
+
+    name: RefusalName
+    detail: str
+    kernel: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.detail}"
 
 
 def headline(case: CaseRecord) -> Ratio | None:
@@ -37,6 +63,34 @@ def throttled(case: CaseRecord) -> str | None:
     return None
 
 
+def case_refusals(case: CaseRecord) -> list[Refusal]:
+    """What speaks against every result of a case: its surroundings. Those of single results: `suites.refusals`."""
+    return [*_foreign(case), *_throttle(case), *_unsettled(case)]
+
+
+def _foreign(case: CaseRecord) -> Iterator[Refusal]:
+    shots = [case.conditions.get(when) or {} for when in ("before", "after")]
+    others = max(int(shot.get("other_processes") or 0) for shot in shots)
+    if others > 0:
+        yield Refusal("other-process", f"other processes computed on the device: {others}")
+
+
+def _throttle(case: CaseRecord) -> Iterator[Refusal]:
+    reason = throttled(case)
+    if reason is not None:
+        yield Refusal("throttled", reason)
+
+
+def _unsettled(case: CaseRecord) -> Iterator[Refusal]:
+    series = [result.samples_us for result in case.results if len(result.samples_us) >= ENOUGH and result.status == "ok"]
+    if not series or len(case.processes) > 1:  # of several processes, each has its own clocks
+        return
+    third = len(series[0]) // 3
+    drift = float(np.median([math.log(np.median(own[-third:]) / np.median(own[:third])) for own in series]))
+    if abs(drift) > DRIFT:
+        yield Refusal("clocks-unsettled", f"all kernels together drifted by {math.expm1(drift):+.0%} while they were measured")
+
+
 def troubles(case: CaseRecord) -> list[tuple[int, str]]:
     """What is wrong with a measured case, each with the exit code that it stands for; empty where it is good, or refused as a whole."""
     if case.refusal:
@@ -48,9 +102,7 @@ def troubles(case: CaseRecord) -> list[tuple[int, str]]:
     variants = {result.status for result in case.results if result.kind == "variant"} - {"unavailable"}
     if variants and best_variant(case) is None and not found:
         found.append((INCONCLUSIVE, "no variant was measured"))
-    ratio, reason = headline(case), throttled(case)
+    ratio = headline(case)
     if ratio is not None and noise(ratio) > NOISE:
         found.append((INCONCLUSIVE, f"noisy: the speed-up {ratio.value:.2f} is uncertain by {noise(ratio):.0%}"))
-    if reason is not None:
-        found.append((INCONCLUSIVE, f"throttled: {reason}"))
-    return found
+    return found + [(INCONCLUSIVE, str(refusal)) for refusal in case_refusals(case)]

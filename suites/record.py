@@ -63,7 +63,8 @@ class CaseRecord:
     problem: `Problem.to_dict()`. label: `str(problem)`. operations, compulsory_bytes: what any kernel must do and move.
     conditions: NVML before and after (clocks MHz, power W, temperature °C, throttle reasons). evidence: measured, or what else it is.
     refusal: why the case has no answer at all (a group that does not divide in_features), with no results then. seconds: how long it
-    took in all; phases: seconds by phase (inputs, search, prepare, check, bind, measure).
+    took in all; phases: seconds by phase (inputs, search, prepare, check, bind, measure). processes: where fresh processes took the
+    samples one after the other, the rounds of each, in order; empty for one. data: what the operands hold (`suites.data`).
     """
 
     run: str
@@ -82,11 +83,14 @@ class CaseRecord:
     refusal: str | None = None
     seconds: float = 0.0
     phases: Mapping[str, float] = field(default_factory=dict)
+    processes: tuple[int, ...] = ()
+    data: Literal["ternary", "uniform", "zero"] = "ternary"
 
     @property
     def key(self) -> str:
-        """What identifies the case across runs: suite, model, layer, problem, cache and state."""
-        return "/".join((self.suite, self.model, self.layer, self.label, self.cache, self.state))
+        """What identifies the case across runs: suite, model, layer, problem, cache, state, and data that is not ternary."""
+        other = () if self.data == "ternary" else (self.data,)
+        return "/".join((self.suite, self.model, self.layer, self.label, self.cache, self.state, *other))
 
     def result(self, kernel: str) -> Result | None:
         """The result of the kernel of that name, or None."""

@@ -18,9 +18,10 @@ from kernels.kernel import Kernel
 from kernels.problem import Problem
 from suites.bench import Bench, Copies, Fault, as_failure
 from suites.case import Case
-from suites.floors import compulsory_bytes, impossible
+from suites.floors import compulsory_bytes
 from suites.quality import IMPOSSIBLE
 from suites.record import CaseRecord, Result
+from suites.refusals import result_refusals
 from suites.trial import Trial, plain_result
 
 SUSTAINED_BASELINES = ("cusparselt-int8", "cusparselt-int8-scaled", "dense-bf16", "dense-fp8", "dense-int8")
@@ -94,9 +95,9 @@ def run_case(
 
 
 def _flagged(case: CaseRecord, result: Result, gpu: Gpu) -> Result:
-    """The result, with a note where it lies above the datasheet's roof."""
-    reason = impossible(case, result, gpu, {})
-    return replace(result, notes={**result.notes, IMPOSSIBLE: reason}) if reason else result
+    """The result, with a note where it cannot be true (the memory roof is the datasheet's here)."""
+    refused = [str(refusal) for refusal in result_refusals(case, result, gpu, {})] if result.status == "ok" else []
+    return replace(result, notes={**result.notes, IMPOSSIBLE: "; ".join(refused)}) if refused else result
 
 
 def _results(

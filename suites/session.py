@@ -26,7 +26,7 @@ from suites.trial import plain_result
 LOST_IN_A_ROW = 3
 """So many cases in a row whose process dies before any kernel runs end the run: the machine is broken, not the case."""
 ATTEMPTS = 4
-"""How often `--until-decided` measures a case, twice as long each time."""
+"""In how many fresh processes `--until-decided` measures a case at most."""
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,13 +81,12 @@ class Session:
                 return
 
     def _until_decided(self, case: Case) -> CaseRecord:
-        plan = self.plan
-        record = measure_case(self.executor, case, plan)
+        record = measure_case(self.executor, case, self.plan)
         for _ in range(ATTEMPTS - 1):
             if record.refusal or self.decided(record):
                 break
-            plan = longer(plan)
-            record = measure_case(self.executor, case, plan)
+            self.executor.fresh()
+            record = joined(record, measure_case(self.executor, case, self.plan))
         return replace(record, run=self.run)
 
     def _lost(self, case: Case, fault: Fault) -> CaseRecord:
@@ -114,10 +113,33 @@ def only(every: Callable[[Op], Sequence[Kernel]], names: Sequence[str], cases: S
     return lambda op: [kernel for kernel in every(op) if not names or kernel.name in names]
 
 
-def longer(plan: Plan) -> Plan:
-    """The same plan with twice the samples and the time."""
+def joined(first: CaseRecord, second: CaseRecord) -> CaseRecord:
+    """One record of what two fresh processes measured: the samples of the second behind those of the first, kernel by kernel.
+
+    A kernel that only one of them measured has no samples; whatever went wrong, in either, is kept.
+    """
+    results = []
+    for own in first.results:
+        other = second.result(own.kernel)
+        if own.status != "ok":
+            results.append(own)
+        elif other is None:
+            reason = "not measured by every process"
+            results.append(replace(own, status="failed", stage="measure", reason=reason, samples_us=(), call_us=()))
+        elif other.status != "ok":
+            results.append(other)
+        else:
+            results.append(replace(
+                own, samples_us=own.samples_us + other.samples_us, call_us=own.call_us + other.call_us, blocks=own.blocks + other.blocks,
+                notes={**own.notes, **other.notes},
+            ))
+    rounds = [max((len(result.samples_us) for result in record.results), default=0) for record in (first, second)]
+    earlier = first.processes or (rounds[0],)
     return replace(
-        plan, rounds=2 * plan.rounds, max_rounds=2 * plan.max_rounds, seconds=2 * plan.seconds, blocks=2 * plan.blocks,
+        first, results=tuple(results), processes=(*earlier, rounds[1]) if first.state == "interleaved" else (),
+        conditions={"before": first.conditions.get("before"), "after": second.conditions.get("after")},
+        seconds=first.seconds + second.seconds,
+        phases={name: first.phases.get(name, 0.0) + second.phases.get(name, 0.0) for name in {**first.phases, **second.phases}},
     )
 
 

@@ -12,6 +12,8 @@ from suites.record import CaseRecord, Result
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+NORMAL = 1.959964
+"""The standard errors of a normal distribution on each side of the middle that hold `CONFIDENCE`."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,53 @@ def speedup(ours: Result, theirs: Result) -> Ratio | None:
     logs = np.log(np.asarray(second[:pairs]) / np.asarray(first[:pairs]))
     low, high = bootstrap_interval(logs)
     return Ratio(math.exp(float(np.median(logs))), math.exp(low), math.exp(high), pairs)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A logarithmic speed-up: the mean over fresh processes of the median over rounds.
+
+    error: its standard error as the rounds alone show it. rounds: of the process with the fewest.
+    """
+
+    value: float
+    error: float
+    processes: int
+    rounds: int
+
+
+def process_logs(ours: Result, theirs: Result, processes: Sequence[int] = ()) -> list[np.ndarray]:
+    """Logarithms of the paired speed-ups, process by process. processes: `CaseRecord.processes`; empty: one process took them all."""
+    first, second = _series(ours), _series(theirs)
+    pairs = min(len(first), len(second))
+    if pairs == 0:
+        return []
+    logs = np.log(np.asarray(second[:pairs]) / np.asarray(first[:pairs]))
+    return [part for part in np.split(logs, np.cumsum(processes)[:-1].astype(int)) if len(part)] if sum(processes) == pairs else [logs]
+
+
+def estimate(logs: Sequence[np.ndarray]) -> Estimate | None:
+    """What processes say together, each with the same weight; None without any."""
+    if not logs:
+        return None
+    middle = float(np.mean([np.median(part) for part in logs]))
+    error = math.hypot(*map(median_error, logs)) / len(logs)
+    return Estimate(middle, error, len(logs), min(map(len, logs)))
+
+
+def median_error(values: np.ndarray) -> float:
+    """The standard error of a median, from its bootstrap."""
+    low, high = bootstrap_interval(values)
+    return (high - low) / (2 * NORMAL)
+
+
+def holm(probabilities: Sequence[float]) -> list[float]:
+    """Holm's adjusted probabilities: those at or below a level are found with at most that chance of a single false one among all."""
+    adjusted, largest = [1.0] * len(probabilities), 0.0
+    for rank, place in enumerate(sorted(range(len(probabilities)), key=lambda place: probabilities[place])):
+        largest = max(largest, min(1.0, (len(probabilities) - rank) * probabilities[place]))
+        adjusted[place] = largest
+    return adjusted
 
 
 def _series(result: Result) -> Sequence[float]:

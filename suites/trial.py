@@ -23,6 +23,7 @@ from suites.bench import Bench, Copies, Fault, MarkedTimer, as_failure
 from suites.case import Case
 from suites.floors import compulsory_bytes
 from suites.record import Result, Status
+from suites.refusals import AFTER_TIMING
 
 if TYPE_CHECKING:
     from suites.runner import Phases
@@ -144,7 +145,7 @@ class Trial:
             return
         self.mark("check after timing")
         with self.guarded(), self.phases.timed("check"):
-            self._judge(self._timed_outputs(), copies, "after timing: ")
+            self._judge(self._timed_outputs(), copies, AFTER_TIMING)
         if self.failure is not None:
             self.samples = Samples()
 

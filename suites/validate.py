@@ -85,6 +85,8 @@ def case_fault(case: Any) -> str | None:
             int(str((case.conditions.get(when) or {}).get("throttle") or "0"), 16)
         except (AttributeError, ValueError) as error:
             return f"bad conditions: {error}"
+    if case.processes and any(len(result.samples_us) not in (0, sum(case.processes)) for result in case.results):
+        return f"processes {case.processes} do not add up to the samples"
     found = ((result.kernel, result_fault(result)) for result in case.results)
     return next((f"{kernel}: {fault}" for kernel, fault in found if fault), None)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 if TYPE_CHECKING:
-    from suites.gate import Judgement
+    from suites.judging import Judgement
 
 LOUD = ("WRONG", "MISSING", "INCONCLUSIVE", "REGRESSED", "IMPROVED")
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

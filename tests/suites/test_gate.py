@@ -14,7 +14,8 @@ from kernels.gpu import by_name
 from kernels.problem import Problem, Sparsity
 from suites import gate, verdicts
 from suites.accept import accept, thinned
-from suites.gate import Judgement, judge_case, judge_run, ratio_of, verdict_of
+from suites.gate import judge_run
+from suites.judging import Judge, Judgement, Verdict, judge_case, ratio_of, verdict_of
 from suites.record import CaseRecord, Record, Result, RoofRecord, RunRecord, latest, read, to_line
 from suites.statistics import Ratio
 from suites.store import write_all
@@ -44,7 +45,7 @@ GOOD = case(OURS, FAST, SLOW)
 
 
 def verdict(now: CaseRecord, then: CaseRecord | None = GOOD) -> dict[str, str]:
-    return {judgement.kernel: judgement.verdict for judgement in judge_case(now, then, H200, {})}
+    return {judgement.kernel: judgement.verdict for judgement in judge_case(now, then, Judge(H200))}
 
 
 @pytest.mark.parametrize(
@@ -117,7 +118,7 @@ def test_a_run_without_measurements() -> None:
     (("PASS", "IMPROVED", "NEW"), 0), (("PASS", "REGRESSED"), 1), (("REGRESSED", "INCONCLUSIVE"), 4), (("MISSING", "PASS"), 4),
     (("WRONG", "MISSING", "REGRESSED"), 3), ((), 0),
 ])
-def test_the_exit_code_that_applies_first(kinds: Sequence[gate.Verdict], code: int) -> None:
+def test_the_exit_code_that_applies_first(kinds: Sequence[Verdict], code: int) -> None:
     assert gate.exit_code([Judgement("k", "ours", kind) for kind in kinds]) == code
 
 

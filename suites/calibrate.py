@@ -1,0 +1,98 @@
+"""`python -m suites.calibrate`: measure the same code in fresh processes, and learn from it what a gate can tell from noise."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autotune.command import Parser, guarded
+from kernels.errors import NoGpu, UsageError
+from kernels.gpu import Gpu, claim
+from suites import catalogue
+from suites.arguments import selection
+from suites.case import Case
+from suites.command import EXIT_CODES, accepted_file
+
+if TYPE_CHECKING:
+    from suites.calibrating import Laboratory
+
+FEWEST_PROCESSES = 5
+
+
+def parser() -> Parser:
+    """The parser of `suites.calibrate`."""
+    made = Parser(
+        prog="python -m suites.calibrate", description="Measure the same code in fresh processes and derive the limits of the gate.",
+        epilog="examples:\n  python -m suites.calibrate --gpu h200 --processes 7 --cases 40 --accept\n"
+        "  python -m suites.calibrate --gpu h200 --suite prefill --tokens 512 2048 --budget 10m --out runs/calibration\n"
+        f"  python -m suites.calibrate --gpu h200 --out runs/calibration --resume\n\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("--gpu", default="auto", help="the GPU that the device is claimed to be, or auto")
+    made.add_argument("--device", type=int, default=0, metavar="N", help="index of the CUDA device")
+    made.add_argument("--suite", nargs="+", default=[], metavar="NAME", help="suites; all by default")
+    made.add_argument("--model", nargs="+", default=[], metavar="NAME", help="models by name")
+    made.add_argument("--shape", nargs="+", default=[], metavar="NxK", help="layers of your own: out_features x in_features")
+    made.add_argument("--tokens", nargs="+", default=[], metavar="T", help="tokens, separated by commas or blanks")
+    made.add_argument("--sparsity", nargs="+", default=[], metavar="n:m", help="dense, 2:4, 6:8 …")
+    made.add_argument("--kernel", nargs="+", default=[], metavar="NAME", help="only these variants and baselines")
+    made.add_argument("--quick", action="store_true", help="as few rounds as a quick run has; limits for quick runs")
+    made.add_argument("--cases", type=int, default=24, metavar="N", help="so many of the cases, spread evenly; 0 for all (default: 24)")
+    made.add_argument("--processes", type=int, default=7, metavar="N", help="fresh processes, at least 5 (default: 7)")
+    made.add_argument("--inject", type=int, default=3, metavar="N", help="cases with really slowed kernels: 2, 5 and 10 %% (default: 3)")
+    made.add_argument("--budget", metavar="10m", help="stop measuring after that long: 90s, 10m or 2h")
+    made.add_argument("--out", metavar="FOLDER", help="folder of the samples; runs/calibration-<gpu> by default")
+    made.add_argument("--resume", action="store_true", help="go on with the samples in --out")
+    made.add_argument("--accept", action="store_true", help="make the limits those of the gate: beside the accepted results")
+    made.add_argument("--accepted", metavar="FILE", help="accepted results beside which the limits go; suites/accepted/<gpu>.jsonl")
+    made.add_argument("--commit", metavar="SHA", help="commit of the code, where there is no git")
+    made.set_defaults(state="interleaved")
+    return made
+
+
+def main(
+    argv: Sequence[str] | None = None, *, detect: Callable[[int], Gpu | None] | None = None, laboratory: Laboratory | None = None,
+) -> int:
+    """Run the command and return its exit code. detect, laboratory: what tests put in the place of the device."""
+    return guarded(
+        "suites.calibrate", lambda: _main(tuple(sys.argv[1:] if argv is None else argv), detect or _detect, laboratory),
+        "interrupted; what was measured is kept, --resume goes on",
+    )
+
+
+def _main(arguments: tuple[str, ...], detect: Callable[[int], Gpu | None], laboratory: Laboratory | None) -> int:
+    args = parser().parse_args(arguments)
+    if args.processes < FEWEST_PROCESSES:
+        raise UsageError(f"--processes {args.processes}: the spread between processes needs at least {FEWEST_PROCESSES}")
+    if args.cases < 0 or args.inject < 0:
+        raise UsageError("--cases and --inject: allowed are 0 and up")
+    cases = spread([case for case in catalogue.plan(selection(args)) if not case.problem.refusal], args.cases)
+    found = detect(args.device)
+    if found is None:
+        raise NoGpu(f"--gpu {args.gpu}: a GPU is needed to calibrate, and this machine has none")
+    gpu = claim(args.gpu, found)
+    from suites import calibrating
+
+    out = Path(args.out) if args.out else Path("runs") / f"calibration-{gpu.name}"
+    accepted = Path(args.accepted) if args.accepted else accepted_file(gpu.name)
+    return calibrating.run(args, arguments, gpu, cases, out, accepted, laboratory)
+
+
+def _detect(index: int) -> Gpu | None:
+    from kernels.gpu import detect
+
+    return detect(index)
+
+
+def spread(cases: Sequence[Case], count: int) -> list[Case]:
+    """So many of the cases, at even distances; all of them for 0 or where there are no more."""
+    if not count or count >= len(cases):
+        return list(cases)
+    return [cases[place * len(cases) // count] for place in range(count)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

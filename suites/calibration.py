@@ -1,0 +1,227 @@
+"""How noisy a case really is: the spread between fresh processes, per GPU, kernel and case, and what a gate can see through it.
+
+A run measures a case in one process. What a repetition by another process gives differs by more than the rounds of one process show: memory
+lies elsewhere, clocks are others. The spread is estimated from at least five processes per case, and the few degrees of freedom of each
+case are strengthened by what all cases have in common (G. K. Smyth, Statistical Applications in Genetics and Molecular Biology 3(1), 2004).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kernels.errors import RecordError
+from suites.distributions import digamma, student_quantile, trigamma, trigamma_inverse
+from suites.record import CaseRecord, Result
+from suites.statistics import Estimate, median_error, process_logs, time_us
+from suites.store import write_text
+
+SCHEMA = "tersparse-calibration/1"
+ALPHA = 0.05
+"""The chance that a run of the same code shows any REGRESSED or IMPROVED at all, over all its cases together (Holm)."""
+FOUND = 0.99
+"""With this chance a slowdown of a case's `visible` is found."""
+MEASURABLE = 0.05
+"""A case whose `visible` is at most this is called measurable."""
+FEWEST = 3
+"""Processes without which nothing is said of the spread between them."""
+LEAST_SIGMA = 1e-5
+BORROWED_QUANTILE = 90
+"""A case that was not calibrated is taken to be as noisy as all but the noisiest tenth of those of its suite."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The spread of one kernel's logarithmic speed-up over one baseline in one case.
+
+    us: the kernel's median time. processes, rounds: it was estimated from. spread: the plain standard deviation between processes.
+    within: the part of it that the rounds inside a process explain. sigma, degrees: the strengthened deviation and its degrees of freedom.
+    visible: the slowdown that one process against one finds with the chance `FOUND`, in a run of as many comparisons as were calibrated.
+    borrowed: not of this case, but of those like it.
+    """
+
+    key: str
+    kernel: str
+    baseline: str
+    us: float
+    processes: int
+    rounds: int
+    spread: float
+    within: float
+    sigma: float
+    degrees: float
+    visible: float = math.inf
+    borrowed: bool = False
+
+    def variance(self, estimate: Estimate) -> float:
+        """Of an estimate like this: by the calibration, and by its own rounds where these are noisier."""
+        fewer = self.within**2 * max(0.0, self.rounds / estimate.rounds - 1)
+        return max((self.sigma**2 + fewer) / estimate.processes, estimate.error**2)
+
+    def smallest(self, comparisons: int, now: int = 1, then: int = 1) -> float:
+        """The slowdown that is found with the chance `FOUND` among so many comparisons; now, then: processes of the two runs."""
+        quantiles = student_quantile(ALPHA / comparisons / 2, self.degrees) + student_quantile(1 - FOUND, self.degrees)
+        return math.expm1(min(50.0, quantiles * self.sigma * math.sqrt(1 / now + 1 / then)))
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The limits of a GPU. uuid: of the card. method, versions, commit, date: of the calibration. checks: what resampling showed of it."""
+
+    gpu: str
+    uuid: str | None
+    date: str
+    commit: str
+    method: str
+    noises: tuple[Noise, ...]
+    versions: Mapping[str, Any] = field(default_factory=dict)
+    checks: Mapping[str, Any] = field(default_factory=dict)
+
+    def noise(self, key: str, kernel: str, baseline: str) -> Noise | None:
+        """Of that pair, else borrowed from the pairs of its suite, or of all suites where it has fewer than five; None without any."""
+        found = next((own for own in self.noises if (own.key, own.kernel, own.baseline) == (key, kernel, baseline)), None)
+        return found or self._borrowed(key, kernel, baseline)
+
+    def _borrowed(self, key: str, kernel: str, baseline: str) -> Noise | None:
+        kin = [own for own in self.noises if own.key.split("/")[0] == key.split("/")[0]]
+        kin = kin if len(kin) >= 5 else list(self.noises)
+        if not kin:
+            return None
+        sigma = float(np.percentile([own.sigma for own in kin], BORROWED_QUANTILE))
+        within = float(np.percentile([own.within for own in kin], BORROWED_QUANTILE))
+        rounds, degrees = min(own.rounds for own in kin), min(own.degrees for own in kin)
+        return Noise(key, kernel, baseline, 0.0, 0, rounds, sigma, within, sigma, degrees, borrowed=True)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What calibration sees of a kernel and its baseline in a case.
+
+    logs: the logarithmic speed-ups of each process, round by round. errors: the standard error of the median of each.
+    """
+
+    key: str
+    kernel: str
+    baseline: str
+    us: float
+    logs: tuple[np.ndarray, ...]
+    errors: tuple[float, ...]
+
+    def without(self, *places: int) -> Pair:
+        """The same without some of the processes."""
+        kept = [place for place in range(len(self.logs)) if place not in places]
+        return replace(self, logs=tuple(self.logs[place] for place in kept), errors=tuple(self.errors[place] for place in kept))
+
+
+def pairs_of(cases: Mapping[str, Sequence[CaseRecord]]) -> list[Pair]:
+    """Every variant against the fastest exact baseline. cases: by key, the records of the fresh processes in order."""
+    found: list[Pair] = []
+    for key, records in cases.items():
+        for result in records[0].results:
+            if result.kind == "variant" and len(records) >= FEWEST:
+                found += _pair(key, result.kernel, records)
+    return found
+
+
+def _pair(key: str, kernel: str, records: Sequence[CaseRecord]) -> Iterable[Pair]:
+    ours = [record.result(kernel) for record in records]
+    common = [
+        theirs.kernel for theirs in records[0].results
+        if theirs.kind == "baseline" and theirs.exact and all(_timed(record.result(theirs.kernel)) for record in records)
+    ]
+    if not common or not all(map(_timed, ours)):
+        return
+    baseline = min(common, key=lambda name: _typical(record.result(name) for record in records))
+    logs = tuple(
+        np.concatenate(process_logs(own, theirs)) for own, record in zip(ours, records, strict=True)
+        if own is not None and (theirs := record.result(baseline)) is not None
+    )
+    yield Pair(key, kernel, baseline, _typical(ours), logs, tuple(map(median_error, logs)))
+
+
+def _timed(result: Result | None) -> bool:
+    return result is not None and result.status == "ok" and bool(result.samples_us)
+
+
+def _typical(results: Iterable[Result | None]) -> float:
+    return float(np.median([time for result in results if result is not None and (time := time_us(result)) is not None]))
+
+
+def noises_of(pairs: Sequence[Pair]) -> tuple[Noise, ...]:
+    """The noise of every pair; the spreads of all strengthen each."""
+    if not pairs:
+        return ()
+    medians = [[float(np.median(log)) for log in pair.logs] for pair in pairs]
+    spreads = [max(LEAST_SIGMA, float(np.std(own, ddof=1))) for own in medians]
+    degrees = [len(own) - 1 for own in medians]
+    prior_degrees, prior = _prior(spreads, degrees)
+    found = []
+    for pair, spread, own in zip(pairs, spreads, degrees, strict=True):
+        variance = prior if math.isinf(prior_degrees) else (prior_degrees * prior + own * spread**2) / (prior_degrees + own)
+        within = math.sqrt(float(np.mean(np.square(pair.errors))))
+        total = min(prior_degrees + own, float(sum(degrees)))
+        noise = Noise(
+            pair.key, pair.kernel, pair.baseline, pair.us, len(pair.logs), min(map(len, pair.logs)), spread, within,
+            math.sqrt(variance), total,
+        )
+        found.append(replace(noise, visible=noise.smallest(len(pairs))))
+    return tuple(found)
+
+
+def _prior(spreads: Sequence[float], degrees: Sequence[int]) -> tuple[float, float]:
+    """Degrees of freedom and variance of what the cases have in common: the moments of the logarithms of their variances."""
+    if len(spreads) < 2:
+        return 0.0, spreads[0] ** 2
+    logs = [2 * math.log(spread) - digamma(own / 2) + math.log(own / 2) for spread, own in zip(spreads, degrees, strict=True)]
+    middle = float(np.mean(logs))
+    excess = float(np.var(logs, ddof=1)) - float(np.mean([trigamma(own / 2) for own in degrees]))
+    if excess <= 0:
+        return math.inf, math.exp(middle)
+    half = trigamma_inverse(excess)
+    return 2 * half, math.exp(middle + digamma(half) - math.log(half))
+
+
+def calibration_file(accepted: Path) -> Path:
+    """The limits that stand beside a file of accepted results."""
+    return accepted.with_suffix(".calibration.json")
+
+
+def write(path: Path, calibration: Calibration) -> None:
+    """Write the limits, one noise a line. OutputError where that fails."""
+    head = {"schema": SCHEMA, **{name: value for name, value in asdict(calibration).items() if name != "noises"}}
+    rows = ",\n".join(f"  {json.dumps(_plain(asdict(noise)))}" for noise in calibration.noises)
+    write_text(path, json.dumps(_plain(head), indent=1)[:-2] + f',\n "noises": [\n{rows}\n ]\n}}\n')
+
+
+def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures of five digits; what is left at its default is left out."""
+    kept = {name: value for name, value in row.items() if value is not False and value != math.inf}
+    return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in kept.items()}
+
+
+def read(path: Path) -> Calibration | None:
+    """The limits in a file, None where there is none; RecordError for a file that is not of this schema."""
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data.pop("schema", None) != SCHEMA:
+            raise RecordError(f"{path}: not a calibration of schema {SCHEMA!r}")
+        return Calibration(**{**data, "noises": tuple(_noise(row) for row in data["noises"])})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise RecordError(f"{path}: not a readable calibration: {error}") from None
+
+
+def _noise(row: Mapping[str, Any]) -> Noise:
+    noise = Noise(**row)
+    numbers = (noise.us, noise.spread, noise.within, noise.sigma, noise.degrees, noise.visible)
+    good = all(isinstance(number, (int, float)) and number >= 0 for number in numbers)
+    if not good or min(noise.sigma, noise.degrees, noise.rounds) <= 0:
+        raise ValueError(f"the noise of {noise.key} is not made of positive numbers")
+    return noise

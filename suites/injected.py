@@ -1,0 +1,155 @@
+"""A kernel that is really slower: its own Triton code with a delay inside, loaded in the measuring process, for testing the gate."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from autotune.measure import Plan, interleaved
+from autotune.tuned import lookup
+from kernels.errors import Failure, UsageError
+from kernels.gpu import Gpu
+from kernels.inputs import make_inputs
+from kernels.kernel import Kernel
+from kernels.problem import Problem
+from suites.case import Case
+from suites.executor import DeviceArguments, Local, on_device
+from suites.record import CaseRecord
+
+SLOWED = "suites.injected:slowed_device"
+TRIES = 4
+CLOSE = 0.15
+"""A delay that comes to its share within this much of it is close enough; what it really came to is recorded."""
+CYCLES_PER_US = 1500.0
+_COMPARED = Plan(rounds=8, max_rounds=8, relative_width=0.0, seconds=1.0, call_samples=0)
+
+
+@dataclass(frozen=True)
+class Injection:
+    """What the child that measures a slowed kernel needs: the device's arguments, the kernel by name, and the share to slow it by."""
+
+    device: DeviceArguments
+    kernel: str
+    share: float = field(default=0.0)
+
+
+def function_of(kernel: Kernel, problem: Problem, gpu: Gpu) -> Any:
+    """The one Triton function that the kernel launches for this problem, or None for a library or a kernel of several."""
+    if kernel.resolve is not None:
+        return None
+    config, _ = lookup(kernel, problem, gpu)
+    functions = {id(unit.function): unit.function for unit in kernel.compile_units(problem, config)}
+    return next(iter(functions.values())) if len(functions) == 1 else None
+
+
+def injectable(kernel: Kernel, problem: Problem, gpu: Gpu) -> bool:
+    """Whether a delay can be put into this kernel: one plain Triton function (the delay is none of Gluon's)."""
+    function = function_of(kernel, problem, gpu)
+    return function is not None and "gluon" not in type(function).__module__
+
+
+def delayed_source(source: str, function: str, cycles: int) -> str:
+    """A module's text, with a wait at the start of the Triton function of that name. UsageError where it has none."""
+    tree = ast.parse(source)
+    found = next((node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == function), None)
+    if found is None:
+        raise UsageError(f"no function {function} to slow")
+    first = found.body[1] if ast.get_docstring(found) is not None and len(found.body) > 1 else found.body[0]
+    lines = source.splitlines()
+    lines.insert(first.lineno - 1, " " * first.col_offset + f"wait_cycles({cycles})")
+    future = [node.end_lineno or 0 for node in tree.body if isinstance(node, ast.ImportFrom) and node.module == "__future__"]
+    lines.insert(max(future, default=0), "from suites.waiting import wait_cycles")
+    return "\n".join(lines) + "\n"
+
+
+@contextmanager
+def slowed(function: Any, cycles: int) -> Iterator[None]:
+    """Within this, every module that holds the Triton function holds its delayed copy instead. For a process of its own."""
+    original = sys.modules[function.fn.__module__]
+    with tempfile.TemporaryDirectory(prefix="tersparse-") as folder:
+        path = Path(folder) / f"{original.__name__.rpartition('.')[2]}_{cycles}.py"
+        path.write_text(delayed_source(inspect.getsource(original), function.fn.__name__, cycles), encoding="utf-8")
+        copy = getattr(_load(path), function.fn.__name__)
+        holders = [
+            (module, name) for module in list(sys.modules.values()) if module.__name__.startswith("kernels.")
+            for name, value in vars(module).items() if value is function
+        ]
+        for module, name in holders:
+            setattr(module, name, copy)
+        try:
+            yield
+        finally:
+            for module, name in holders:
+                setattr(module, name, function)
+
+
+def _load(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"tersparse_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass
+class Slowed(Local):
+    """Measures cases with one kernel slowed by a share, found by trying. The kernel's result says what it really came to."""
+
+    kernel: str = ""
+    share: float = 0.0
+
+    def case(self, case: Case, plan: Plan, excluded: dict[str, Failure]) -> CaseRecord:
+        """The record of one case. UsageError where its kernel cannot be slowed."""
+        kernel = next((own for own in self.bench.kernels(case.problem.op) if own.name == self.kernel), None)
+        function = function_of(kernel, case.problem, self.bench.gpu) if kernel else None
+        if kernel is None or function is None:
+            raise UsageError(f"{self.kernel}: not a kernel that can be slowed")
+        cycles, came_to = self._cycles(kernel, function, case)
+        with slowed(function, cycles):
+            record = super().case(case, plan, excluded)
+        notes = {"injected": self.share, "injected_measured": round(came_to, 5), "injected_cycles": cycles}
+        results = tuple(
+            replace(result, notes={**result.notes, **notes}) if result.kernel == self.kernel else result for result in record.results
+        )
+        return replace(record, results=results)
+
+    def _cycles(self, kernel: Kernel, function: Any, case: Case) -> tuple[int, float]:
+        """The delay that comes nearest to the share, and the share that it comes to, interleaved with the kernel as it is."""
+        inputs, (config, _) = make_inputs(case.problem, self.bench.device), lookup(kernel, case.problem, self.bench.gpu)
+
+        def timer() -> Any:
+            return self.bench.clock.timer([kernel.prepare(case.problem, inputs, config).run], cold=False)
+
+        plain, best = timer(), (0, 0.0)
+        cycles = max(1, round(self.share * plain.sample() * CYCLES_PER_US))
+        for _ in range(TRIES):
+            with slowed(function, cycles):
+                other = timer()
+            taken = interleaved({"plain": plain, "slowed": other}, _COMPARED)
+            other.close()
+            ratios = sorted(b / a for a, b in zip(taken["plain"].kernel_us, taken["slowed"].kernel_us, strict=True))
+            came_to = ratios[len(ratios) // 2] - 1
+            if not best[0] or abs(came_to - self.share) < abs(best[1] - self.share):
+                best = cycles, came_to
+            if abs(came_to - self.share) <= CLOSE * self.share:
+                break
+            cycles = max(1, round(cycles * min(4.0, self.share / max(came_to, self.share / 4))))
+        plain.close()
+        return best
+
+
+def slowed_device(injection: Injection, mark: Callable[[str], None]) -> Slowed:
+    """The executor of a child that measures a slowed kernel on a CUDA device."""
+    local = on_device(injection.device, mark)
+    return Slowed(local.bench, local.run, local.measured_roofs, kernel=injection.kernel, share=injection.share)

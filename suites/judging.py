@@ -1,0 +1,221 @@
+"""The verdict on a case: what can be believed, what changed against the accepted record, and whether that is beyond the noise. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from kernels.gpu import Gpu
+from suites.calibration import ALPHA, MEASURABLE, Calibration, Noise
+from suites.distributions import student_quantile, student_tail
+from suites.quality import NOISE, case_refusals, headline, noise
+from suites.reasons import Sides, other_card, probable
+from suites.record import CaseRecord, Result, RunRecord
+from suites.refusals import AFTER_TIMING, result_refusals
+from suites.statistics import CONFIDENCE, Estimate, Ratio, estimate, holm, process_logs, speedup, time_us
+
+MARGIN = 0.03
+"""The smallest change that counts where nothing is calibrated, or the two runs are from different cards."""
+FLOOR = 0.005
+"""The smallest change that counts at all."""
+
+Verdict = Literal["PASS", "IMPROVED", "REGRESSED", "INCONCLUSIVE", "MISSING", "WRONG", "NEW"]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A calibrated comparison. probability: of a change so large under the same code, two-sided, times the looks that were taken.
+
+    processes: of the two runs. floor: the smallest change that counts. reason: what a regression would be put down to.
+    """
+
+    probability: float
+    noise: Noise
+    processes: tuple[int, int]
+    floor: float
+    reason: str
+
+    def limit(self, comparisons: int) -> float:
+        """The slowdown that a PASS excludes: what can be seen among so many comparisons, but never more than `MEASURABLE`."""
+        return max(self.floor, min(MEASURABLE, self.noise.smallest(comparisons, *self.processes)))
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on one variant in one case, or on a baseline that is missing.
+
+    change: speed-up now over speed-up accepted. test: what it is judged by where the case is calibrated; then `settled` gives the verdict.
+    """
+
+    key: str
+    kernel: str
+    verdict: Verdict
+    detail: str = ""
+    change: Ratio | None = None
+    test: Comparison | None = None
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What judging needs besides the two records. roofs: measured, by name. limits: the GPU's. heads: of the runs, by id."""
+
+    gpu: Gpu
+    roofs: Mapping[str, float] = field(default_factory=dict)
+    limits: Calibration | None = None
+    heads: Mapping[str, RunRecord] = field(default_factory=dict)
+
+
+def judge_case(now: CaseRecord, then: CaseRecord | None, judge: Judge, only: Sequence[str] = ()) -> list[Judgement]:
+    """The verdicts on one measured case: one per variant, and one per baseline that is wrong, missing or refused; not settled yet."""
+    found = []
+    for result in now.results:
+        before = then.result(result.kernel) if then else None
+        verdict = _doubt(now, result, before, judge)
+        if verdict is None and result.kind == "variant":
+            verdict = _compare(now, then, result, before, judge)
+        if verdict is not None:
+            found.append(verdict)
+    known = {result.kernel for result in now.results}
+    for result in then.results if then else ():
+        if result.status == "ok" and result.kernel not in known and not (only and result.kernel not in only):
+            found.append(Judgement(now.key, result.kernel, "MISSING", "accepted, but not in this run"))
+    return found
+
+
+def settled(judgements: Sequence[Judgement], comparisons: int = 0) -> list[Judgement]:
+    """The final verdicts of all comparisons together, by Holm's procedure. comparisons: that many others stand beside them, at least."""
+    tests = [(place, own.test) for place, own in enumerate(judgements) if own.test is not None]
+    more = [1.0] * max(0, comparisons - len(tests))
+    adjusted = holm([test.probability for _, test in tests] + more)
+    final = list(judgements)
+    for (place, test), probability in zip(tests, adjusted, strict=False):
+        final[place] = _settle(judgements[place], test, probability, len(adjusted))
+    return final
+
+
+def _settle(judgement: Judgement, test: Comparison, probability: float, comparisons: int) -> Judgement:
+    change = judgement.change
+    assert change is not None
+    if probability <= ALPHA and abs(math.log(change.value)) >= math.log1p(test.floor):
+        slower = change.value < 1
+        found = f"{judgement.detail}; p {probability:.1g}" + (f"; probably {test.reason}" if slower else "")
+        return replace(judgement, verdict="REGRESSED" if slower else "IMPROVED", detail=found)
+    limit = test.limit(comparisons)
+    verdict: Verdict = "PASS" if change.low >= 1 / (1 + limit) else "INCONCLUSIVE"
+    sees = "excluded" if verdict == "PASS" else "not excluded"
+    return replace(judgement, verdict=verdict, detail=f"{judgement.detail}; slower by {limit:.1%} is {sees}")
+
+
+def _doubt(now: CaseRecord, result: Result, before: Result | None, judge: Judge) -> Judgement | None:
+    """Why a result cannot be compared at all, or None."""
+    def verdict(kind: Verdict, detail: str | None) -> Judgement:
+        return Judgement(now.key, result.kernel, kind, detail or "")
+
+    if result.status == "wrong":
+        late = (result.reason or "").startswith(AFTER_TIMING)
+        return verdict("WRONG", f"wrong-after-timing: {result.reason}" if late else result.reason)
+    if result.status != "ok" or time_us(result) is None:
+        if (before is not None and before.status == "ok") or result.status == "failed":
+            return verdict("MISSING", f"{result.stage}: {result.reason}")
+        return None
+    refused = result_refusals(now, result, judge.gpu, judge.roofs)
+    return verdict("INCONCLUSIVE", f"impossible: {refused[0]}") if refused else None
+
+
+def _compare(now: CaseRecord, then: CaseRecord | None, result: Result, before: Result | None, judge: Judge) -> Judgement | None:
+    if result.status != "ok":
+        return None
+    refused = case_refusals(now)
+    if refused:
+        return Judgement(now.key, result.kernel, "INCONCLUSIVE", str(refused[0]))
+    if then is None or before is None or before.status != "ok":
+        return _new(now, result)
+    pair = _common(now, then)
+    if pair is None:
+        return Judgement(now.key, result.kernel, "MISSING", "no baseline that both runs measured")
+    sides = Sides(now, then, (result, before), pair, judge.heads)
+    noise_of = judge.limits.noise(now.key, result.kernel, pair[0].kernel) if judge.limits and now.state == "interleaved" else None
+    return _plain(sides) if noise_of is None else _calibrated(sides, noise_of)
+
+
+def _plain(sides: Sides) -> Judgement:
+    """Without a calibration: the intervals of the two runs against `MARGIN`."""
+    result, before = sides.ours
+    ours, theirs = speedup(result, sides.theirs[0]), speedup(before, sides.theirs[1])
+    if ours is None or theirs is None:
+        return Judgement(sides.now.key, result.kernel, "MISSING", "no paired samples")
+    change = ratio_of(ours, theirs)
+    verdict = verdict_of(change)
+    detail = _detail(ours.value, theirs.value, sides.theirs[0].kernel, change) + "; not calibrated"
+    if verdict == "REGRESSED":
+        detail += f"; probably {probable(sides)}"
+    return Judgement(sides.now.key, result.kernel, verdict, detail, change)
+
+
+def _calibrated(sides: Sides, noise_of: Noise) -> Judgement:
+    result, before = sides.ours
+    now = estimate(process_logs(result, sides.theirs[0], sides.now.processes))
+    then = estimate(process_logs(before, sides.theirs[1], sides.then.processes))
+    if now is None or then is None:
+        return Judgement(sides.now.key, result.kernel, "MISSING", "no paired samples")
+    change, probability = change_of(now, then, noise_of)
+    floor = MARGIN if other_card(sides) else FLOOR
+    detail = _detail(math.exp(now.value), math.exp(then.value), sides.theirs[0].kernel, change)
+    detail += "; limits borrowed" if noise_of.borrowed else ""
+    reason = probable(sides) if change.value < 1 else ""
+    test = Comparison(min(1.0, probability * now.processes), noise_of, (now.processes, then.processes), floor, reason)
+    return Judgement(sides.now.key, result.kernel, "INCONCLUSIVE", detail, change, test)
+
+
+def change_of(now: Estimate, then: Estimate, noise_of: Noise) -> tuple[Ratio, float]:
+    """Speed-up now over then with its interval at `CONFIDENCE`, and how probable so large a change is under the same code (two-sided)."""
+    difference = now.value - then.value
+    error = math.sqrt(noise_of.variance(now) + noise_of.variance(then))
+    half = student_quantile((1 - CONFIDENCE) / 2, noise_of.degrees) * error
+    probability = 2 * student_tail(abs(difference) / error, noise_of.degrees)
+    pairs = min(now.rounds, then.rounds)
+    return Ratio(math.exp(difference), math.exp(difference - half), math.exp(difference + half), pairs), probability
+
+
+def _detail(now: float, then: float, baseline: str, change: Ratio) -> str:
+    interval = f"{change.value - 1:+.1%} [{change.low - 1:+.1%}, {change.high - 1:+.1%}]"
+    return f"{now:.3f}× {baseline}, accepted {then:.3f}×: {interval}"
+
+
+def _new(now: CaseRecord, result: Result) -> Judgement:
+    """A case that nothing was accepted for: only its own noise can be judged."""
+    ratio = headline(now)
+    if ratio is not None and noise(ratio) > NOISE:
+        return Judgement(now.key, result.kernel, "INCONCLUSIVE", f"not accepted before, and uncertain by {noise(ratio):.0%}")
+    return Judgement(now.key, result.kernel, "NEW", "not accepted before")
+
+
+def _common(now: CaseRecord, then: CaseRecord) -> tuple[Result, Result] | None:
+    """The fastest baseline (as accepted) that computes exactly the case's function and was measured both times: now, then."""
+    pairs = []
+    for before in then.results:
+        result = now.result(before.kernel)
+        if before.kind == "baseline" and before.exact and before.status == "ok" and result is not None and result.status == "ok":
+            time = time_us(before)
+            if time is not None and time_us(result) is not None:
+                pairs.append((time, (result, before)))
+    return min(pairs, key=lambda pair: pair[0])[1] if pairs else None
+
+
+def ratio_of(now: Ratio, then: Ratio) -> Ratio:
+    """now / then of two independent ratios; half-widths add in quadrature on the logarithmic scale, each side for itself."""
+    middle = math.log(now.value / then.value)
+    down = math.hypot(math.log(now.value / now.low), math.log(then.high / then.value))
+    up = math.hypot(math.log(now.high / now.value), math.log(then.value / then.low))
+    return Ratio(math.exp(middle), math.exp(middle - down), math.exp(middle + up), min(now.pairs, then.pairs))
+
+
+def verdict_of(change: Ratio, margin: float = MARGIN) -> Verdict:
+    """REGRESSED or IMPROVED: the whole interval lies beyond the margin. PASS: a regression beyond it is excluded. Else INCONCLUSIVE."""
+    if change.high < 1 - margin:
+        return "REGRESSED"
+    if change.low > 1 + margin:
+        return "IMPROVED"
+    return "PASS" if change.low >= 1 - margin else "INCONCLUSIVE"

@@ -1,0 +1,171 @@
+"""Calibration from its command line on a fake clock: fresh processes that differ, limits, what the gate then sees; and its statistics."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kernels.gpu import Gpu
+from suites import calibrate, calibration, gate, resampling
+from suites.calibration import Pair, noises_of
+from suites.on_gpu import Lab
+from suites.record import CaseRecord, read
+from suites.statistics import holm, median_error
+from tests.suites.fakes import H200, gemm, lab, measure
+
+CASES = ("--suite", "prefill", "--shape", "16x32", "16x64", "--tokens", *map(str, range(1, 11)), "--sparsity", "2:4")
+SPREAD = 0.001
+"""Of the fake processes: a standard deviation of the kernel's time."""
+
+
+def laboratory(process: int, slowdown: float, spread: float = SPREAD) -> Lab:
+    offset = math.exp(float(np.random.default_rng(process).normal(0, spread)))
+    kernels = (gemm("ours", 50.0 * offset * (1 + slowdown)), gemm("theirs", 100.0, "baseline"))
+    return lab(kernels, noise=0.002, seed=1000 + process)
+
+
+def calibrated(out: Path, *more: str, found: Gpu | None = H200) -> int:
+    line = ["--gpu", "h200", *CASES, "--commit", "abc", "--out", str(out), "--accepted", str(out / "accepted.jsonl"), *more]
+    return calibrate.main(line, detect=lambda index: found, laboratory=laboratory)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("calibration")
+    assert calibrated(out, "--processes", "6", "--accept") == 0
+    return out
+
+
+def test_a_calibration_from_end_to_end(done: Path) -> None:
+    limits = calibration.read(done / "accepted.calibration.json")
+    assert limits is not None
+    assert limits == calibration.read(done / "calibration.json")
+    assert (limits.gpu, limits.commit, len(limits.noises)) == ("h200", "abc", 20)
+    assert {(own.kernel, own.baseline, own.processes, own.rounds) for own in limits.noises} == {("ours", "theirs", 6, 12)}
+    assert 0.3 * SPREAD < limits.noises[0].sigma < 4 * SPREAD
+    checks = limits.checks
+    assert (checks["processes"], checks["cases"], checks["kernels"], checks["measurable"]) == (6, 20, 20, 20)
+    assert checks["runs"] >= 1900
+    assert checks["false_alarms"] <= 0.01 < checks["upper"]
+    assert checks["power"]["5%"] >= 0.99
+    assert checks["power"]["2%"] >= 0.8
+    assert checks["agreement"] > 0.85
+    assert {label.split("-")[0] for label in checks["injections"]} == {"slow2", "slow5", "slow10"}
+    assert len(checks["injections"]) == 9
+    assert sum(verdict == "REGRESSED" for verdict in checks["injections"].values()) >= 6
+    runs = {record.run for record in read(done / "records.jsonl") if isinstance(record, CaseRecord)}
+    assert {run.partition("/")[2] for run in runs} >= {f"p{number}" for number in range(6)}
+
+
+def test_the_gate_judges_by_the_limits(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    accepted = tmp_path / "accepted.jsonl"
+    accepted.with_suffix(".calibration.json").write_text((done / "calibration.json").read_text())
+    line = ["--suite", "prefill", "--shape", "16x32", "--tokens", "4", "--sparsity", "2:4"]
+    assert measure(tmp_path / "good", laboratory(20, 0.0), *line) == 0
+    assert gate.main(["--gpu", "h200", "--run", str(tmp_path / "good"), "--accepted", str(accepted), "--accept"]) == 0
+    for slowdown, code, says in ((0.0, 0, "PASS 1"), (0.02, 1, "REGRESSED"), (0.05, 1, "slower in cycles"), (-0.05, 0, "IMPROVED")):
+        run = tmp_path / f"run{slowdown}"
+        assert measure(run, laboratory(30, slowdown), *line) == 0
+        assert gate.main(["--gpu", "h200", "--run", str(run), "--accepted", str(accepted)]) == code
+        out = capsys.readouterr().out
+        assert says in out
+        assert "not calibrated" not in out
+
+
+def test_a_budget_ends_it_and_resume_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert calibrated(tmp_path / "c", "--processes", "5", "--budget", "0.001s", "--inject", "1") == 4
+    assert "go on with" in capsys.readouterr().out
+    assert calibrated(tmp_path / "c", "--processes", "5") == 2
+    assert "add --resume" in capsys.readouterr().err
+    assert calibrated(tmp_path / "c", "--processes", "5", "--resume", "--inject", "1") == 0
+    first = (tmp_path / "c" / "records.jsonl").read_text()
+    assert calibrated(tmp_path / "c", "--processes", "5", "--resume", "--inject", "1") == 0
+    assert (tmp_path / "c" / "records.jsonl").read_text() == first, "nothing was left to measure"
+
+
+@pytest.mark.parametrize(("arguments", "found", "code", "says"), [
+    (("--processes", "4"), H200, 2, "at least 5"), (("--cases", "-1"), H200, 2, "0 and up"),
+    (("--budget", "soon"), H200, 2, "unknown budget"),
+    ((), None, 5, "a GPU is needed"), ((), replace(H200, name="a100"), 2, "h200"),
+])
+def test_bad_usage(
+    tmp_path: Path, arguments: tuple[str, ...], found: Gpu | None, code: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert calibrated(tmp_path / "c", *arguments, found=found) == code
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["nonsense", '{"schema": "other/1"}', '{"schema": "tersparse-calibration/1", "noises": [{"key": "k"}]}'])
+def test_limits_that_cannot_be_read(done: Path, tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "bad.json").write_text(text)
+    line = ["--gpu", "h200", "--run", str(done), "--accepted", str(tmp_path / "none.jsonl"), "--calibration", str(tmp_path / "bad.json")]
+    assert gate.main(line) == 2
+    assert "bad.json" in capsys.readouterr().err
+
+
+def test_limits_of_another_gpu(done: Path, tmp_path: Path) -> None:
+    text = json.loads((done / "calibration.json").read_text())
+    (tmp_path / "other.json").write_text(json.dumps({**text, "gpu": "a100"}))
+    line = ["--gpu", "h200", "--run", str(done), "--accepted", str(tmp_path / "none.jsonl"), "--calibration", str(tmp_path / "other.json")]
+    assert gate.main(line) == 2
+
+
+def pairs(count: int, processes: int, between: float, within: float = 0.004) -> list[Pair]:
+    random = np.random.default_rng(3)
+    found = []
+    for number in range(count):
+        logs = tuple(random.normal(random.normal(0.5, between), within, 16) for _ in range(processes))
+        found.append(Pair(f"prefill/{number}", "ours", "theirs", 20.0, logs, tuple(map(median_error, logs))))
+    return found
+
+
+def test_resampling_finds_the_stated_rates() -> None:
+    made = pairs(24, 7, 0.002)
+    checks = resampling.check(made, noises_of(made), 1000)
+    assert checks is not None
+    assert checks.false_alarms < 0.006, "a chance of 5 % for any of 24 is 0.2 % for each"
+    assert checks.runs_with_alarm < 0.12
+    assert 0.92 < checks.agreement < 0.985
+    assert checks.power["2%"] < checks.power["5%"] <= checks.power["10%"]
+    assert checks.power["5%"] > 0.97
+
+
+def test_a_noisy_case_is_not_called_measurable() -> None:
+    noisy = noises_of(pairs(24, 7, 0.03))
+    assert not [noise for noise in noisy if noise.visible <= calibration.MEASURABLE]
+    assert noises_of([]) == ()
+
+
+def test_few_processes_say_nothing() -> None:
+    made = pairs(4, 4, 0.002)
+    assert resampling.check(made, noises_of(made)) is None
+
+
+def test_the_spread_of_all_strengthens_each() -> None:
+    noises = noises_of(pairs(40, 5, 0.002))
+    plain, strengthened = np.std([noise.spread for noise in noises]), np.std([noise.sigma for noise in noises])
+    assert strengthened < 0.7 * plain
+    assert all(noise.degrees > 4 for noise in noises)
+
+
+def test_an_uncalibrated_case_borrows_from_its_suite() -> None:
+    noises = noises_of(pairs(24, 5, 0.002))
+    limits = calibration.Calibration("h200", None, "2026-01-01", "abc", "m/1", noises)
+    own, borrowed = limits.noise("prefill/3", "ours", "theirs"), limits.noise("prefill/x", "ours", "theirs")
+    assert own is not None
+    assert borrowed is not None
+    assert (own.borrowed, borrowed.borrowed) == (False, True)
+    assert borrowed.sigma >= np.median([noise.sigma for noise in noises])
+    assert calibration.Calibration("h200", None, "", "", "", ()).noise("prefill/3", "ours", "theirs") is None
+
+
+def test_holm() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([]) == []
