@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autotune.clock import FakeClock
+from autotune.own import BoundCall, load, table, tune
+from kernels.errors import UsageError
+
+PLAIN = '''
+from autotune.own import OwnKernel
+
+def prepare(device, seed, config):
+    if config["how"] == "raises":
+        raise ZeroDivisionError("no")
+    return lambda: seed + (1 if config["how"] == "right" else 2)
+
+def check(device, seed, result):
+    return None if result == seed + 1 else f"{result} is not {seed + 1}"
+
+AXES = {"size": (1, 2, 4, 8), "how": ("right", "wrong", "raises")}
+KERNEL = OwnKernel(prepare, check, AXES, lambda config: "too large" if config["size"] == 8 else None)
+'''
+
+
+def cost(call: Any) -> float:
+    """Best at a size of 4, and for the example's kernel at four warps and a row each."""
+    assert isinstance(call, BoundCall)
+    config: Mapping[str, Any] = call.config
+    if "size" in config:
+        return 10.0 + abs(config["size"] - 4)
+    return 10.0 + abs(config["num_warps"] - 8) + abs(config["rows"] - 2) + config["block"] / 4096
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(PLAIN)
+    return path
+
+
+def test_the_best_right_config_wins_and_the_rest_is_named(file: Path, tmp_path: Path) -> None:
+    found = tune(str(file), runs=tmp_path / "runs", clock=FakeClock(cost), device="cpu")
+    assert found.verdict is not None
+    assert found.points[found.verdict.winner] == {"size": 4, "how": "right"}
+    assert found.verdict.better
+    assert found.default_us == pytest.approx(13, rel=0.02)
+    assert (found.evaluated, found.of, len(found.failures)) == (9, 9, 6)
+    text = table(found)
+    assert text.splitlines()[0].startswith("    10.")
+    assert "wrong: 2 is not 1" in text
+    assert "ZeroDivisionError: no" in text
+    again = tune(str(file), runs=tmp_path / "runs", clock=FakeClock(cost), device="cpu", search="local")
+    assert again.verdict == found.verdict, "from the journal"
+
+
+def test_a_file_without_a_kernel_is_named(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no OwnKernel named OTHER"):
+        load(str(file), "OTHER")
+    (tmp_path / "text").write_text("")
+    with pytest.raises(UsageError, match="not a Python file"):
+        load(str(tmp_path / "text"), "KERNEL")
+
+
+def example(repository: Path, tmp_path: Path) -> Path:
+    text = (repository / "examples/tune_your_own.py").read_text()
+    assert "ROWS, COLUMNS, EPSILON = 4096, 4096" in text
+    path = tmp_path / "example.py"
+    path.write_text(text.replace("ROWS, COLUMNS, EPSILON = 4096, 4096", "ROWS, COLUMNS, EPSILON = 4, 4096"))
+    return path
+
+
+@pytest.mark.interpreter
+def test_the_example_is_right_in_every_config_that_is_tried(repository: Path, tmp_path: Path) -> None:
+    path = example(repository, tmp_path)
+    found = tune(str(path), runs=tmp_path / "runs", clock=FakeClock(cost), device="cpu")
+    assert found.failures == ()
+    assert found.verdict is not None
+    assert found.points[found.verdict.winner] == {"block": 512, "rows": 2, "num_warps": 8}
+
+
+@pytest.mark.gpu
+def test_the_example_runs(repository: Path, tmp_path: Path) -> None:
+    found = tune(str(repository / "examples/tune_your_own.py"), runs=tmp_path / "runs", seconds=60)
+    assert found.complete
+    assert found.failures == ()
+    assert found.verdict is not None
+    assert 10 < found.verdict.times[found.verdict.winner] < 1000
