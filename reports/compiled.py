@@ -115,23 +115,24 @@ def _port(walls: Mapping[str, float]) -> str:
 def _times(found: Sequence[tuple[Case, Result]]) -> list[Markup]:
     rows: list[list[object]] = []
     for case, result in found:
-        roof, limit = result.notes.get("roof_us"), result.notes.get("limit", "–")
+        roof, serial, limit = result.notes.get("roof_us"), result.notes.get("serial_us"), result.notes.get("limit", "–")
         if result.status != "ok":
-            rows.append([result.kernel, case.record.label, f"{result.status}: {result.stage}: {result.reason}", "–", "–", "–", "–"])
-        elif result.projected_us and isinstance(roof, (int, float)):
+            rows.append([result.kernel, case.record.label, f"{result.status}: {result.stage}: {result.reason}", *"–––––"])
+        elif result.projected_us and isinstance(roof, (int, float)) and isinstance(serial, (int, float)):
             every = [own["walls_us"] for _, own in _functions(result) if own.get("walls_us")]
             walls = [pairs({name: f"{us:.1f}" for name, us in one.items()}) for one in every]
-            rows.append([result.kernel, case.record.label, limit, f"{result.projected_us:.1f}", f"{roof:.1f}",
-                         f"{100 * roof / result.projected_us:.0f} %", "; ".join(walls) or "–"])
+            shares = f"{100 * roof / serial:.0f} to {100 * roof / result.projected_us:.0f} %"
+            times = (f"{result.projected_us:.1f}", f"{serial:.1f}", f"{roof:.1f}", shares)
+            rows.append([result.kernel, case.record.label, limit, *times, "; ".join(walls) or "–"])
     if not rows:
         return []
-    head = ["Kernel", "Case", "Slowest wall", "Predicted µs", "Roof µs", "Share", "Every wall, µs"]
+    head = ["Kernel", "Case", "Slowest wall", "At least µs", "Without overlap µs", "Roof µs", "Of the roof", "Every wall, µs"]
     note = (
-        "The least time that this machine code allows, as if nothing ever waited: the slowest of tensor cores, issue, integer units, "
-        "shared memory and device memory at the datasheet's rates and clock. Latency, epilogue, padded tiles and the last wave come on "
-        "top. The roof is that of the problem for any machine code of the kernel's kind. A prediction, not a measurement."
+        "What this machine code takes of tensor cores, issue, integer units, shared memory and device memory at the datasheet's rates and "
+        "clock: at least the slowest of these walls, and all of them together where nothing overlaps. Latency, epilogue, padded tiles and "
+        "the last wave come on top. The roof is that of the problem for any machine code of the kernel's kind. Predicted, not measured."
     )
-    content = table("Predicted times", head, rows, text=(0, 1, 2, 6))
+    content = table("Predicted times", head, rows, text=(0, 1, 2, 7))
     shown = content if len(rows) <= MOST_ROWS else folded(f"{len(rows)} predictions: {SAID}", content)
     return [Markup("<h3>Predicted time against the roof</h3>"), paragraph(note, "note"), shown]
 

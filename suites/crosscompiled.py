@@ -97,7 +97,8 @@ def _result(job: Job, compiled: Sequence[Compiled | Failure], gpu: Gpu) -> Resul
     if failure or not predictions or (problem.op == "step" and loops < GEMMS):  # the other products are a library's
         return result
     slowest = max(predictions, key=lambda one: one.us)
-    notes = {"limit": slowest.limit, "roof_us": floor_of(job.kernel, problem, gpu)}
+    serial = sum(one.serial_us for one in predictions)
+    notes = {"limit": slowest.limit, "serial_us": serial, "roof_us": floor_of(job.kernel, problem, gpu)}
     return replace(result, projected_us=sum(one.us for one in predictions), notes=notes)
 
 

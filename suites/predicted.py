@@ -21,7 +21,11 @@ WARP_PRODUCTS_ON_HOPPER = 0.5
 
 @dataclass(frozen=True)
 class Prediction:
-    """walls: microseconds of each, by name. us: of the slowest, `limit`."""
+    """walls: microseconds of each, by name. us: of the slowest, `limit`, behind which the others hide at best. serial_us: of all of them.
+
+    On an H200 (2026-11-22) the measured times of dense-triton and dense-int8-triton at 512 tokens and more stood between the two or near
+    them: at 1.7 to 3.3 times us, and at 0.7 to 1.25 times serial_us (32 results; docs/gpus.md).
+    """
 
     walls: Mapping[str, float]
 
@@ -34,6 +38,11 @@ class Prediction:
     def us(self) -> float:
         """Its microseconds."""
         return self.walls[self.limit]
+
+    @property
+    def serial_us(self) -> float:
+        """The microseconds of all walls together."""
+        return sum(self.walls.values())
 
 
 def predict(problem: Problem, gpu: Gpu, loop: Loop | None, share: float = 1.0) -> Prediction | None:

@@ -130,3 +130,4 @@ def test_numerics_and_machine_code_of_a_real_kernel(tmp_path: Path, monkeypatch:
     assert figures["occupancy"]["warps"] == figures["occupancy"]["blocks"] * figures["warps"] > 0
     assert figures["loop"]["operations"] > 0
     assert compiled_result.projected_us == pytest.approx(max(figures["walls_us"].values()))
+    assert compiled_result.notes["serial_us"] == pytest.approx(sum(figures["walls_us"].values()))

@@ -25,6 +25,7 @@ def test_each_wall_by_hand() -> None:
         "shared memory": MULTIPLY / 65536 * 4096 / 128 / clock, "device memory": compulsory_bytes(PROBLEM) / 2.039e6,
     })
     assert (found.limit, found.us) == ("shared memory", max(found.walls.values()))
+    assert found.serial_us == pytest.approx(sum(found.walls.values()))
 
 
 def test_sparse_products_are_twice_as_fast_and_lifting_is_paid_for() -> None:
