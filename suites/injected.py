@@ -18,9 +18,10 @@ from autotune.measure import Plan, interleaved
 from autotune.tuned import lookup
 from kernels.errors import Failure, UsageError
 from kernels.gpu import Gpu
-from kernels.inputs import make_inputs
-from kernels.kernel import Kernel
+from kernels.inputs import Inputs, make_inputs
+from kernels.kernel import Kernel, Outputs, Prepared
 from kernels.problem import Problem
+from kernels.space import Config
 from suites.case import Case
 from suites.executor import DeviceArguments, Local, on_device
 from suites.record import CaseRecord
@@ -72,24 +73,36 @@ def delayed_source(source: str, function: str, cycles: int) -> str:
 
 
 @contextmanager
-def slowed(function: Any, cycles: int) -> Iterator[None]:
-    """Within this, every module that holds the Triton function holds its delayed copy instead. For a process of its own."""
+def delayed(function: Any, cycles: int) -> Iterator[Any]:
+    """A copy of a Triton function that waits so many cycles in every program before it does anything else."""
     original = sys.modules[function.fn.__module__]
     with tempfile.TemporaryDirectory(prefix="tersparse-") as folder:
         path = Path(folder) / f"{original.__name__.rpartition('.')[2]}_{cycles}.py"
         path.write_text(delayed_source(inspect.getsource(original), function.fn.__name__, cycles), encoding="utf-8")
-        copy = getattr(_load(path), function.fn.__name__)
-        holders = [
-            (module, name) for module in list(sys.modules.values()) if module.__name__.startswith("kernels.")
-            for name, value in vars(module).items() if value is function
-        ]
-        for module, name in holders:
-            setattr(module, name, copy)
-        try:
-            yield
-        finally:
-            for module, name in holders:
-                setattr(module, name, function)
+        yield getattr(_load(path), function.fn.__name__)
+
+
+def slowed(kernel: Kernel, function: Any, copy: Any) -> Kernel:
+    """The kernel, launching the copy in the place of the function. Others that launch the function are left alone."""
+    def prepare(problem: Problem, inputs: Inputs, config: Config) -> Prepared:
+        prepared = kernel.prepare(problem, inputs, config)
+
+        def run() -> Outputs:
+            holders = [
+                (module, name) for module in list(sys.modules.values()) if module.__name__.startswith("kernels.")
+                for name, value in vars(module).items() if value is function
+            ]
+            try:
+                for module, name in holders:
+                    setattr(module, name, copy)
+                return prepared.run()
+            finally:
+                for module, name in holders:
+                    setattr(module, name, function)
+
+        return replace(prepared, run=run)
+
+    return replace(kernel, prepare=prepare, resolve=lambda problem, inputs, gpu: lookup(kernel, problem, gpu)[0])
 
 
 def _load(path: Path) -> ModuleType:
@@ -116,8 +129,10 @@ class Slowed(Local):
         if kernel is None or function is None:
             raise UsageError(f"{self.kernel}: not a kernel that can be slowed")
         cycles, came_to = self._cycles(kernel, function, case)
-        with slowed(function, cycles):
-            record = super().case(case, plan, excluded)
+        with delayed(function, cycles) as copy:
+            slow = slowed(kernel, function, copy)
+            bench = replace(self.bench, kernels=lambda op: [slow if own is kernel else own for own in self.bench.kernels(op)])
+            record = Local(bench, self.run, weights=self.weights).case(case, plan, excluded)
         notes = {"injected": self.share, "injected_measured": round(came_to, 5), "injected_cycles": cycles}
         results = tuple(
             replace(result, notes={**result.notes, **notes}) if result.kernel == self.kernel else result for result in record.results
@@ -128,14 +143,14 @@ class Slowed(Local):
         """The delay that comes nearest to the share, and the share that it comes to, interleaved with the kernel as it is."""
         inputs, (config, _) = make_inputs(case.problem, self.bench.device), lookup(kernel, case.problem, self.bench.gpu)
 
-        def timer() -> Any:
-            return self.bench.clock.timer([kernel.prepare(case.problem, inputs, config).run], cold=False)
+        def timer(made: Kernel) -> Any:
+            return self.bench.clock.timer([made.prepare(case.problem, inputs, config).run], cold=False)
 
-        plain, best = timer(), (0, 0.0)
+        plain, best = timer(kernel), (0, 0.0)
         cycles = max(1, round(self.share * plain.sample() * CYCLES_PER_US))
         for _ in range(TRIES):
-            with slowed(function, cycles):
-                other = timer()
+            with delayed(function, cycles) as copy:
+                other = timer(slowed(kernel, function, copy))
             taken = interleaved({"plain": plain, "slowed": other}, _COMPARED)
             other.close()
             ratios = sorted(b / a for a, b in zip(taken["plain"].kernel_us, taken["slowed"].kernel_us, strict=True))

@@ -127,7 +127,8 @@ def _found(batch: _Batch, slowdown: float) -> np.ndarray:
     """Which pairs are called REGRESSED when each, alone, is slower by that share: then Holm's first step is what it has to take."""
     shifted = batch.differences - math.log1p(slowdown)
     quantiles = _quantiles(batch, ALPHA / len(batch.degrees) / 2)
-    return (shifted < -quantiles * batch.errors) & (shifted <= -math.log1p(FLOOR))
+    found: np.ndarray = (shifted < -quantiles * batch.errors) & (shifted <= -math.log1p(FLOOR))
+    return found
 
 
 def _quantiles(batch: _Batch, tail: float = (1 - CONFIDENCE) / 2) -> np.ndarray:
