@@ -24,8 +24,8 @@ from kernels.ternary_gemm.decode_kernel import decode_gemm
 from kernels.ternary_gemm.dense_triton import MAX_IN_FEATURES, aligned_rows, is_aligned
 
 KINDS = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32", torch.int32: "s32"}
-FUSED_BYTES = 256 * 1024
-"""Activations that every program may quantize for itself; above, one launch quantizes them for all."""
+FUSED_BYTES, FUSED_TRAFFIC = 96 * 1024, 24 << 20
+"""Activations that every program may quantize for itself, and that all of them may read for it; above, one launch quantizes for all."""
 
 
 @dataclass(frozen=True)
@@ -141,8 +141,8 @@ def fuses(x: torch.Tensor, config: DecodeConfig, out_features: int) -> bool:
     tokens, in_features = x.shape
     row_bytes = x.stride(0) * x.element_size()
     pieces = in_features % 8 == 0 and x.stride(1) == 1 and row_bytes % 16 == 0 and x.data_ptr() % 16 == 0
-    small = in_features * tokens * x.element_size() <= FUSED_BYTES
-    return pieces and small and plan(out_features, in_features, tokens, config).chunks == 1
+    found, nbytes = plan(out_features, in_features, tokens, config), in_features * tokens * x.element_size()
+    return pieces and found.chunks == 1 and nbytes <= FUSED_BYTES and nbytes * found.programs <= FUSED_TRAFFIC
 
 
 def prepare(problem: Problem, inputs: Inputs, config: DecodeConfig) -> Prepared:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
-from math import ceil
+from dataclasses import dataclass, replace
+from math import ceil, exp
 
 from kernels.gpu import Gpu
 from kernels.problem import Problem
@@ -159,39 +159,44 @@ def _candidates() -> Iterator[DecodeConfig]:
 def _estimated(case: _Case) -> list[tuple[float, DecodeConfig]]:
     """Allowed configs by estimated time."""
     gpu = case.device()
-    allowed = (config for config in _candidates() if reject(case.problem, gpu, config) is None)
-    return sorted(((estimate(case.problem, gpu, config), config) for config in allowed), key=lambda entry: entry[0])
+    sizes = (case.problem.out_features, case.problem.in_features, case.problem.tokens)
+    distinct: dict[tuple[Plan, DecodeConfig], DecodeConfig] = {}
+    for config in _candidates():
+        if reject(case.problem, gpu, config) is None:  # where all activations fit, more room for them changes nothing
+            distinct.setdefault((plan(*sizes, config), replace(config, x_kib=0)), config)
+    return sorted(((estimate(case.problem, gpu, config), config) for config in distinct.values()), key=lambda entry: entry[0])
 
 
-CLOCK = 1.75e9
-PORT = 40.0
-"""Bytes that a multiprocessor takes from the L2 per clock. A guess, not a measurement; so are the constants of `estimate`."""
-LATENCY_BYTES = 30_000
-"""Bytes on their way per multiprocessor that keep the memory busy (latency times bandwidth)."""
+CLOCK, PORT, FLYING = 1.75e9, 40.0, 26_000.0
+"""Hz; bytes that a multiprocessor takes from the L2 per clock; bytes on their way per multiprocessor at which 1 − 1/e of the memory's rate
+is reached. The constants of `estimate` are guesses and not measurements: it ranks, no more."""
 
 
 def estimate(problem: Problem, gpu: Gpu, config: DecodeConfig) -> float:
-    """Microseconds, roughly: launch, the slowest of memory, L2 port and tensor cores, then the sums. Good for ranking only."""
+    """Microseconds, roughly: launch, then memory, L2 port, issue and tensor cores, of which the slowest counts most, then the sums."""
     found = plan(problem.out_features, problem.in_features, problem.tokens, config)
     sparse, tokens, sms = is_sparse(problem), max(1, problem.tokens), max(1, gpu.sms)
-    per_sm = max(1, min((200 * 1024) // (found.shared_kib * 1024), REGISTERS // (32 * config.warps * registers(config, tokens, sparse))))
-    resident = min(found.programs, sms * per_sm)
-    waves = found.programs / resident
-    waves = ceil(waves) if waves < 4 else waves
-    weights, steps = config.rows * found.share * 32, found.chunks * found.steps
-    activations = tokens * found.chunks * found.steps * config.warps_k * COLUMNS
-    flying = resident * config.warps * config.tiles * 512 * min(config.depth, steps)
-    bandwidth = 0.93 * min(gpu.bandwidth, 1e13) * min(1.0, flying / (LATENCY_BYTES * sms))
-    memory = found.row_tiles * config.rows * problem.in_features / 4 / bandwidth
+    tokens8, parts, steps = ceil(tokens / 8), 1 if sparse else 2, found.chunks * found.steps
+    by_registers = REGISTERS // (32 * config.warps * registers(config, tokens, sparse))
+    per_sm = max(1, min(220 // found.shared_kib, by_registers, 48 // config.warps))
+    weights, activations = config.rows * found.share * 32, tokens * steps * config.warps_k * COLUMNS
+    ring = config.warps * config.tiles * 512 * min(config.depth, steps)
+
+    def stream(programs: int) -> float:
+        return programs * weights / (min(gpu.bandwidth, 1e13) * 0.95 * (1 - exp(-programs * ring / sms / FLYING))) if programs else 0.0
+
+    waves, rest = divmod(found.programs, sms * per_sm)
+    memory = waves * stream(sms * per_sm) + stream(rest)
     busiest = ceil(found.programs / sms)
-    port = busiest * (weights + activations) / PORT / CLOCK
-    tokens8 = ceil(tokens / 8)
-    products = config.warps * steps * 2 * config.tiles * tokens8 * (1 if sparse else 2)
-    tensor = busiest * products * 2.6 / CLOCK
-    sums = config.rows * tokens * (config.warps_k + 4) * 4 / 64 / CLOCK * busiest
-    split = 1.3e-6 + found.splits * problem.out_features * tokens / 1e12 if found.splits > 1 else 0.0
-    tail = (waves - found.programs / resident) * memory * 0.5
-    return 1e6 * (1.8e-6 + max(memory, port, tensor) + tail + sums + split + 0.1e-6 * ceil(activations / 16384))
+    port = busiest * (weights + activations) / PORT
+    tensor = busiest * config.warps * steps * config.tiles * tokens8 * parts * 4.6
+    issue = busiest * config.warps * steps * (26 + config.tiles * (17 + 14 * (parts - 1) + 2 * parts * tokens8) + 3 * tokens8) / 3
+    busy = sum(part**4 for part in (memory, port / CLOCK, tensor / CLOCK, issue / CLOCK)) ** 0.25
+    sums = busiest * tokens8 * (config.rows * 8 * (2 * config.warps_k + 12) / 128 + 150) / CLOCK
+    split = 1.2e-6 + found.programs * config.rows * tokens / 1e12 if found.splits > 1 else 0.0
+    chunk = (found.chunks - 1) * (0.15e-6 + 0.5e-6 * (1 - (found.pending + 1) / config.depth))
+    begin = 1.6e-6 + 0.3e-6 * min(waves, 4) + activations / found.chunks / PORT / CLOCK
+    return 1e6 * float(begin + busy + chunk + sums + split)
 
 
 def default_config(problem: Problem, gpu: Gpu) -> DecodeConfig:
