@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autotune.command import Parser, guarded
+from kernels.errors import UsageError
+from reports import database, scan
 from reports.load import Results, frame, load
-from reports.page import headline_figure, render
+from reports.page import headline_figure, render, render_history
 from reports.svg import standalone
 from suites.command import EXIT_CODES
 from suites.store import write_text
@@ -28,6 +30,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--gpu", required=True, help="profile name, such as h200; auto: the runs' own")
     made.add_argument("--run", nargs="+", action="extend", default=[], metavar="RUN", help="folders or .jsonl; left out: committed results")
     made.add_argument("--compare", nargs=2, metavar=("A", "B"), help="two runs side by side, B against A; without --run the page is B's")
+    made.add_argument("--history", metavar="STORE", help="the page of every case over many runs: a folder of runs, or a .sqlite file")
+    made.add_argument("--add", nargs="+", action="extend", default=[], metavar="RUN", help="first add these runs to the --history file")
     made.add_argument("--out", metavar="report.html", help="where to write; left out: report-GPU.html here, or in the one run's folder")
     made.add_argument("--figure", metavar="headline.svg", help="write the headline figure as an SVG file of its own instead of the page")
     made.add_argument("--table", metavar="results.csv", help="write every result as a row of a CSV file instead of the page")
@@ -41,6 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     options = parser().parse_args(argv)
+    if options.history or options.add:
+        return _history(options)
     compared = (load(options.gpu, options.compare[:1]), load(options.gpu, options.compare[1:])) if options.compare else None
     most = None if options.figure or options.table else MOST_CASES
     results = load(options.gpu, options.run, most) if options.run or compared is None else compared[1]
@@ -53,6 +59,22 @@ def _main(argv: Sequence[str] | None) -> int:
     write_text(path, text)
     if not results.measured:
         print(f"{results.source}: nothing measured")
+    print(path)
+    return 0
+
+
+def _history(options: argparse.Namespace) -> int:
+    """Write the history page, after adding runs to its file where asked."""
+    if not options.history or options.run or options.compare or options.figure or options.table:
+        raise UsageError("--history STORE makes a page of its own; with it go --gpu, --add and --out")
+    store = Path(options.history)
+    if options.add:
+        if store.suffix != database.SUFFIX:
+            raise UsageError(f"--add needs a {database.SUFFIX} file as --history; to a folder, copy the run")
+        for run in map(Path, options.add):
+            database.add(store, scan.every(run))
+    path = Path(options.out) if options.out else Path(f"history-{options.gpu}.html")
+    write_text(path, render_history(options.gpu, store))
     print(path)
     return 0
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import gzip
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from reports import breakeven, compiled, layers, memory, scatter, tables
+from reports import breakeven, compiled, history, layers, memory, scatter, tables
 from reports.answers import WORK, answers
 from reports.compare import Comparer, Comparison, in_order, sparsities
 from reports.figures import (
@@ -84,6 +85,12 @@ def render(results: Results, compared: tuple[Results, Results] | None = None) ->
         "changes": (*compared, *tables.changes(*compared)) if compared else None,
     }
     return _environment().get_template("page.html").render(context)
+
+
+def render_history(gpu: str, store: Path) -> str:
+    """The HTML of the history page over a folder of runs or a .sqlite file."""
+    given = {"light": LIGHT, "dark": DARK, **history.context(gpu, store)}
+    return _environment().get_template("history.html").render(given)
 
 
 def panels(data: Data) -> list[Panel]:

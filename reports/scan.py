@@ -16,7 +16,7 @@ from typing import Any
 
 from kernels.errors import RecordError
 from reports import database
-from suites.record import Record, RunRecord, from_dict
+from suites.record import Record, RunRecord, from_dict, read
 
 _TEXT = rb'"((?:[^"\\]|\\.)*)"'
 _NAMES = b"".join(b',"' + name + b'":' + _TEXT for name in (b"suite", b"model", b"layer", b"state", b"cache"))
@@ -57,6 +57,15 @@ def files_of(path: Path) -> list[Path]:
     if not found:
         raise RecordError(f"{path}: no .jsonl file in this folder")
     return found
+
+
+def every(store: Path) -> Iterator[Record]:
+    """Every record of a file, or of the .jsonl files in a folder and those below it; RecordError where there is none."""
+    files = sorted(store.rglob("*.jsonl")) if store.is_dir() else files_of(store)
+    if not files:
+        raise RecordError(f"{store}: no .jsonl file in this folder or below")
+    for file in files:
+        yield from database.every(file) if file.suffix == database.SUFFIX else read(file)
 
 
 def _walk(index: int, file: Path, places: dict[tuple[Any, ...], _Place]) -> None:
