@@ -23,6 +23,7 @@ from kernels.space import ConfigSpace
 from kernels.ternary_gemm.dense_triton import MAX_IN_FEATURES, aligned_rows, is_aligned
 from kernels.ternary_gemm.sparse_mma_config import BAND, MmaConfig, default_config, reject
 from kernels.ternary_gemm.sparse_mma_kernel import sparse_mma_gemm
+from kernels.ternary_gemm.sparse_mma_tile import STAGE_COLUMNS
 from kernels.ternary_gemm.sparse_wgmma import FragmentWeight, columns_of, fragment_weight, padded_rows
 from reference.lifting import lift_activation
 
@@ -32,13 +33,15 @@ KINDS = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32", tor
 @dataclass(frozen=True)
 class MmaGemm:
     """The GEMM bound to its buffers. x: int8 [T, columns] in rows of a multiple of 16 bytes; bias: as `padded_rows` gives it; programs:
-    how many work at a time."""
+    how many work at a time. sums, counts: where the parts of tiles meet; one launch at a time may use them."""
 
     weight: FragmentWeight
     x: torch.Tensor
     x_scale: torch.Tensor
     bias: torch.Tensor
     out: torch.Tensor
+    sums: torch.Tensor
+    counts: torch.Tensor
     config: MmaConfig
     programs: int
 
@@ -49,19 +52,20 @@ class MmaGemm:
             return
         weight, tile = self.weight, self.config.tile
         row_tiles, token_tiles = math.ceil(out_features / tile.block_n), math.ceil(tokens / tile.block_t)
-        tiles = row_tiles * token_tiles
+        works = row_tiles * token_tiles * self.config.splits
         with torch.cuda.device_of(self.out):
-            sparse_mma_gemm[(min(self.programs, tiles),)](
-                self.x, weight.blocks, self.x_scale, weight.row_scale, self.bias, self.out, weight.blocks.shape[1], tiles, row_tiles,
-                token_tiles, self.config.band or row_tiles, weight.blocks.shape[0], tokens, out_features, self.x.stride(0),
-                _width(weight.columns),
-                **constants(self.config, self.out.dtype, out_features), **self.config.options,
+            sparse_mma_gemm[(min(self.programs, works),)](
+                self.x, weight.blocks, self.x_scale, weight.row_scale, self.bias, self.out, self.sums, self.counts,
+                weight.blocks.shape[1], works, row_tiles, token_tiles, self.config.band or row_tiles, weight.blocks.shape[0], tokens,
+                out_features, self.x.stride(0), _width(weight.columns), **constants(self.config, self.out.dtype, out_features),
+                **self.config.options,
             )
 
 
 def constants(config: MmaConfig, dtype: torch.dtype, out_features: int) -> dict[str, object]:
     """What the kernel is specialized for."""
-    return {"TILE": config.tile, "STAGES": config.stages, "OUT": KINDS[dtype], "WIDE": dtype.itemsize == 2 and out_features % 8 == 0}
+    return {"TILE": config.tile, "STAGES": config.stages, "SPLITS": config.splits, "OUT": KINDS[dtype],
+            "WIDE": dtype.itemsize == 2 and out_features % 8 == 0}
 
 
 def _width(columns: int) -> int:
@@ -82,6 +86,8 @@ def bind(x_q: torch.Tensor, x_scale: torch.Tensor, weight: FragmentWeight, bias:
         raise ShapeError("the weight is packed for dense tensor cores; pack it with fragment_weight")
     if weight.columns > MAX_IN_FEATURES:
         raise ShapeError(f"{weight.columns} columns; int32 accumulators of 64-fold weights hold at most {MAX_IN_FEATURES}")
+    if config.splits > weight.blocks.shape[1]:
+        raise ShapeError(f"{weight.columns} columns cannot be cut into {config.splits} parts of whole blocks of {STAGE_COLUMNS}")
     if dtype not in KINDS:
         raise ShapeError(f"out dtype is {dtype}; one of {', '.join(map(str, KINDS))} is needed")
     _need("x_q", x_q, torch.int8, (x_q.shape[0], weight.columns), device)
@@ -92,8 +98,11 @@ def bind(x_q: torch.Tensor, x_scale: torch.Tensor, weight: FragmentWeight, bias:
         raise ShapeError(f"tensors are on {device}; a CUDA device is needed")
     padded = padded_rows(torch.zeros(rows, device=device) if bias is None else bias, rows)
     out = torch.empty((x_q.shape[0], rows), dtype=dtype, device=device)
-    programs = torch.cuda.get_device_properties(device).multi_processor_count * config.per_sm
-    return MmaGemm(weight, aligned_rows(x_q), x_scale.contiguous(), padded, out, config, programs)
+    tile, programs = config.tile, torch.cuda.get_device_properties(device).multi_processor_count * config.per_sm
+    tiles = math.ceil(rows / tile.block_n) * math.ceil(x_q.shape[0] / tile.block_t) if config.splits > 1 else 0
+    sums = torch.empty(tiles * config.splits * tile.block_n * tile.block_t, dtype=torch.int32, device=device)
+    counts = torch.zeros(tiles, dtype=torch.int32, device=device)
+    return MmaGemm(weight, aligned_rows(x_q), x_scale.contiguous(), padded, out, sums, counts, config, programs)
 
 
 def prepare(problem: Problem, inputs: Inputs, config: MmaConfig) -> Prepared:
@@ -127,8 +136,9 @@ def compile_units(problem: Problem, config: MmaConfig) -> Sequence[CompileUnit]:
     """The kernel as the problem and the config make it."""
     dtype = DTYPES[problem.dtype]
     out = {"bf16": "*bf16", "f16": "*fp16", "f32": "*fp32", "s32": "*i32"}[KINDS[dtype]]
-    pointers = {"x_ptr": "*i8", "w_ptr": "*i32", "x_scale_ptr": "*fp32", "row_scale_ptr": "*fp32", "bias_ptr": "*fp32", "y_ptr": out}
-    sizes = ("steps", "tiles", "row_tiles", "token_tiles", "band", "row_blocks", "tokens", "out_features", "x_stride", "x_width")
+    pointers = {"x_ptr": "*i8", "w_ptr": "*i32", "x_scale_ptr": "*fp32", "row_scale_ptr": "*fp32", "bias_ptr": "*fp32", "y_ptr": out,
+                "sums_ptr": "*i32", "counts_ptr": "*i32"}
+    sizes = ("steps", "works", "row_tiles", "token_tiles", "band", "row_blocks", "tokens", "out_features", "x_stride", "x_width")
     constant = constants(config, dtype, problem.out_features)
     signature = pointers | dict.fromkeys(sizes, "i32") | dict.fromkeys(constant, "constexpr")
     return [CompileUnit(sparse_mma_gemm, signature, constant, tuple(pointers), config.options, {80: "IMMA.SP"})]
@@ -137,7 +147,7 @@ def compile_units(problem: Problem, config: MmaConfig) -> Sequence[CompileUnit]:
 space = ConfigSpace(
     MmaConfig,
     {"warps_n": (1, 2, 4), "warps_t": (1, 2, 4), "tiles_n": (1, 2, 4, 8), "tiles_t": (1, 2, 4, 8), "stages": (3, 4, 6), "per_sm": (1, 2),
-     "band": (0, BAND)},
+     "band": (0, BAND), "splits": (1, 2, 4, 8)},
     reject,
 )
 

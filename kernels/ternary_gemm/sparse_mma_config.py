@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -23,7 +24,8 @@ BAND = 16
 @dataclass(frozen=True)
 class MmaConfig:
     """warps_n × warps_t warps, each multiplying 16 · tiles_n weight rows by 8 · tiles_t tokens. stages: of 128 columns, at least 3.
-    per_sm: programs that share a multiprocessor. band: row tiles that follow each other before the tokens move on (0: all)."""
+    per_sm: programs that share a multiprocessor. band: row tiles that follow each other before the tokens move on (0: all).
+    splits: parts along in_features, which meet in device memory."""
 
     warps_n: int
     warps_t: int
@@ -32,6 +34,7 @@ class MmaConfig:
     stages: int
     per_sm: int = 1
     band: int = 0
+    splits: int = 1
 
     @property
     def tile(self) -> Tile:
@@ -52,7 +55,8 @@ class MmaConfig:
     def registers(self) -> int:
         """About what a thread needs."""
         tile = self.tile
-        return tile.accumulators + 8 * tile.tiles_t + 4 * tile.tiles_n + 3 * tile.token_copies + 2 * tile.word_copies + 40
+        copies = 3 * tile.token_copies + 2 * tile.word_copies
+        return tile.accumulators + 8 * tile.tiles_t + 4 * tile.tiles_n + copies + (40 if self.splits == 1 else 72)
 
     @property
     def options(self) -> dict[str, int]:
@@ -108,6 +112,8 @@ def reject(problem: Problem, gpu: Gpu, config: MmaConfig) -> str | None:
     if not config.band and row_tiles > BAND and token_tiles > 1 and packed_bytes(problem) > 2 * gpu.l2_bytes:
         return f"without bands the weight comes from device memory again for each of {token_tiles} token tiles"
     tiles = row_tiles * token_tiles
+    if config.splits > 1 and (tiles > gpu.sms * config.per_sm or blocks(problem) < 4 * config.splits):
+        return f"{tiles} tiles of {blocks(problem)} blocks are not cut into {config.splits} parts: they fill the GPU, or parts are short"
     if tile.accumulators < 64 and tile.block_t < 64 < problem.tokens and tiles > 8 * gpu.sms:
         return f"{tiles} small tiles: larger ones fill {gpu.sms} multiprocessors too"
     return None
@@ -125,6 +131,11 @@ def columns(problem: Problem) -> int:
     return math.ceil(problem.in_features / problem.sparsity.m) * 4 * (problem.sparsity.m // 2 - 1)
 
 
+def blocks(problem: Problem) -> int:
+    """Blocks of `STAGE_COLUMNS` columns."""
+    return math.ceil(columns(problem) / STAGE_COLUMNS)
+
+
 _DEFAULTS = (
     (2, 4, 8, 4), (2, 2, 8, 4), (4, 2, 4, 4), (2, 2, 4, 4), (4, 1, 4, 4), (4, 1, 2, 4), (4, 1, 1, 4), (4, 1, 4, 2), (4, 1, 2, 2),
     (4, 1, 1, 2), (4, 1, 4, 1), (4, 1, 2, 1), (4, 1, 1, 1),
@@ -135,18 +146,19 @@ def default_config(problem: Problem, gpu: Gpu) -> MmaConfig:
     """The tile whose waves are the least work, with as many stages as fit, up to 6. An estimate by clocks, not a measurement."""
     choices = []
     for tile in _DEFAULTS:
-        for per_sm in (2, 1):
-            deepest = (MmaConfig(*tile, stages, per_sm, band) for stages in (6, 5, 4, 3) for band in (BAND, 0))
+        for per_sm, splits in itertools.product((2, 1), (1, 2, 4, 8)):
+            deepest = (MmaConfig(*tile, stages, per_sm, band, splits) for stages in (6, 5, 4, 3) for band in (BAND, 0))
             choices += [config for config in deepest if reject(problem, gpu, config) is None][:1]
     return min(choices, key=lambda config: estimated_clocks(problem, gpu, config))
 
 
 def estimated_clocks(problem: Problem, gpu: Gpu, config: MmaConfig) -> float:
-    """Clocks of a problem: waves of tiles, each the slower of tensor cores and shared memory, a barrier for every stage, an epilogue."""
+    """Clocks of a problem: waves of tiles or their parts; a part is its stages, each the slower of tensor cores and shared memory and a
+    barrier, then what it leaves in device memory and the epilogue."""
     tile = config.tile
-    tiles = math.ceil(problem.out_features / tile.block_n) * math.ceil(max(1, problem.tokens) / tile.block_t)
-    steps = math.ceil(columns(problem) / STAGE_COLUMNS)
+    parts = math.ceil(problem.out_features / tile.block_n) * math.ceil(max(1, problem.tokens) / tile.block_t) * config.splits
     alone = 2 * max(config.product_clocks(gpu), config.port_clocks) * config.per_sm
-    stage = alone + (0 if config.per_sm > 1 else 60)
-    epilogue = tile.block_n * tile.block_t / 16
-    return math.ceil(tiles / (max(1, gpu.sms) * config.per_sm)) * (steps * max(stage, 300) + epilogue * (1 if config.per_sm > 1 else 2))
+    stage = max(300, alone + (0 if config.per_sm > 1 else 60))
+    after = tile.block_n * tile.block_t / (16 if config.per_sm > 1 else 8)
+    meeting = 0.0 if config.splits == 1 else 2000 + tile.block_n * tile.block_t / 16 * (1 + config.splits)
+    return math.ceil(parts / (max(1, gpu.sms) * config.per_sm)) * (math.ceil(blocks(problem) / config.splits) * stage + after + meeting)

@@ -83,21 +83,23 @@ def zero(tile):
 @gluon.constexpr_function
 def point(tile):
     """$1 activations, $2 bytes of their rows, $3 first token of the tile, $4 tokens, $5 weights, $6 first row block, $7 row blocks there
-    are, $8 blocks along the columns.
+    are, $8 blocks along the columns, $9 the one to start with.
 
-    Points the copies at the tile's first stage. A token behind the last reads nothing and gives zeros; a row block behind the last is the
-    last one again, and what it gives is not stored.
+    Points the copies there. A token behind the last reads nothing and gives zeros; a row block behind the last is the last one again, and
+    what it gives is not stored.
     """
-    text = """{
+    text = f"""{{
         .reg .b32 t, row, last, at;
-        .reg .b64 start;
+        .reg .b64 start, skipped;
         .reg .pred inside;
         mov.u32 t, %tid.x;
         sub.u32 last, $4, 1;
         shr.u32 row, t, 3;
         add.u32 row, row, $3;
         cvt.u64.u32 start, column;
-        add.u64 start, start, $1;"""
+        add.u64 start, start, $1;
+        mul.wide.u32 skipped, $9, {STAGE_COLUMNS};
+        add.u64 start, start, skipped;"""
     for i in range(tile.token_copies):
         text += f"""
         add.u32 at, row, {tile.threads // 8 * i};
@@ -106,11 +108,13 @@ def point(tile):
         min.u32 at, at, last;
         mul.wide.u32 from_x{i}, at, $2;
         add.u64 from_x{i}, from_x{i}, start;"""
-    text += """
+    text += f"""
         sub.u32 last, $7, 1;
         and.b32 row, t, 127;
         mul.wide.u32 start, row, 16;
         add.u64 start, start, $5;
+        mul.wide.u32 skipped, $9, {BLOCK_BYTES};
+        add.u64 start, start, skipped;
         shr.u32 row, t, 7;
         add.u32 row, row, $6;"""
     for i in range(tile.word_copies):

@@ -47,6 +47,8 @@ class WarpMachine(Machine):
             self._transpose(operands)
         elif opcode.startswith("mma.sp"):
             self._sparse_product(operands)
+        elif opcode.startswith("atom.add"):
+            self._count(operands, guard)
         elif opcode.startswith("selp"):
             a, b = (self.value(operand) for operand in operands[1:3])
             self.registers[operands[0]] = np.where(self.registers[operands[3]], a, b)
@@ -55,6 +57,13 @@ class WarpMachine(Machine):
             self.registers[operands[0]] = a // b if opcode.startswith("div") else a % b
         else:
             super()._execute(line)
+
+    def _count(self, operands: list[str], guard: Array) -> None:
+        (thread,) = np.flatnonzero(guard)
+        start = self._address(operands[1])[thread]
+        word = self.memory[start : start + 4].view(np.uint32)
+        self.registers[operands[0]] = np.full(self.threads, word[0], np.uint64)
+        word += np.uint32(int(operands[2]))
 
     def _copy(self, operands: list[str], guard: Array) -> None:
         size = self.value(operands[3]) if len(operands) > 3 else np.full(self.threads, 16, np.uint64)

@@ -25,6 +25,7 @@ A100, H200 = by_name("a100"), by_name("h200")
 TWO_FOUR, SIX_EIGHT = Sparsity(2, 4), Sparsity(6, 8)
 CONFIGS = (MmaConfig(2, 4, 8, 4, 4), MmaConfig(2, 2, 8, 4, 4, 2), MmaConfig(4, 2, 4, 4, 3, band=2), MmaConfig(4, 1, 4, 2, 6),
            MmaConfig(2, 2, 4, 1, 4), MmaConfig(4, 1, 1, 1, 6, 2), MmaConfig(2, 4, 4, 2, 3, 2))
+CUT = MmaConfig(4, 2, 4, 2, 3, 1, 2, 3)
 
 
 def problem(out_features: int, in_features: int, tokens: int, sparsity: Sparsity = TWO_FOUR, **changes: Any) -> Problem:
@@ -47,14 +48,14 @@ def test_defaults_fit_and_multiply_on_sparse_tensor_cores(gpu: Any, tokens: int)
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("config", CONFIGS[1:6], ids=str)
+@pytest.mark.parametrize("config", [*CONFIGS[1:6], CUT], ids=str)
 def test_no_spills_and_one_barrier_a_stage(config: MmaConfig) -> None:
     (unit,) = compile_units(problem(8192, 8192, 8192), config)
     found = compile_unit(unit, A100)
     assert isinstance(found, Compiled), found
     assert found.spills == 0
     assert found.registers <= config.register_limit
-    assert found.instructions["BAR"] == 2, "one before the first stage, one in a stage"
+    assert found.instructions["BAR"] == (2 if config.splits == 1 else 4), "one before the first stage, one in a stage, two where parts meet"
     assert found.instructions["LDSM"] == 3 * config.tiles_t
     assert found.instructions["LDGSTS"] % (config.tile.token_copies + config.tile.word_copies) == 0
 
@@ -101,6 +102,8 @@ def test_the_space_is_refused_with_reasons() -> None:
     assert "blocks of 64" in str(reject(case, A100, MmaConfig(2, 2, 1, 4, 3)))
     assert "shared memory" in str(reject(case, by_name("rtx4090"), MmaConfig(2, 4, 8, 4, 6)))
     assert "clocks" in str(reject(case, A100, MmaConfig(4, 1, 1, 8, 4)))
+    assert "parts" in str(reject(case, A100, MmaConfig(2, 2, 4, 4, 4, splits=2)))
+    assert "registers" in str(reject(case.with_(tokens=128), A100, MmaConfig(2, 4, 8, 4, 4, splits=2)))
     assert "four stages" in str(reject(case, A100, MmaConfig(2, 4, 8, 4, 3)))
     assert "band" in str(reject(case, A100, MmaConfig(2, 4, 8, 4, 4, band=16)))
     assert "again for each" in str(reject(case, by_name("a10"), MmaConfig(2, 2, 4, 4, 4)))
@@ -125,6 +128,8 @@ def test_inputs_that_do_not_fit_are_refused_before_anything_runs() -> None:
     for bad in ((x[:, :32], scale, None), (x.float(), scale, None), (x, scale[:4], None), (x, scale, torch.ones(63)), (x, scale, None)):
         with pytest.raises(ShapeError, match="is needed"):
             bind(*bad[:2], weight, bad[2], torch.bfloat16, CONFIGS[0])
+    with pytest.raises(ShapeError, match="2 parts"):
+        bind(x, scale, weight, None, torch.bfloat16, MmaConfig(2, 2, 4, 4, 4, splits=2))
     with pytest.raises(ShapeError, match="out dtype"):
         bind(x, scale, weight, None, torch.int8, CONFIGS[0])
     dense = dense_fragment_weight(torch.zeros(64, 64, dtype=torch.int8), torch.ones(1), (64,))
@@ -155,6 +160,20 @@ def test_exact_on_the_device(config: MmaConfig, dtype: str) -> None:
         for sparsity in (TWO_FOUR, SIX_EIGHT):
             assert_right(GEMM, problem(rows, width, tokens, sparsity, splits=(rows - rows // 3, rows // 3), dtype=dtype,
                                        bias=dtype != "int32"), config)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", [MmaConfig(2, 2, 4, 4, 4, 2, splits=4), MmaConfig(4, 1, 2, 1, 6, 2, splits=8), CUT], ids=str)
+def test_parts_meet_to_the_same_bits_launch_after_launch(config: MmaConfig) -> None:
+    for tokens, rows, width in ((1, 130, 4864), (129, 1152, 1344), (700, 384, 1024)):
+        for dtype in ("int32", "bf16"):
+            case = problem(rows, width, tokens, dtype=dtype)
+            inputs = make_inputs(case, "cuda", seed=tokens)
+            prepared = GEMM.prepare(case, inputs, config)
+            for _ in range(20):
+                poison(prepared)
+                mismatch = judge(case, inputs, prepared.run(), GEMM)
+                assert mismatch is None, f"{case}: {mismatch}"
 
 
 @pytest.mark.gpu

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from kernels.problem import Sparsity
 from kernels.ternary_gemm.sparse_mma_epilogue import epilogue, plain_epilogue
+from kernels.ternary_gemm.sparse_mma_parts import collect, deposit
 from kernels.ternary_gemm.sparse_mma_ptx import declare, fill, point, prime, stage, zero
 from kernels.ternary_gemm.sparse_mma_tile import Tile
 from kernels.ternary_gemm.sparse_wgmma import fragment_weight, padded_rows
@@ -39,7 +41,7 @@ class Run:
     """The kernel's control flow for one program that computes every tile, over blocks of its own text."""
 
     def __init__(self, tile: Tile, stages: int, late: bool, patch: pytest.MonkeyPatch, rows: int, width: int, tokens: int,
-                 sparsity: Sparsity) -> None:
+                 sparsity: Sparsity, splits: int = 1) -> None:
         generator = torch.Generator().manual_seed(rows + tokens)
         self.tile, self.stages, self.rows, self.tokens = tile, stages, rows, tokens
         self.w = torch.randint(-1, 2, (rows, width), generator=generator, dtype=torch.int8)
@@ -51,25 +53,45 @@ class Run:
         x = lift_activation(self.x, sparsity.m) if sparsity.lifted else self.x
         self.width = -(-x.shape[1] // 16) * 16
         x = torch.nn.functional.pad(x, (0, self.width - x.shape[1]), value=77)
-        self.memory = Memory(tile.stage_bytes * stages)
+        self.memory = Memory(tile.stage_bytes * stages + 64)
         self.at = {"x": self.memory.add(x), "w": self.memory.add(self.weight.blocks), "x_scale": self.memory.add(self.x_scale),
                    "row_scale": self.memory.add(self.weight.row_scale), "bias": self.memory.add(padded_rows(self.bias, rows))}
         self.late, self.patch = late, patch
         self.steps, self.row_tiles = self.weight.blocks.shape[1], math.ceil(rows / tile.block_n)
-        self.tiles = self.row_tiles * math.ceil(tokens / tile.block_t)
-        self.ahead, self.ahead_step = 0, 0
+        self.parts, tiles = splits, self.row_tiles * math.ceil(tokens / tile.block_t)
+        self.works = tiles * splits
+        self.at["sums"] = self.memory.add(torch.zeros(self.works * tile.block_n * tile.block_t, dtype=torch.int32))
+        self.at["counts"] = self.memory.add(torch.zeros(tiles, dtype=torch.int32))
+        self.ahead = 0
+        self.ahead_step, self.ahead_end = self._steps(0)
+
+    def _steps(self, work: int) -> tuple[int, int]:
+        part = work % self.parts
+        return part * self.steps // self.parts, (part + 1) * self.steps // self.parts
 
     def _point(self) -> None:
-        token, block = self.ahead // self.row_tiles * self.tile.block_t, self.ahead % self.row_tiles * self.tile.block_n // 64
+        tile = self.ahead // self.parts
+        token, block = tile // self.row_tiles * self.tile.block_t, tile % self.row_tiles * self.tile.block_n // 64
         self.machine.run(point(self.tile), [self.at["x"], self.width, token, self.tokens, self.at["w"], block,
-                                            self.weight.blocks.shape[0], self.steps])
+                                            self.weight.blocks.shape[0], self.steps, self.ahead_step])
 
     def _advance(self) -> list[int]:
-        if self.ahead_step == self.steps:
-            self.ahead, self.ahead_step = self.ahead + 1, 0
+        if self.ahead_step == self.ahead_end:
+            self.ahead += 1
+            self.ahead_step, self.ahead_end = self._steps(self.ahead)
             self._point()
         self.ahead_step += 1
-        return [int(self.ahead < self.tiles), self.width - (self.ahead_step - 1) * 128]
+        return [int(self.ahead < self.works), self.width - (self.ahead_step - 1) * 128]
+
+    def _meet(self, work: int) -> bool:
+        tile, places = work // self.parts, [self.at["sums"], self.at["counts"]]
+        self.machine.run(deposit(self.tile, self.stages), [work, tile, *places])
+        if self.machine.registers["$0"][0] != self.parts - 1:
+            return False
+        self.machine.run(zero(self.tile), [])
+        for part in range(self.parts):
+            self.machine.run(collect(self.tile), [tile * self.parts + part, tile, *places])
+        return True
 
     def output(self, kind: str, wide: bool) -> torch.Tensor:
         out = torch.full((self.tokens, self.rows), 3, dtype=TYPES[kind])
@@ -82,18 +104,23 @@ class Run:
             self.machine.run(fill(self.tile), [slot, *self._advance()])
         self.machine.run(prime(self.tile, self.stages), [self.steps])
         at, before = 0, self.stages - 1
-        for tile in range(self.tiles):
-            for _ in range(self.steps):
+        for work in range(self.works):
+            first, behind = self._steps(work)
+            for _ in range(first, behind):
                 following = (at + 1) % self.stages
                 self.machine.run(stage(self.tile, self.stages), [at, following, before, *self._advance()])
                 before, at = at, following
-            text = epilogue(self.tile, kind) if wide else plain_epilogue(self.tile, kind)
-            self.machine.run(text, [tile % self.row_tiles * self.tile.block_n, tile // self.row_tiles * self.tile.block_t, self.tokens,
-                                    self.rows, self.at["x_scale"], self.at["row_scale"], self.at["bias"], y, before])
+            if self.parts == 1 or self._meet(work):
+                text = epilogue(self.tile, kind) if wide else plain_epilogue(self.tile, kind)
+                token, row = (index * size for index, size in zip(divmod(work // self.parts, self.row_tiles),
+                                                                  (self.tile.block_t, self.tile.block_n), strict=True))
+                self.machine.run(text, [row, token, self.tokens, self.rows, self.at["x_scale"], self.at["row_scale"], self.at["bias"], y,
+                                        before])
             self.machine.run(zero(self.tile), [])
         end = y + out.numel() * out.element_size()
-        ring = self.tile.stage_bytes * self.stages
-        assert np.array_equal(self.machine.memory[ring:y], untouched[ring:y]), "an input was overwritten"
+        line = self.tile.stage_bytes * self.stages + 64
+        for first, behind in ((line, self.at["sums"]), (self.at["counts"], y)):
+            assert np.array_equal(self.machine.memory[first:behind], untouched[first:behind]), "an input was overwritten, or a count left"
         assert np.array_equal(self.machine.memory[end:], untouched[end:]), "something was written behind the output"
         return torch.from_numpy(self.machine.memory[y:end].copy()).view(out.dtype).view(self.tokens, self.rows)
 
@@ -102,21 +129,21 @@ class Run:
         return linear(self.x, self.x_scale, self.w, self.w_scale, self.splits, self.bias)
 
 
-# Tile, stages, rows, width, tokens, sparsity: several tiles a program, ends of rows, columns and tokens, every way to copy.
+# Tile, stages, rows, width, tokens, sparsity, parts: several tiles a program, ends of rows, columns and tokens, every way to copy.
 CASES = [
     (Tile(2, 4, 8, 4), 4, 264, 132, 130, Sparsity(2, 4)),
     (Tile(2, 2, 4, 2), 3, 130, 520, 35, Sparsity(2, 4)),
     (Tile(4, 1, 1, 1), 6, 70, 96, 9, Sparsity(6, 8)),
+    (Tile(4, 1, 1, 1), 3, 70, 612, 9, Sparsity(2, 4), 3),
     (Tile(4, 2, 2, 1), 3, 128, 60, 17, Sparsity(4, 6)),
 ]
-IDS = ["256x128", "128x32", "64x8", "128x16"]
+IDS = ["256x128", "128x32", "64x8", "64x8-3-parts", "128x16"]
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
 @pytest.mark.parametrize("case", CASES, ids=IDS)
-def test_raw_accumulators_are_exact(case: tuple[Tile, int, int, int, int, Sparsity], late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    tile, stages, *shape = case
-    run = Run(tile, stages, late, monkeypatch, *shape)
+def test_raw_accumulators_are_exact(case: tuple[Any, ...], late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(*case[:2], late, monkeypatch, *case[2:])
     assert torch.equal(run.output("s32", wide=False).long(), accumulate(run.x, run.w))
 
 
