@@ -91,6 +91,7 @@ def compile_unit(unit: CompileUnit, gpu: Gpu) -> Compiled | Failure:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import compile as triton_compile
 
+    unit = unit.on(gpu.capability)
     started, target = time.perf_counter(), GPUTarget("cuda", gpu.capability, 32)
     try:
         kernel = triton_compile(_source(unit, target), target=target, options=dict(unit.options))

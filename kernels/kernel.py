@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from kernels.gpu import Gpu
@@ -43,7 +43,8 @@ class CompileUnit:
 
     signature: parameter name to Triton type ("*i8", "i32", "constexpr"); constexprs: name to value; divisible: names of the
     parameters that are multiples of 16; options: num_warps, num_stages …; expects: machine instructions that must appear per
-    architecture ("IMMA", "IGMMA"), keyed by the smallest architecture they hold for.
+    architecture ("IMMA", "IGMMA"), keyed by the smallest architecture they hold for. since: constexprs and options that are others from
+    an architecture on, keyed likewise ({90: {"PDL": True}}).
     """
 
     function: Any
@@ -52,6 +53,17 @@ class CompileUnit:
     divisible: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     expects: Mapping[int, str] = field(default_factory=dict)
+    since: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+
+    def on(self, capability: int) -> CompileUnit:
+        """This unit as it is for that architecture."""
+        known = [start for start in self.since if start <= capability]
+        if not known:
+            return self
+        others = self.since[max(known)]
+        constexprs = {name: value for name, value in others.items() if name in self.signature}
+        options = {name: value for name, value in others.items() if name not in self.signature}
+        return replace(self, constexprs={**self.constexprs, **constexprs}, options={**self.options, **options}, since={})
 
 
 def _always(problem: Problem, gpu: Gpu) -> str | None:

@@ -48,6 +48,21 @@ def test_machine_code_has_tensor_core_instructions(gpu: str, instruction: str) -
     assert compiled.instructions.get("LDL", 0) == 0
 
 
+def test_a_unit_differs_by_architecture() -> None:
+    made = CompileUnit(None, {"PDL": "constexpr"}, {"PDL": False}, options={"num_warps": 4}, since={90: {"PDL": True, "launch_pdl": True}})
+    assert made.on(89) is made
+    assert (made.on(90).constexprs, made.on(100).options) == ({"PDL": True}, {"num_warps": 4, "launch_pdl": True})
+
+
+@pytest.mark.compile
+def test_a_unit_is_compiled_as_it_is_for_the_gpu() -> None:
+    changed = unit(64, since={90: {"BLOCK": 128}})
+    small, large = compile_unit(changed, by_name("a100")), compile_unit(changed, by_name("h200"))
+    assert isinstance(small, Compiled), small
+    assert isinstance(large, Compiled), large
+    assert small.shared_bytes < large.shared_bytes
+
+
 @pytest.mark.compile
 def test_spills_are_seen() -> None:
     compiled = compile_unit(unit(128, options={"num_warps": 1, "maxnreg": 64}), by_name("a100"))
