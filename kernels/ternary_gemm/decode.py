@@ -205,8 +205,8 @@ def unavailable(problem: Problem, gpu: Gpu) -> str | None:
     return None
 
 
-def compile_units(problem: Problem, config: DecodeConfig, dependent: bool = True) -> Sequence[CompileUnit]:
-    """The kernel as problem and config make it; a layer's as it quantizes for itself. dependent: for sm_90 and up."""
+def compile_units(problem: Problem, config: DecodeConfig) -> Sequence[CompileUnit]:
+    """The kernel as problem and config make it; a layer's as it quantizes for itself."""
     dtype, tokens = DTYPES[problem.dtype], max(1, problem.tokens)
     found = plan(problem.out_features, problem.in_features, tokens, config)
     kind = {"bf16": "*bf16", "f16": "*fp16", "f32": "*fp32", "s32": "*i32"}[KINDS[dtype]]
@@ -215,11 +215,13 @@ def compile_units(problem: Problem, config: DecodeConfig, dependent: bool = True
                 "y_ptr": kind, "sums_ptr": "*i32", "counter_ptr": "*i32"}
     names = ("tokens", "out_features", "in_features", "x_stride", "row_blocks", "blocks", "share", "chunks", "steps")
     sparse = is_sparse(problem)
-    constants = _constants(config, found, tokens, sparse, problem.bias, dtype, dependent)
+    constants = _constants(config, found, tokens, sparse, problem.bias, dtype, False)
     constants["FUSED"] = KINDS[dtype] if layer else None
     signature = {**pointers, **dict.fromkeys(names, "i32"), **dict.fromkeys(constants, "constexpr")}
     expects = {80: "IMMA.SP" if sparse else "IMMA"}
-    return [CompileUnit(decode_gemm, signature, constants, tuple(pointers), {"num_warps": config.warps}, expects)]
+    options = {"num_warps": config.warps, "launch_pdl": False}
+    since = {90: {"PDL": True, "launch_pdl": True}}
+    return [CompileUnit(decode_gemm, signature, constants, tuple(pointers), options, expects, since)]
 
 
 GEMM = Kernel("decode", "gemm", "variant", prepare, default_config, space, unavailable, compile_units=compile_units)

@@ -154,13 +154,12 @@ def assert_right(launch: Launch, order: Iterable[tuple[int, int]] | None = None)
 
 CASES = [
     (DecodeConfig(4, 1, 8, 3), TWO_FOUR, 70, 1540, 1),
-    (DecodeConfig(4, 4, 2, 4), TWO_FOUR, 200, 640, 3),
+    (DecodeConfig(4, 4, 2, 3), TWO_FOUR, 130, 1100, 3),
     (DecodeConfig(1, 1, 4, 2), TWO_FOUR, 40, 900, 9),
-    (DecodeConfig(2, 2, 2, 3), TWO_FOUR, 64, 1152, 17),
-    (DecodeConfig(4, 2, 2, 3, x_kib=32), TWO_FOUR, 130, 2048, 20),
+    (DecodeConfig(2, 2, 2, 3), TWO_FOUR, 64, 900, 17),
+    (DecodeConfig(4, 2, 2, 3, x_kib=32), TWO_FOUR, 100, 2048, 20),
     (DecodeConfig(1, 1, 4, 4, x_kib=32), TWO_FOUR, 16, 3584, 17),
     (DecodeConfig(4, 1, 4, 2), DENSE, 64, 777, 2),
-    (DecodeConfig(2, 1, 4, 4), DENSE, 33, 1024, 11),
     (DecodeConfig(2, 2, 2, 2, x_kib=32), DENSE, 64, 512, 59),
 ]
 
@@ -171,9 +170,9 @@ def test_raw_accumulators_are_exact(config: DecodeConfig, sparsity: Sparsity, ro
 
 
 @pytest.mark.parametrize("order", ["forward", "backward"])
-@pytest.mark.parametrize("kind", ["s32", "bf16"])
+@pytest.mark.parametrize("kind", ["bf16"])
 def test_shares_meet_in_any_order_and_leave_zeros(kind: str, order: str) -> None:
-    launch = Launch(DecodeConfig(2, 2, 2, 2, splits=3), TWO_FOUR, 100, 1300, 5, kind, None)
+    launch = Launch(DecodeConfig(2, 2, 2, 2, splits=3), TWO_FOUR, 70, 1300, 5, kind, None)
     assert launch.plan.splits == 3
     programs = list(itertools.product(range(launch.plan.row_tiles), range(3)))
     for _ in range(2):
@@ -181,6 +180,6 @@ def test_shares_meet_in_any_order_and_leave_zeros(kind: str, order: str) -> None
 
 
 @pytest.mark.parametrize("kind", ["bf16", "f16", "f32"])
-@pytest.mark.parametrize(("tokens", "splits"), [(1, 1), (5, 1), (3, 2)])
+@pytest.mark.parametrize(("tokens", "splits"), [(1, 1), (5, 2)])
 def test_a_layer_quantizes_for_itself(kind: str, tokens: int, splits: int) -> None:
     assert_right(Launch(DecodeConfig(2, 1, 4, 3, splits=splits), TWO_FOUR, 40, 1096, tokens, kind, kind))
