@@ -14,12 +14,12 @@ from kernels.ternary_gemm.sparse_mma_ptx import DONE
 
 @gluon.constexpr_function
 def places(tile):
-    """Opens the block: warp; first, the warp's first row; row, the thread's; from, the warp's first token; px the scale of the thread's
-    first token, left the tokens from there on."""
-    return f"""{{
+    """Opens the block: warp; first, the warp's first row; row, the thread's; from, the warp's first token; left, the tokens from the
+    thread's first one on; x, the scales of its tokens, all at once for their latency, those behind the last not read."""
+    text = f"""{{
         .reg .b32 t, warp, lane, first, row, from, left, o<4>;
         .reg .b64 px, pr, py, pe;
-        .reg .f32 f<4>, x<2>, s<{2 * tile.exchange_tiles}>, b<{2 * tile.exchange_tiles}>;
+        .reg .f32 f<4>, x<{2 * tile.tiles_t}>, s<{2 * tile.exchange_tiles}>, b<{2 * tile.exchange_tiles}>;
         .reg .pred p, q;
         mov.u32 t, %tid.x;
         and.b32 lane, t, 31;
@@ -34,6 +34,13 @@ def places(tile):
         mad.lo.u32 t, t, 2, from;
         sub.s32 left, $3, t;
         mad.wide.u32 px, t, 4, $5;"""
+    for j in range(tile.tiles_t):
+        for i in range(2):
+            text += f"""
+        setp.gt.s32 p, left, {8 * j + i};
+        mov.f32 x{2 * j + i}, 0f00000000;
+        @p ld.global.nc.f32 x{2 * j + i}, [px+{32 * j + 4 * i}];"""
+    return text
 
 
 @gluon.constexpr_function
@@ -48,25 +55,13 @@ def row_scales(start, count):
 
 
 @gluon.constexpr_function
-def token_scales(j):
-    """x0, x1: scales of the thread's two tokens in token tile j; those behind the last are not read."""
-    text = ""
-    for i in range(2):
-        text += f"""
-        setp.gt.s32 p, left, {8 * j + i};
-        mov.f32 x{i}, 0f00000000;
-        @p ld.global.nc.f32 x{i}, [px+{32 * j + 4 * i}];"""
-    return text
-
-
-@gluon.constexpr_function
 def scaled(tile, m, j, at):
     """f0 … f3: the values of row tile m, scales in s and b from `at` on, and token tile j."""
     text = ""
     for i in range(4):
         text += f"""
         cvt.rn.f32.s32 f{i}, acc{4 * (m * tile.tiles_t + j) + i};
-        mul.f32 f{i}, f{i}, x{i & 1};
+        mul.f32 f{i}, f{i}, x{2 * j + (i & 1)};
         fma.rn.f32 f{i}, f{i}, s{2 * at + (i >> 1)}, b{2 * at + (i >> 1)};"""
     return text
 
@@ -109,7 +104,6 @@ def epilogue(tile, half):
         setp.lt.u32 q, t, $4;
         add.u64 pr, py, {32 * start};"""
         for j in range(tile.tiles_t):
-            text += token_scales(j)
             for m in range(count):
                 text += scaled(tile, start + m, j, m)
                 for h in range(2):
@@ -146,7 +140,7 @@ def plain_epilogue(tile, kind):
     for start in range(0, tile.tiles_n, tile.exchange_tiles):
         text += row_scales(start, tile.exchange_tiles) + "\nmov.b64 pt, py;"
         for j in range(tile.tiles_t):
-            text += token_scales(j) + f"\nmul.wide.u32 pe, $4, {size};\nadd.u64 pe, pe, pt;"
+            text += f"\nmul.wide.u32 pe, $4, {size};\nadd.u64 pe, pe, pt;"
             for m in range(tile.exchange_tiles):
                 text += scaled(tile, start + m, j, m)
                 for i in range(4):
