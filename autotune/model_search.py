@@ -13,7 +13,7 @@ from kernels.errors import Failure, UsageError
 
 FIRST = 8
 """So many outcomes the model needs before it says anything; until then candidates are random."""
-TRIES = 32
+TRIES = 8
 """Proposals of the model that are no candidate, or were tried, before a random candidate is taken instead."""
 
 

@@ -29,7 +29,7 @@ def against(unit: CompileUnit, compiled: Compiled, gpu: Gpu) -> Failure | None:
     code = compiled.instructions
     if compiled.spills > SPILL_BYTES:
         return _pruned(f"{compiled.spills} bytes a thread are spilled")
-    threads = 32 * int(unit.options.get("num_warps", 4))
+    threads = 32 * (compiled.warps or int(unit.options.get("num_warps", 4)))
     if threads * 8 * ceil(compiled.registers / 8) > REGISTERS:
         return _pruned(f"{threads} threads of {compiled.registers} registers do not fit a multiprocessor")
     if compiled.shared_bytes > gpu.shared_bytes:

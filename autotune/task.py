@@ -68,7 +68,7 @@ def of_job(job: Job, versions: Mapping[str, str | None], known: Sequence[Entry] 
         if reason is None:
             allowed.append(config)
         else:
-            kind = re.sub(r"\d[\d,.]*", "#", reason)
+            kind = re.sub(r"\d+(?:[,.]\d+)*", "#", reason)
             rejected[kind] = rejected.get(kind, 0) + 1
     configs = list(dict.fromkeys(allowed))
     points = tuple(config_to_dict(config) for config in configs)

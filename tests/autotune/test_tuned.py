@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +79,36 @@ def test_the_file_is_sorted_and_reads_back(path: Path) -> None:
     assert path.read_bytes() == first
     assert [file.name for file in path.parent.iterdir()] == ["h200.json"]
     json.loads(first)
+
+
+def test_another_triton_or_driver_or_memory_is_stale_and_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuned, "installed", lambda: {"triton": "3", "driver": "580"})
+    write(path, [entry(512, 64, versions={"triton": "3.6.0", "driver": "580.159.04"}, memory_gb=141)])
+    assert found(path, 512) == (64, "tuned")
+    for changes, reason in (
+        ({"versions": {"triton": "4.0.1"}}, "stale: tuned with triton 4, here is triton 3"),
+        ({"versions": {"triton": "3.9", "driver": "570.2"}}, "stale: tuned with driver 570, here is driver 580"),
+        ({"memory_gb": 80}, "stale: tuned on a h200 of 80 GB, this one has 141"),
+    ):
+        write(path, [entry(512, 64, **changes)])
+        assert found(path, 512) == (32, "default")
+        assert reason in explain(GOOD, PROBLEM, H200, path)
+    assert tuned.major("580.159.04") == "580"
+    assert tuned.major(None) is None
+
+
+def test_a_lookup_is_a_dictionary_read() -> None:
+    problems = [PROBLEM.with_(tokens=tokens) for tokens in (1, 512, 4096)]
+    again = [PROBLEM.with_(tokens=tokens) for tokens in (1, 512, 4096)]
+    for problem in problems:
+        lookup(GOOD, problem, H200)
+    calls, best = 2000, float("inf")
+    for _ in range(20):
+        started = time.perf_counter()
+        for place in range(calls):
+            lookup(GOOD, again[place % 3], H200)
+        best = min(best, (time.perf_counter() - started) / calls)
+    assert best < 4e-6, f"{best * 1e6:.2f} µs a call"
 
 
 def test_write_is_seen_by_lookup_at_once(path: Path) -> None:

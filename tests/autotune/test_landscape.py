@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from autotune import landscape
+from autotune.landscape import Landscape, at_share, committed, expected_loss, from_journal, nearest_winners, read, replay, write
+from autotune.search import STRATEGIES
+from kernels.errors import RecordError
+
+POINTS = tuple({"a": a, "b": b, "c": "x"} for a in (1, 2, 4) for b in (True, False))
+
+
+def made(tokens: int, times: tuple[float, ...], n: int = 64) -> Landscape:
+    return Landscape("k", "h200", "2026-11-22", "a machine", n, 64, tokens, "2:4", POINTS, times)
+
+
+HERE, THERE = made(64, (6, 5, 4, 3, 2, 1)), made(128, (1, 2, 3, 4, 5, 6))
+
+
+def test_a_file_reads_back(tmp_path: Path) -> None:
+    path = tmp_path / "k.json"
+    write(path, [THERE, HERE])
+    assert read(path) == (HERE, THERE)
+    data = json.loads(path.read_text())
+    assert data["axes"] == ["a", "b"]
+    assert data["constant"] == {"c": "x"}
+    assert len(path.read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"schema": "other"}', '{"schema": "tersparse-landscape/1", "landscapes": []}',
+             '{"schema": "tersparse-landscape/1", "kernel": "k", "gpu": "g", "date": "d", "machine": "m", "axes": ["a"],'
+             ' "landscapes": [{"out_features": 1, "in_features": 1, "tokens": 1, "sparsity": "2:4", "rows": [[1, -3.0]]}]}'],
+)
+def test_damaged_files_are_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "k.json").write_text(text)
+    with pytest.raises(RecordError, match=r"k\.json"):
+        read(tmp_path / "k.json")
+
+
+def test_replay_is_the_best_so_far() -> None:
+    assert replay(HERE, STRATEGIES["exhaustive"], (2,)) == pytest.approx((1 / 4, 1 / 4, 1 / 4, 1 / 3, 1 / 2, 1.0))
+    curve = replay(HERE, STRATEGIES["local"], (0,), 3)
+    assert len(curve) == 6
+    assert curve[-1] == 1.0
+    assert at_share(curve, 0.01) == curve[0]
+    assert at_share(curve, 0.5) == curve[2]
+
+
+def test_winners_come_from_the_nearest_other_shapes() -> None:
+    far = made(8192, (6, 5, 1, 3, 2, 4))
+    assert nearest_winners(HERE, [HERE, far, THERE]) == [0, 2]
+    assert nearest_winners(HERE, [HERE]) == []
+
+
+def test_the_loss_of_carrying_a_config_over() -> None:
+    assert expected_loss(2, [HERE, THERE]) == pytest.approx(5.0)
+    assert expected_loss(8, [HERE, THERE]) is None
+
+
+def test_an_exhaustive_journal_is_a_landscape(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    identity = ["k", "gemm 64x64 T=64 2:4", "source", {}, "fake"]
+    rows = [{"key": json.dumps([*identity, {"a": a}]), "value": value} for a, value in ((1, 5.0), (2, {"stage": "x"}), (4, 7.0), (1, 6.0))]
+    rows += [{"key": json.dumps(["finals", *identity, []]), "value": []}, {"key": json.dumps(["other", *identity[1:], {}]), "value": 1.0}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (found,) = from_journal(path, "k", "h200", "2026-11-22", "a machine")
+    assert (found.shape, found.points, found.times) == ((64, 64, 64), ({"a": 1}, {"a": 4}), (6.0, 7.0))
+
+
+def test_what_is_committed() -> None:
+    found = committed()
+    assert len(found) >= 20
+    assert sum(file.stat().st_size for file in landscape.FOLDER.iterdir()) < 200_000
+    assert all(len({json.dumps(point, sort_keys=True) for point in one.points}) == len(one.points) >= 9 for one in found)
