@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from kernels.bitlinear import packs
-from kernels.bitlinear.ops import bitlinear, bitlinear_eval, gpu_of
-from kernels.bitlinear.variants import Choice, choose
+from kernels.bitlinear.ops import bitlinear, bitlinear_eval, chosen
+from kernels.bitlinear.variants import Choice
 from kernels.errors import NonFiniteError, ShapeError, UsageError
 from kernels.problem import Problem, Sparsity
 
@@ -102,10 +102,8 @@ class BitLinear(nn.Linear):
 
     def chosen(self, tokens: int) -> Choice:
         """The kernels that this many tokens run, by name, on the device of the weight."""
-        if self.variants:
-            return Choice.parse(self.variants)
         problem = Problem("step", self.out_features, self.in_features, tokens, self.sparsity, tuple(self.splits))
-        return choose(problem, gpu_of(self.weight.device.index))
+        return chosen(problem, self.weight.device.index, self.weight.dtype, self.variants)
 
     def repack(self) -> None:
         """Pack the weight now, in place: after changes that leave no trace in its version (`Tensor.data`, replays of captured graphs)."""

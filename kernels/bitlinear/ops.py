@@ -27,6 +27,7 @@ from kernels.bitlinear.variants import (
     choose,
     launch_flag,
 )
+from kernels.errors import UsageError
 from kernels.gpu import Gpu, by_name, detect
 from kernels.inputs import DTYPES
 from kernels.packed import PackedTernary
@@ -57,8 +58,19 @@ def _tokens(rows: torch.Tensor) -> int:
     return math.prod(rows.shape[:-1])
 
 
-def _choice(problem: Problem, gpu: Gpu, variants: str) -> Choice:
-    return Choice.parse(variants) if variants else choose(problem, gpu)
+@functools.lru_cache(maxsize=4096)
+def chosen(problem: Problem, index: int | None, master: torch.dtype, variants: str) -> Choice:
+    """The kernels of a problem on the GPU with this index: the named ones, else those of `choose`.
+
+    Raises UsageError where a named forward kernel cannot do it.
+    """
+    if not variants:
+        return choose(problem, gpu_of(index), master)
+    choice = Choice.parse(variants)
+    reason = FORWARD[choice.forward].refusal(problem.with_(op="gemm"), gpu_of(index), master)
+    if reason:
+        raise UsageError(f"{choice.forward} was named and cannot: {reason}")
+    return choice
 
 
 def _on(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -66,17 +78,16 @@ def _on(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
 
 
 def _forward(x: torch.Tensor, pack: Pack, bias: torch.Tensor | None, problem: Problem,
-             variants: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """y [..., N] in x's type, x_q int8 [T, K padded to 128], x_scale float32 [T] of x [..., K], T rows in all."""
+             choice: Choice | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """y [..., N] in x's type, x_q int8 [T, K padded to 128], x_scale float32 [T] of x [..., K], T rows in all. No choice on the CPU."""
     shape, x = (*x.shape[:-1], problem.out_features), x.reshape(problem.tokens, problem.in_features)
     saved, x_scale = allocate_quantized(problem.tokens, problem.in_features, x.device)
     x_q = saved[:, : problem.in_features]
     if isinstance(pack, KernelPack):
+        assert choice is not None
         rows = x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-        y = torch.empty((problem.tokens, problem.out_features), dtype=x.dtype, device=x.device)
-        gpu = gpu_of(x.device.index)
         row_bias = None if bias is None else bias.detach().float().contiguous()
-        FORWARD[_choice(problem, gpu, variants).forward](Call(problem, gpu, rows, x_q, x_scale, pack, row_bias, y))
+        y = FORWARD[choice.forward].run(Call(problem, gpu_of(x.device.index), rows, x_q, x_scale, pack, row_bias))
         launch_flag(x_scale, pack.flags[ACTIVATION:])
         return y.view(shape), saved, x_scale
     assert isinstance(pack, ReferencePack)
@@ -89,6 +100,16 @@ def _forward(x: torch.Tensor, pack: Pack, bias: torch.Tensor | None, problem: Pr
     return y.view(shape), saved, x_scale
 
 
+def _pack_and_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
+                      variants: str, training: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    problem = _problem(_tokens(x), weight, x.dtype, sparsity, splits)
+    with _on(x):
+        choice = chosen(problem, x.device.index, weight.dtype, variants) if runs_kernels(x) else None
+        again = training and x.is_cuda and torch.cuda.is_current_stream_capturing()
+        fragments = choice is not None and FORWARD[choice.forward].fragments
+        return _forward(x, pack_of(weight, problem.sparsity, problem.splits, again, fragments), bias, problem, choice)
+
+
 @torch.library.custom_op("tersparse::bitlinear", mutates_args=())
 def bitlinear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int], variants: str
@@ -98,11 +119,7 @@ def bitlinear(
 
     The weight is packed where its pack is stale. In the capture of a CUDA graph it always is, so that every replay follows the weight.
     """
-    parsed = Sparsity.parse(sparsity)
-    with _on(x):
-        capturing = x.is_cuda and torch.cuda.is_current_stream_capturing()
-        pack = pack_of(weight, parsed, tuple(splits), again=capturing)
-        return _forward(x, pack, bias, _problem(_tokens(x), weight, x.dtype, sparsity, splits), variants)
+    return _pack_and_forward(x, weight, bias, sparsity, splits, variants, training=True)
 
 
 @bitlinear.register_fake
@@ -118,9 +135,7 @@ def bitlinear_eval(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int], variants: str
 ) -> torch.Tensor:
     """y [..., N] of x [..., K] and a master weight [N, K], which is packed where its pack is stale."""
-    with _on(x):
-        pack = pack_of(weight, Sparsity.parse(sparsity), tuple(splits))
-        return _forward(x, pack, bias, _problem(_tokens(x), weight, x.dtype, sparsity, splits), variants)[0]
+    return _pack_and_forward(x, weight, bias, sparsity, splits, variants, training=False)[0]
 
 
 @bitlinear_eval.register_fake
@@ -138,7 +153,9 @@ def packed_linear(
     packed = PackedTernary(data.detach(), w_scale, tuple(splits), in_features, Sparsity.parse(sparsity))
     problem = Problem("layer", packed.out_features, in_features, _tokens(x), packed.sparsity, packed.splits, _NAMES[x.dtype])  # type: ignore[arg-type] # a DType by its table
     with _on(x):
-        return _forward(x, frozen_pack_of(data, packed), bias, problem, variants)[0]
+        choice = chosen(problem, x.device.index, data.dtype, variants) if runs_kernels(x) else None
+        fragments = choice is not None and FORWARD[choice.forward].fragments
+        return _forward(x, frozen_pack_of(data, packed, fragments), bias, problem, choice)[0]
 
 
 @packed_linear.register_fake
@@ -155,8 +172,8 @@ def bitlinear_input_grad(dy: torch.Tensor, weight: torch.Tensor, sparsity: str, 
     with _on(dy):
         pack = pack_of(weight, problem.sparsity, problem.splits)
         if isinstance(pack, KernelPack):
-            gpu = gpu_of(dy.device.index)
-            dx = INPUT_GRAD[_choice(problem, gpu, variants).input_grad](problem, gpu, dy.contiguous(), pack.packed)
+            kernel = INPUT_GRAD[chosen(problem, dy.device.index, weight.dtype, variants).input_grad]
+            dx = kernel(problem, gpu_of(dy.device.index), dy.contiguous(), pack.packed)
             launch_flag(dx[:, 0], pack.flags[GRADIENT:])  # a NaN or an infinity in a row of dy is in every column of its dx
             return dx.view(shape)
         assert isinstance(pack, ReferencePack)
@@ -180,8 +197,8 @@ def bitlinear_weight_grad(
         return weight_grad(dy, codes, x_scale).to(dtype)
     problem = Problem("step", dy.shape[1], in_features, dy.shape[0], Sparsity(1, 1), (), _NAMES[dy.dtype])  # type: ignore[arg-type] # a DType by its table
     with _on(dy):
-        gpu = gpu_of(dy.device.index)
-        return WEIGHT_GRAD[_choice(problem, gpu, variants).weight_grad](problem, gpu, dy.contiguous(), codes, x_scale, dtype)
+        name = (Choice.parse(variants) if variants else chosen(problem, dy.device.index, dtype, "")).weight_grad
+        return WEIGHT_GRAD[name](problem, gpu_of(dy.device.index), dy.contiguous(), codes, x_scale, dtype)
 
 
 @bitlinear_weight_grad.register_fake

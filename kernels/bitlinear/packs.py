@@ -11,24 +11,29 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import TypeAlias, cast
+from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
 
 import torch
 import triton
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from kernels.errors import UsageError
-from kernels.mask_quantize.two_pass import PrepareBuffers, allocate_prepare, launch_prepare, two_pass_config
+from kernels.mask_quantize.fragment_pack import FragmentBuffers, allocate_fragments, launch_fragments
+from kernels.mask_quantize.two_pass import PrepareBuffers, TwoPassConfig, allocate_prepare, launch_prepare, two_pass_config
 from kernels.mask_quantize.two_pass_kernels import pack_kernel
 from kernels.packed import PackedTernary, unpack
 from kernels.problem import Sparsity
 from reference.quantize import ternary_quantize
 from reference.sparsity import nm_mask
 
+if TYPE_CHECKING:
+    from kernels.ternary_gemm.sparse_wgmma import FragmentWeight
+
 ACTIVATION, GRADIENT = 0, 1
 """Places in `Pack.flags`: 1 where an activation or a gradient was NaN or infinite since the last check."""
 
 Key: TypeAlias = tuple[Sparsity, tuple[int, ...]]
+T = TypeVar("T")
 
 
 def runs_kernels(tensor: torch.Tensor) -> bool:
@@ -58,21 +63,42 @@ class Pack:
 
 
 class KernelPack(Pack):
-    """2-bit codes on the device that the kernels read. buffers: what they are made in; None for a weight that comes packed."""
+    """2-bit codes on the device that the kernels read. buffers: what they are made in; None for a weight that comes packed.
+
+    fragments: the same weight in the order of the sparse tensor cores, once a forward kernel has asked for it (`add_fragments`).
+    """
 
     def __init__(self, packed: PackedTernary, buffers: PrepareBuffers | None) -> None:
         super().__init__(packed.data.device)
         self.packed, self.buffers = packed, buffers
+        self.fragments: FragmentWeight | None = None
+        self._fragment_buffers: FragmentBuffers | None = None
         self.packed.split_ends  # noqa: B018 (made here, outside of any graph capture)
         self._made: tuple[torch.cuda.Stream, torch.cuda.Event] | None = None
 
+    def add_fragments(self) -> None:
+        """Make the layout of the sparse tensor cores too, of a 2:4 weight; its bytes come with the next `fill`, or from the packed ones."""
+        from kernels.ternary_gemm.sparse_wgmma import ROW_PADDING, FragmentWeight, fragment_weight  # here: Gluon where it is used
+
+        packed, (rows, columns) = self.packed, (self.packed.out_features, self.packed.in_features)
+        if self.buffers is None:
+            self.fragments = fragment_weight(unpack(packed), packed.w_scale, packed.splits, packed.sparsity)
+            return
+        made = self._fragment_buffers = allocate_fragments(rows, columns, packed.splits, self.device, ROW_PADDING)
+        self.fragments = FragmentWeight(made.blocks, made.row_scale, rows, columns, columns, sparse=True)
+        self.stamp = None
+
     def fill(self, weight: torch.Tensor) -> None:
-        """Two launches into the same buffers."""
+        """Two launches into the same buffers, and two more for fragments."""
         sparsity, splits, buffers = self.packed.sparsity, self.packed.splits, self.buffers
         assert buffers is not None
         rows = weight.detach() if weight.stride(1) == 1 or weight.shape[1] == 1 else weight.detach().contiguous()
         launch_prepare(rows, buffers.packed, buffers.w_scale, buffers.inv_scale, buffers.workspace, sparsity, splits,
                        two_pass_config(sparsity))  # fmt: skip
+        if self._fragment_buffers is not None:
+            aligned = rows.stride(0) % 2 == 0 and rows.data_ptr() % 4 == 0
+            rows = rows if aligned else rows.clone(memory_format=torch.contiguous_format)
+            launch_fragments(rows, self._fragment_buffers, TwoPassConfig())
         self.count += 1
         if weight.is_cuda and not torch.cuda.is_current_stream_capturing():
             stream = torch.cuda.current_stream()
@@ -110,8 +136,10 @@ def packs_of(weight: torch.Tensor) -> Mapping[Key, Pack]:
     return _table().get(weight, {})
 
 
-def pack_of(weight: torch.Tensor, sparsity: Sparsity, splits: tuple[int, ...], again: bool = False) -> Pack:
-    """The pack of a weight [N, K], made where there is none or a stale one. again: make it in any case.
+def pack_of(
+    weight: torch.Tensor, sparsity: Sparsity, splits: tuple[int, ...], again: bool = False, fragments: bool = False
+) -> Pack:
+    """The pack of a weight [N, K], made where there is none or a stale one. again: make it in any case. fragments: with that layout too.
 
     The first one of a weight allocates and synchronizes; later calls do neither. Raises UsageError where the first one falls into the
     capture of a CUDA graph.
@@ -119,7 +147,8 @@ def pack_of(weight: torch.Tensor, sparsity: Sparsity, splits: tuple[int, ...], a
     held = _table().setdefault(weight, {})
     pack = held.get((sparsity, splits))
     if pack is None or pack.device != weight.device:
-        pack = held[sparsity, splits] = _empty_pack(weight, (sparsity, splits))
+        pack = held[sparsity, splits] = _apart(weight, lambda: _empty_pack(weight, (sparsity, splits)))
+    _ask_for(pack, fragments)
     stamp = None if weight.is_inference() else (weight.data_ptr(), weight._version)
     if again or stamp is None or pack.stamp != stamp:
         pack.fill(weight)
@@ -129,7 +158,7 @@ def pack_of(weight: torch.Tensor, sparsity: Sparsity, splits: tuple[int, ...], a
     return pack
 
 
-def frozen_pack_of(data: torch.Tensor, packed: PackedTernary) -> Pack:
+def frozen_pack_of(data: torch.Tensor, packed: PackedTernary, fragments: bool = False) -> Pack:
     """The pack of a weight that comes packed. data: the tensor that holds its bytes and whose life is the pack's; `packed` must not hold
     this object itself, else the table would keep it alive. Raises UsageError as `pack_of` does."""
     key = (packed.sparsity, packed.splits)
@@ -137,8 +166,9 @@ def frozen_pack_of(data: torch.Tensor, packed: PackedTernary) -> Pack:
     stamp = (data.data_ptr(), 0 if data.is_inference() or runs_kernels(data) else data._version)
     pack = held.get(key)
     if pack is None or pack.device != data.device or pack.stamp != stamp:
-        pack = held[key] = _allocated(data, lambda: KernelPack(packed, None), lambda: ReferencePack(unpack(packed), packed.w_scale, key))
+        pack = held[key] = _apart(data, lambda: _pack_as_it_is(packed, key))
         pack.stamp = stamp
+    _ask_for(pack, fragments)
     return pack
 
 
@@ -148,26 +178,34 @@ def forget(weight: torch.Tensor) -> None:
         pack.stamp = None
 
 
+def _ask_for(pack: Pack, fragments: bool) -> None:
+    if fragments and isinstance(pack, KernelPack) and pack.fragments is None:
+        _apart(pack.flags, pack.add_fragments)
+
+
 def _empty_pack(weight: torch.Tensor, key: Key) -> Pack:
     (sparsity, splits), (out_features, in_features) = key, weight.shape
-
-    def on_device() -> Pack:
-        buffers = allocate_prepare(out_features, in_features, splits, weight.device)
-        return KernelPack(PackedTernary(buffers.packed, buffers.w_scale, splits, in_features, sparsity), buffers)
-
-    empty = torch.empty(0, dtype=torch.int8, device=weight.device), torch.empty(0, device=weight.device)
-    return _allocated(weight, on_device, lambda: ReferencePack(*empty, key))
+    if not runs_kernels(weight):
+        return ReferencePack(torch.empty(0, dtype=torch.int8), torch.empty(0), key)
+    buffers = allocate_prepare(out_features, in_features, splits, weight.device)
+    return KernelPack(PackedTernary(buffers.packed, buffers.w_scale, splits, in_features, sparsity), buffers)
 
 
-def _allocated(tensor: torch.Tensor, on_device: Callable[[], Pack], on_cpu: Callable[[], Pack]) -> Pack:
+def _pack_as_it_is(packed: PackedTernary, key: Key) -> Pack:
+    return KernelPack(packed, None) if runs_kernels(packed.data) else ReferencePack(unpack(packed), packed.w_scale, key)
+
+
+def _apart(tensor: torch.Tensor, make: Callable[[], T]) -> T:
+    """Make something that outlives the call, on the tensor's device. Raises UsageError in the capture of a CUDA graph."""
     with torch.inference_mode(False):
         if not tensor.is_cuda:
-            return on_device() if runs_kernels(tensor) else on_cpu()
+            return make()
         if torch.cuda.is_current_stream_capturing():
             raise UsageError("a layer is captured in a CUDA graph before it has a pack; call it once before the capture")
         # On a stream of its own: what torch.compile's graphs allocate on the current one belongs to their pool and is reused.
         side = torch.cuda.Stream(tensor.device)  # type: ignore[no-untyped-call] # torch has no types there
+        side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            pack = on_device()
+            made = make()
         side.synchronize()
-        return pack
+        return made

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 
 from kernels.bitlinear.packs import KernelPack
+from kernels.catalogue import kernels_for
+from kernels.choose import rank
 from kernels.errors import UsageError
 from kernels.gpu import Gpu
 from kernels.inputs import ROW_ALIGNMENT
@@ -20,7 +22,7 @@ from kernels.problem import Problem
 from kernels.sparse_backward import input_grad, weight_grad
 from kernels.sparse_backward.dequantize import launch_dequantize
 from kernels.ternary_gemm.dense_config import default_config
-from kernels.ternary_gemm.dense_triton import Gemm, check, workspace
+from kernels.ternary_gemm.dense_triton import Gemm, check, refusal, workspace
 
 
 @dataclass(frozen=True)
@@ -49,17 +51,20 @@ class Choice:
         return "+".join(astuple(self))
 
 
-def choose(problem: Problem, gpu: Gpu) -> Choice:
-    """The exact variants that take the least time: on an H200 both gradients through workspaces (docs/kernels-backward.md).
+def choose(problem: Problem, gpu: Gpu, master: torch.dtype = torch.bfloat16) -> Choice:
+    """The exact variants that are expected to take the least time: the forward GEMM by `kernels.choose` among those of the catalogue that a
+    layer can call, both gradients through workspaces (the faster ones on an H200: docs/kernels-backward.md).
 
-    problem: a `step` of the layer. The fused gradients need no workspace and are there by name.
+    problem: a `step` or `layer`; its dtype is that of the activations. master: type of the weight, uint8 where only its pack is left.
     """
-    return Choice("dense-triton", "unpack-cublas", "dequantize-cublas")
+    gemm = problem.with_(op="gemm")
+    able = [kernel for kernel in kernels_for("gemm") if kernel.name in FORWARD and not FORWARD[kernel.name].refusal(gemm, gpu, master)]
+    return Choice(rank(able, gemm, gpu)[0].kernel.name, "unpack-cublas", "dequantize-cublas")
 
 
 @dataclass(frozen=True)
 class Call:
-    """One forward pass on the device. x: [T, K]; x_q int8 [T, K], rows padded to 128; x_scale float32 [T]; bias float32 [N]; y: [T, N]."""
+    """One forward pass on the device. x: [T, K]; x_q int8 [T, K], rows padded to 128; x_scale float32 [T]; bias float32 [N]."""
 
     problem: Problem
     gpu: Gpu
@@ -68,11 +73,17 @@ class Call:
     x_scale: torch.Tensor
     pack: KernelPack
     bias: torch.Tensor | None
-    y: torch.Tensor
 
 
-Forward: TypeAlias = Callable[[Call], None]
-"""Fills x_q, x_scale and y on the current stream without synchronizing."""
+@dataclass(frozen=True)
+class Forward:
+    """A forward kernel. run: fills x_q and x_scale and returns y [T, N] in x's type, on the current stream without synchronizing.
+    refusal(gemm problem, gpu, type of the master weight): why it cannot, or None. fragments: whether it reads that layout."""
+
+    run: Callable[[Call], torch.Tensor]
+    refusal: Callable[[Problem, Gpu, torch.dtype], str | None]
+    fragments: bool = False
+
 
 InputGrad: TypeAlias = Callable[[Problem, Gpu, torch.Tensor, PackedTernary], torch.Tensor]
 """dx [T, K] in dy's type from dy [T, N]."""
@@ -88,11 +99,40 @@ def allocate_quantized(tokens: int, in_features: int, device: torch.device) -> t
     return allocate((tokens, padded), dtype=torch.int8, device=device), torch.empty(tokens, dtype=torch.float32, device=device)
 
 
-def _dense_triton(call: Call) -> None:
+def _quantize(call: Call) -> None:
     launch_activation(call.x, call.x_q, call.x_scale, None, activation_config(call.problem.in_features, call.problem.tokens))
-    packed, config = call.pack.packed, default_config(call.problem, call.gpu)
-    check(call.x_q, call.x_scale, packed, call.bias, call.y.dtype)
-    Gemm(packed, call.x_scale, call.bias, call.y, config, workspace(config, call.y)).launch(call.x_q)
+
+
+def _dense_triton(call: Call) -> torch.Tensor:
+    _quantize(call)
+    problem, packed = call.problem, call.pack.packed
+    check(call.x_q, call.x_scale, packed, call.bias, call.x.dtype)
+    y, config = call.x.new_empty((problem.tokens, problem.out_features)), default_config(problem, call.gpu)
+    Gemm(packed, call.x_scale, call.bias, y, config, workspace(config, y)).launch(call.x_q)
+    return y
+
+
+def _dense_refusal(problem: Problem, gpu: Gpu, master: torch.dtype) -> str | None:
+    return refusal(problem, gpu)
+
+
+def _sparse_wgmma(call: Call) -> torch.Tensor:
+    from kernels.ternary_gemm import sparse_wgmma  # here: Gluon where it is used
+
+    _quantize(call)
+    assert call.pack.fragments is not None
+    config = sparse_wgmma.default_config(call.problem.with_(op="gemm"), call.gpu)
+    gemm = sparse_wgmma.bind(call.x_q, call.x_scale, call.pack.fragments, call.bias, call.x.dtype, config, call.gpu.sms)
+    gemm.launch()
+    return gemm.out
+
+
+def _sparse_refusal(problem: Problem, gpu: Gpu, master: torch.dtype) -> str | None:
+    from kernels.ternary_gemm import sparse_wgmma  # here: Gluon where it is used
+
+    if str(problem.sparsity) != "2:4" or master == torch.float32:
+        return f"fragments are packed from 2:4 masters in bf16 or fp16, not from {problem.sparsity} in {master}"
+    return sparse_wgmma.unavailable(problem, gpu)
 
 
 def _unpack_cublas(problem: Problem, gpu: Gpu, dy: torch.Tensor, packed: PackedTernary) -> torch.Tensor:
@@ -125,7 +165,10 @@ def _convert_dot(problem: Problem, gpu: Gpu, dy: torch.Tensor, x_q: torch.Tensor
     return dw
 
 
-FORWARD: Mapping[str, Forward] = {"dense-triton": _dense_triton}
+FORWARD: Mapping[str, Forward] = {
+    "dense-triton": Forward(_dense_triton, _dense_refusal),
+    "sparse-wgmma": Forward(_sparse_wgmma, _sparse_refusal, fragments=True),
+}
 INPUT_GRAD: Mapping[str, InputGrad] = {"unpack-cublas": _unpack_cublas, "unpack-dot": _unpack_dot}
 WEIGHT_GRAD: Mapping[str, WeightGrad] = {"dequantize-cublas": _dequantize_cublas, "convert-dot": _convert_dot}
 

@@ -15,9 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.bitlinear import BitLinear, Choice, PackedLinear, Schedule, freeze, freeze_model, from_linear, ops
 from kernels.bitlinear.packs import packs_of
+from kernels.bitlinear.variants import FORWARD, choose
+from kernels.catalogue import kernels_for
 from kernels.errors import NonFiniteError, ShapeError, SparsityError, UsageError
+from kernels.gpu import GPUS
 from kernels.packed import load, pack, save, unpack
-from kernels.problem import Sparsity
+from kernels.problem import Problem, Sparsity
 from tests.kernels.straight_through import gradients
 
 pytestmark = pytest.mark.filterwarnings("ignore:BitLinear runs on the CPU")
@@ -349,10 +352,25 @@ def test_bad_input_is_refused_before_anything_runs() -> None:
 
 
 def test_it_says_what_it_chose() -> None:
-    module = make()
-    assert module.chosen(4096) == Choice.parse(str(module.chosen(4096)))
+    assert make().chosen(4096) == Choice("dense-triton", "unpack-cublas", "dequantize-cublas")
     named = BitLinear(48, 24, variants="dense-triton+unpack-dot+convert-dot")
     assert named.chosen(1) == Choice("dense-triton", "unpack-dot", "convert-dot")
+    for sparsity, master, reason in (("2:4", torch.bfloat16, "needs sm_90"), ("6:8", torch.bfloat16, "not from 6:8"),
+                                     ("2:4", torch.float32, "in torch.float32")):
+        sparse = BitLinear(48, 24, dtype=master, sparsity=sparsity, variants="sparse-wgmma+unpack-dot+convert-dot")
+        with pytest.raises(UsageError, match=f"sparse-wgmma was named and cannot: .*{reason}"):
+            sparse.chosen(64)  # the portable choices without a GPU
+
+
+def test_the_choice_is_among_what_a_layer_can_call_and_the_catalogue_holds() -> None:
+    step = Problem("step", 9728, 896, 4096, Sparsity(2, 4))
+    offered = {kernel.name for kernel in kernels_for("gemm")} & FORWARD.keys()
+    for gpu in GPUS:
+        choice = choose(step, gpu)
+        assert choice.forward in offered
+        assert not FORWARD[choice.forward].refusal(step.with_(op="gemm"), gpu, torch.bfloat16)
+        assert choose(step, gpu, torch.float32).forward == "dense-triton", "fragments need a 16-bit master"
+        assert choose(step.with_(tokens=0), gpu).forward in offered
 
 
 def test_packs_die_with_their_weight() -> None:

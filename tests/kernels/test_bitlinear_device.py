@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from kernels.bitlinear import BitLinear, check, freeze
+from kernels.bitlinear.packs import KernelPack, frozen_pack_of, pack_of
 from kernels.bounds import BOUNDS, bounded
 from kernels.errors import NonFiniteError, UsageError
+from kernels.problem import Sparsity
+from kernels.ternary_gemm.sparse_wgmma import fragment_weight
 from reference.compare import Tolerance, compare, ulp
+from reference.quantize import ternary_quantize
+from reference.sparsity import nm_mask
 from tests.kernels.straight_through import gradients
 
 FUSED = "dense-triton+unpack-dot+convert-dot"
@@ -80,6 +86,52 @@ def test_interpreted_flags() -> None:
     with pytest.raises(NonFiniteError, match="gradient"):
         module.check()
     module.check()
+
+
+@pytest.mark.interpreter
+def test_interpreted_fragments_follow_the_weight() -> None:
+    """The layout of the sparse tensor cores is made when it is asked for, and again with every change of the weight."""
+    weight = torch.nn.Parameter(torch.randn(70, 132).bfloat16())
+    key = Sparsity(2, 4), (6, 64)
+    plain = pack_of(weight, *key)
+    assert isinstance(plain, KernelPack)
+    assert plain.fragments is None
+    for count in (2, 3):
+        pack = pack_of(weight, *key, fragments=True)
+        assert pack is plain
+        assert pack.count == count
+        assert plain.fragments is not None
+        ternary, w_scale = ternary_quantize(weight.detach(), key[1])
+        expected = fragment_weight(ternary * nm_mask(weight.detach(), 2, 4), w_scale, key[1], key[0])
+        assert torch.equal(plain.fragments.blocks, expected.blocks)
+        torch.testing.assert_close(plain.fragments.row_scale, expected.row_scale)
+        frozen = frozen_pack_of(packed := plain.packed.data.clone(), replace(plain.packed, data=packed.detach()), fragments=True)
+        assert isinstance(frozen, KernelPack)
+        assert frozen.fragments is not None
+        assert torch.equal(frozen.fragments.blocks, expected.blocks)
+        with torch.no_grad():
+            weight.mul_(-0.5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [1, 63, 1000])
+@pytest.mark.parametrize("shape", [(1152, 896), (136, 264), (2048, 11008)])
+def test_sparse_forward(shape: tuple[int, int], tokens: int) -> None:
+    splits = (896, 128, 128) if shape[0] == 1152 else ()
+    module = made(shape, "2:4", splits, torch.bfloat16, "cuda", "sparse-wgmma+unpack-cublas+dequantize-cublas")
+    if torch.cuda.get_device_capability() != (9, 0):
+        with pytest.raises(UsageError, match="was named and cannot"):
+            module.chosen(tokens)
+        return
+    x, dy = torch.randn(tokens, shape[1], device="cuda").bfloat16(), torch.randn(tokens, shape[0], device="cuda").bfloat16()
+    for _ in range(2):
+        assert_exact(module, x.detach().clone(), dy)
+        with torch.no_grad():
+            dense = made(shape, "2:4", splits, torch.bfloat16, "cuda", WORKSPACE)
+            dense.load_state_dict(module.state_dict())
+            assert torch.equal(freeze(module)(x), module(x))
+            torch.testing.assert_close(module(x), dense(x))
+            module.weight.mul_(-0.5)
 
 
 @pytest.mark.gpu
