@@ -21,10 +21,10 @@ from kernels.ternary_gemm.decode_ptx import (
     step,
 )
 from kernels.ternary_gemm.decode_quantize import absmax, publish, quantize, scales, turn_columns
-from kernels.ternary_gemm.decode_sums import arrive, collect, combine, spill
+from kernels.ternary_gemm.decode_sums import arrive, collect, combine, elements, spill
 
 UNROLL = gl.constexpr(4)
-"""Pieces of activations, or sums of other programs, that a thread has on their way at once."""
+"""Pieces of activations that a thread has on their way at once."""
 
 
 @gluon.jit
@@ -141,6 +141,7 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
                  "=r,r,r,r,l,l,l,l,l,~{memory}", outputs)
     if SPLITS > 1:
         count = _asm(arrive(SPLITS), "=r,l,r,r,~{memory}", [counter_ptr.to(gl.int64, bitcast=True), row_tile, tokens * TILE])
-        for start in range(0, count, UNROLL * THREADS):
+        TURN: gl.constexpr = elements(TILE, 1 if ROWS == 1 else 8 * TOKENS8, THREADS)
+        for start in range(0, count, TURN * THREADS):
             operands = outputs + [start]  # noqa: RUF005 (Gluon knows no starred lists)
-            _asm(collect(UNROLL, THREADS, TILE, OUT, BIAS, FUSED is not None), "=r,r,r,r,l,l,l,l,l,r,~{memory}", operands)
+            _asm(collect(TURN, THREADS, TILE, OUT, BIAS, FUSED is not None), "=r,r,r,r,l,l,l,l,l,r,~{memory}", operands)

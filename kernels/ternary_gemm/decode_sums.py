@@ -162,6 +162,12 @@ def arrive(splits):
 
 
 @gluon.constexpr_function
+def elements(rows, tokens, threads):
+    """Elements of a tile that a thread collects at once: all of them up to 16, since each turn waits for memory once."""
+    return min(16, (rows * tokens + threads - 1) // threads)
+
+
+@gluon.constexpr_function
 def taken(ahead, rows):
     """`row`, `token`, `at` and `here` of the thread's element $9 + `ahead` of a row tile."""
     return place(ahead, rows, "$9") + f"""

@@ -15,7 +15,7 @@ from kernels.ternary_gemm.decode_config import DecodeConfig, plan
 from kernels.ternary_gemm.decode_kernel import early
 from kernels.ternary_gemm.decode_ptx import HEADER, aim, arrived, close, copy_in, declare, preload, prime, ring_bytes, step
 from kernels.ternary_gemm.decode_quantize import absmax, publish, quantize, scales, turn_columns
-from kernels.ternary_gemm.decode_sums import arrive, collect, combine, spill
+from kernels.ternary_gemm.decode_sums import arrive, collect, combine, elements, spill
 from reference.linear import accumulate, linear
 from reference.quantize import quantize_activation
 from tests.kernels.decode_emulator import Program
@@ -123,18 +123,19 @@ class Launch:
             machine.run(quantize(UNROLL, threads, at_once, kind, base),
                         [self.x_at, self.stride, self.tokens, r, piece, row_bytes, first, limit, columns])
 
-    def finish(self, machine: Program, row_tile: int, threads: int, tokens8: int, at_once: int) -> None:
+    def finish(self, machine: Program, row_tile: int, threads: int, tokens8: int, together: int) -> None:
         c, splits = self.config, self.plan.splits
         outputs = [row_tile, self.tokens, self.rows, self.xs_at, self.rs_at, self.bias_at, self.y_at, self.sums_at]
         for j in range(tokens8):
             machine.run(spill(j, c.tiles, tokens8, c.warps_m, c.warps_k), [0])
-            for e in range(-(-(1 if at_once == 1 else 8) * c.rows // threads)):
+            for e in range(-(-(1 if together == 1 else 8) * c.rows // threads)):
                 text = combine(j, e * threads, c.tiles, c.warps_m, c.warps_k, self.kind, True, self.fused is not None, splits > 1)
                 machine.run(text, outputs)
         if splits > 1:
             count = machine.run(arrive(splits), [self.counter_at, row_tile, self.tokens * c.rows])
-            for start in range(0, count, UNROLL * threads):
-                machine.run(collect(UNROLL, threads, c.rows, self.kind, True, self.fused is not None), [*outputs, start])
+            turn = elements(c.rows, 1 if self.tokens == 1 else 8 * tokens8, threads)
+            for start in range(0, count, turn * threads):
+                machine.run(collect(turn, threads, c.rows, self.kind, True, self.fused is not None), [*outputs, start])
 
     @property
     def expected(self) -> torch.Tensor:
