@@ -10,61 +10,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from kernels.mask_quantize.pairs import _SIGNS, _at, _by_position, _fake, _in_memory_order, _two_largest
 from kernels.mask_quantize.two_pass_kernels import _half_limit, _row_limits
 
-_SIGNS = tl.constexpr(-0x7FFF8000)  # 0x80008000
 _EVEN = tl.constexpr(0x55555555)
-
-
-@triton.jit
-def _by_position(word):
-    """Two groups of four 16-bit weights, [..., 4] words, as four words: member k of the first group below that of the second."""
-    pairs = tl.permute(tl.reshape(word, [4, 8, 4, 2, 2]), [0, 1, 2, 4, 3])
-    first, second = tl.split(pairs)
-    even = (first & 0xFFFF) | (second << 16)
-    odd = ((first >> 16) & 0xFFFF) | (second & -0x10000)
-    w0, w2 = tl.split(even)
-    w1, w3 = tl.split(odd)
-    return w0, w1, w2, w3
-
-
-@triton.jit
-def _in_memory_order(w0, w1, w2, w3):
-    """The inverse of `_by_position`."""
-    even = tl.join(w0, w2)
-    odd = tl.join(w1, w3)
-    first = (even & 0xFFFF) | (odd << 16)
-    second = ((even >> 16) & 0xFFFF) | (odd & -0x10000)
-    return tl.reshape(tl.permute(tl.join(first, second), [0, 1, 2, 4, 3]), [4, 8, 4, 4])
-
-
-@triton.jit
-def _majority(a, b, c):
-    return (a & b) | (c & (a | b))
-
-
-@triton.jit
-def _not_below(a, b):
-    """Bit 15 of each half: whether its magnitude in a is at least that in b. No borrow leaves a half."""
-    return (a | _SIGNS) - (b & ~_SIGNS)
-
-
-@triton.jit
-def _two_largest(w0, w1, w2, w3):
-    """Bit 15 of each half of four words: whether the weight is one of the two largest of its four; ties keep the lower index."""
-    g01 = _not_below(w0, w1)
-    g02 = _not_below(w0, w2)
-    g03 = _not_below(w0, w3)
-    g12 = _not_below(w1, w2)
-    g13 = _not_below(w1, w3)
-    g23 = _not_below(w2, w3)
-    return _majority(g01, g02, g03), _majority(~g01, g12, g13), _majority(~g02, ~g12, g23), _majority(~g03, ~g13, ~g23)
-
-
-@triton.jit
-def _at(word, PLACE: tl.constexpr):
-    """Bit 15 of each half, at bit PLACE of it."""
-    return (word >> (15 - PLACE)) & (0x00010001 << PLACE)
 
 
 @triton.jit
@@ -155,7 +104,8 @@ def pack_fragments_kernel(
             for field in tl.static_range(4):
                 column = pair * 128 + 32 * field + 16 * half + (4 * quad[:, :, :, None] + in_row[None, None, None, :])
                 valid = inside & (column < words)
-                w0, w1, w2, w3 = _by_position(tl.load(master + long_rows * (row_stride // 2) + column, mask=valid, other=0))
+                word = tl.load(master + long_rows * (row_stride // 2) + column, mask=valid, other=0)
+                w0, w1, w2, w3 = _by_position(tl.reshape(word, [4, 8, 4, 2, 2]))
                 n0, n1, n2, n3 = _two_largest(w0, w1, w2, w3)
                 n0 &= (w0 | _SIGNS) - floor
                 n1 &= (w1 | _SIGNS) - floor
@@ -172,7 +122,8 @@ def pack_fragments_kernel(
                 if fake_ptr is not None:
                     fake = _in_memory_order(_fake(w0, n0, fake_scale), _fake(w1, n1, fake_scale), _fake(w2, n2, fake_scale),
                                             _fake(w3, n3, fake_scale))  # fmt: skip
-                    tl.store(fake_ptr.to(tl.pointer_type(tl.int32)) + long_rows * words + column, fake, mask=valid)
+                    target = fake_ptr.to(tl.pointer_type(tl.int32)) + long_rows * words + column
+                    tl.store(target, tl.reshape(fake, [4, 8, 4, 4]), mask=valid)
         first, second, low, high = _compressed(z0, z1, z2, z3, s0, s1, s2, s3)
         if half == 0:
             u0, u1 = _bytes_of_row(first, second, 0), _bytes_of_row(first, second, 1)
@@ -199,11 +150,3 @@ def pack_fragments_kernel(
             for split in tl.static_range(1, SPLITS):
                 row_scale = tl.where(every_row >= tl.load(bound_ptr + split), tl.load(w_scale_ptr + split), row_scale)
             tl.store(row_scale_ptr + every_row, row_scale * 0.015625, mask=every_row < out_features)
-
-
-@triton.jit
-def _fake(word, nonzero, scale):
-    """Both halves: the scale with the weight's sign where bit 15 says non-zero, else zero."""
-    bit = nonzero & _SIGNS
-    every = bit | (bit - ((bit >> 15) & 0x00010001))
-    return every & ((word & _SIGNS) | scale)

@@ -16,7 +16,7 @@ from kernels.errors import ShapeError
 from kernels.fragments import block_shape
 from kernels.kernel import CompileUnit
 from kernels.mask_quantize.fragment_kernels import pack_fragments_kernel
-from kernels.mask_quantize.two_pass import TwoPassConfig, Workspace, allocate_workspace, check_weight, launch_scales
+from kernels.mask_quantize.two_pass import TwoPassConfig, Workspace, allocate_workspace, check_weight, launch_carried_scales, launch_scales
 from kernels.problem import Problem, Sparsity
 
 TWO_OF_FOUR = Sparsity(2, 4)
@@ -53,12 +53,14 @@ def allocate_fragments(
 
 
 def launch_fragments(
-    weight: torch.Tensor, buffers: FragmentBuffers, config: TwoPassConfig, w_fake: torch.Tensor | None = None
+    weight: torch.Tensor, buffers: FragmentBuffers, config: TwoPassConfig, w_fake: torch.Tensor | None = None,
+    sums: torch.Tensor | None = None,
 ) -> None:
     """Mask, quantize and pack `weight` into the buffers on the current stream: two launches, no allocation, no synchronization.
 
     weight: [N, K] bf16 or fp16, K a multiple of 4, rows that start at multiples of 4 bytes. w_fake: bf16 [N, K], contiguous, gets
-    ternary · w_scale. A split with a NaN or an infinity gets NaN scales, `workspace.nonfinite` set, and zero weights.
+    ternary · w_scale. sums: float64 [S] as `launch_prepare` takes them. A split with a NaN or an infinity gets NaN scales,
+    `workspace.nonfinite` set, and zero weights.
     Raises ShapeError for what does not fit.
     """
     splits = buffers.workspace.splits
@@ -75,7 +77,10 @@ def launch_fragments(
         buffers.w_scale.fill_(1e-5)
         buffers.inv_scale.fill_(1e5)
         return
-    launch_scales(weight, buffers.w_scale, buffers.inv_scale, buffers.workspace, config)
+    if sums is None:
+        launch_scales(weight, buffers.w_scale, buffers.inv_scale, buffers.workspace, config)
+    else:
+        launch_carried_scales(sums, in_features, buffers.w_scale, buffers.inv_scale, buffers.workspace)
     row_blocks, column_blocks = buffers.blocks.shape[:2]
     pairs = triton.cdiv(column_blocks, 2)
     pack_fragments_kernel[(row_blocks * pairs,)](

@@ -17,7 +17,8 @@ from kernels.errors import NonFiniteError, ShapeError
 from kernels.gpu import Gpu
 from kernels.inputs import DTYPES, Inputs, PrepareInputs
 from kernels.kernel import CompileUnit, Kernel, Outputs, Prepared
-from kernels.mask_quantize.two_pass_kernels import absmean_kernel, pack_kernel, pack_words_kernel
+from kernels.mask_quantize.two_four_kernels import pack_two_four_kernel
+from kernels.mask_quantize.two_pass_kernels import absmean_kernel, carried_scales_kernel, pack_kernel, pack_words_kernel
 from kernels.packed import PackedTernary, packed_width
 from kernels.problem import Problem, Sparsity
 from kernels.space import Config, ConfigSpace
@@ -116,15 +117,32 @@ def launch_scales(
     )
 
 
+def launch_carried_scales(
+    sums: torch.Tensor, in_features: int, w_scale: torch.Tensor, inv_scale: torch.Tensor, workspace: Workspace
+) -> None:
+    """The same from the sums of |w| per split, float64 [S], that an optimizer carries: the weight is not read. One launch.
+
+    Raises ShapeError for other sums.
+    """
+    if sums.dtype != torch.float64 or tuple(sums.shape) != (len(workspace.splits),) or not sums.is_contiguous():
+        raise ShapeError(f"sums are {sums.dtype} {list(sums.shape)}; contiguous float64 {[len(workspace.splits)]} are needed")
+    carried_scales_kernel[(len(workspace.splits),)](
+        sums, workspace.bounds, workspace.limits, workspace.nonfinite, w_scale, inv_scale, in_features, num_warps=1
+    )
+
+
 def launch_prepare(
     weight: torch.Tensor, packed_data: torch.Tensor, w_scale: torch.Tensor, inv_scale: torch.Tensor, workspace: Workspace,
     sparsity: Sparsity, splits: Sequence[int], config: TwoPassConfig, mask: torch.Tensor | None = None, w_fake: torch.Tensor | None = None,
+    sums: torch.Tensor | None = None, flips: torch.Tensor | None = None,
 ) -> None:
     """Mask, quantize and pack `weight` into the given buffers on the current stream: two launches, no allocation, no synchronization.
 
     weight: [N, K] bf16, fp16 or fp32, unit column stride, any row stride. packed_data: uint8 [N, packed_width(K)]. w_scale, inv_scale:
     float32 [S]; NaN (with `workspace.nonfinite` set and zero weights) for a split with a NaN or an infinity. mask: bool or uint8 [N, K],
-    1 where a weight is kept. w_fake: bf16 [N, K], ternary · w_scale. All contiguous.
+    1 where a weight is kept. w_fake: bf16 [N, K], ternary · w_scale. All contiguous. sums: float64 [S], the sums of |w| that somebody
+    carried (`launch_carried_scales`): the first read of the weight is saved. flips: int64 [1], to which is added how many weights are
+    non-zero now and were zero in what packed_data held before, or the reverse.
     Raises ShapeError for a weight or splits that do not fit.
     """
     check_weight(weight, sparsity, splits)
@@ -137,15 +155,29 @@ def launch_prepare(
         return
     if any(out is not None and (not out.is_contiguous() or out.data_ptr() % 4) for out in (packed_data, mask, w_fake)):
         raise ShapeError("packed_data, mask and w_fake must be contiguous and start at a multiple of 4 bytes")
-    launch_scales(weight, w_scale, inv_scale, workspace, config)
+    if flips is not None and (flips.dtype != torch.int64 or flips.numel() != 1):
+        raise ShapeError(f"flips are {flips.dtype} {list(flips.shape)}; int64 [1] is needed")
+    if sums is None:
+        launch_scales(weight, w_scale, inv_scale, workspace, config)
+    else:
+        launch_carried_scales(sums, in_features, w_scale, inv_scale, workspace)
     column_tiles = triton.cdiv(packed_width(in_features) // 64, config.blocks)
     by_words = _by_words(weight.dtype, in_features, sparsity) and weight.stride(0) % 2 == 0 and weight.data_ptr() % 4 == 0
-    kernel, types = (pack_words_kernel, {"BF16": weight.dtype == torch.bfloat16}) if by_words else (pack_kernel, {})
+    kernel, types = _second_pass(weight.dtype, sparsity, by_words)
     kernel[(triton.cdiv(out_features, config.rows) * column_tiles,)](
-        weight, packed_data, None if mask is None else mask.view(torch.uint8), w_fake, workspace.bounds, workspace.limits, w_scale,
-        out_features, in_features, weight.stride(0), column_tiles, SPLITS=len(splits), KEEP=sparsity.n, GROUP=sparsity.m,
-        ROWS=config.rows, BLOCKS=config.blocks, num_warps=config.warps, **types,
+        weight, packed_data, None if mask is None else mask.view(torch.uint8), w_fake, flips, workspace.bounds, workspace.limits, w_scale,
+        out_features, in_features, weight.stride(0), column_tiles, SPLITS=len(splits), ROWS=config.rows, BLOCKS=config.blocks,
+        num_warps=config.warps, **types,
     )
+
+
+def _second_pass(dtype: torch.dtype, sparsity: Sparsity, by_words: bool) -> tuple[Any, dict[str, Any]]:
+    """The function of the second pass and what it alone is specialized for."""
+    groups = {"KEEP": sparsity.n, "GROUP": sparsity.m}
+    if not by_words:
+        return pack_kernel, groups
+    types = {"BF16": dtype == torch.bfloat16}
+    return (pack_two_four_kernel, types) if (sparsity.n, sparsity.m) == (2, 4) else (pack_words_kernel, groups | types)
 
 
 def _by_words(dtype: torch.dtype, in_features: int, sparsity: Sparsity) -> bool:
@@ -217,19 +249,17 @@ def compile_units(problem: Problem, config: Config) -> tuple[CompileUnit, ...]:
     dtype = DTYPES[problem.dtype]
     first: dict[str, Any] = {"FLAT": True, "VECTOR": _vector(problem.in_features), "BLOCK": config.sum_block,
                              "PROGRAMS": SUM_PROGRAMS}
-    second: dict[str, Any] = {"mask_ptr": None, "fake_ptr": None, "SPLITS": len(problem.splits), "KEEP": problem.sparsity.n,
-                              "GROUP": problem.sparsity.m, "ROWS": config.rows, "BLOCKS": config.blocks}
+    second: dict[str, Any] = {"mask_ptr": None, "fake_ptr": None, "flips_ptr": None, "SPLITS": len(problem.splits),
+                              "ROWS": config.rows, "BLOCKS": config.blocks}
     pointers = {"w_ptr": _POINTERS[dtype], "bound_ptr": "*i64", "limit_ptr": "*i32", "w_scale_ptr": "*fp32"}
     sizes = {"in_features": "i32", "row_stride": "i32"}
     reduce = {**pointers, "partial_ptr": "*fp64", "counter_ptr": "*i32", "nonfinite_ptr": "*i32", "inv_scale_ptr": "*fp32", **sizes}
     pack = {**pointers, "packed_ptr": "*u8", **sizes, "out_features": "i32", "column_tiles": "i32"}
     aligned = tuple(sizes) if problem.in_features % 16 == 0 else ()
-    by_words = _by_words(dtype, problem.in_features, problem.sparsity)
-    if by_words:
-        second["BF16"] = dtype == torch.bfloat16
+    function, types = _second_pass(dtype, problem.sparsity, _by_words(dtype, problem.in_features, problem.sparsity))
     return (
         _unit(absmean_kernel, reduce, first, aligned, config.sum_warps),
-        _unit(pack_words_kernel if by_words else pack_kernel, pack, second, aligned, config.warps),
+        _unit(function, pack, second | types, aligned, config.warps),
     )
 
 

@@ -48,6 +48,25 @@ def absmean_kernel(
 
 
 @triton.jit
+def carried_scales_kernel(sum_ptr, bound_ptr, limit_ptr, nonfinite_ptr, w_scale_ptr, inv_scale_ptr, in_features):
+    """The same from sums of |w| that somebody carried, float64 per split (the program)."""
+    split = tl.program_id(0)
+    elements = (tl.load(bound_ptr + split + 1) - tl.load(bound_ptr + split)) * in_features
+    mean = tl.load(sum_ptr + split) / tl.maximum(elements, 1).to(tl.float64)
+    _store_scale(mean, split, limit_ptr, nonfinite_ptr, w_scale_ptr, inv_scale_ptr)
+
+
+@triton.jit
+def _add_flips(flips_ptr, old, new):
+    """Adds up how many 2-bit codes of these words (16 bits at most) turned from zero to non-zero or back: an integer, in any order."""
+    changed = (old ^ new) & 0x5555
+    changed = (changed & 0x1111) + ((changed >> 2) & 0x1111)
+    changed = changed + (changed >> 4)
+    changed = ((changed & 0xF) + ((changed >> 8) & 0xF)).to(tl.int64)
+    tl.atomic_add(flips_ptr, tl.sum(tl.reshape(changed, [changed.numel]), axis=0))
+
+
+@triton.jit
 def _store_scale(mean, split, limit_ptr, nonfinite_ptr, w_scale_ptr, inv_scale_ptr):
     """max(mean, 1e-5), its correctly rounded inverse s, and the bits of the largest |w| with |w| · s rounded to at most 0.5."""
     scale = mean.to(tl.float32)
@@ -125,8 +144,9 @@ def _half_limit(limit, BF16: tl.constexpr):
 
 @triton.jit
 def pack_words_kernel(
-    w_ptr, packed_ptr, mask_ptr, fake_ptr, bound_ptr, limit_ptr, w_scale_ptr, out_features, in_features, row_stride, column_tiles,
-    BF16: tl.constexpr, SPLITS: tl.constexpr, KEEP: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
+    w_ptr, packed_ptr, mask_ptr, fake_ptr, flips_ptr, bound_ptr, limit_ptr, w_scale_ptr, out_features, in_features, row_stride,
+    column_tiles, BF16: tl.constexpr, SPLITS: tl.constexpr, KEEP: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
+    BLOCKS: tl.constexpr,
 ):
     """ROWS rows × BLOCKS blocks of 256 columns of a 16-bit master to packed bytes, two weights (a 32-bit word) at a time.
 
@@ -134,7 +154,7 @@ def pack_words_kernel(
     magnitudes, in the upper half of a word, above its place from the end of the group, so that no two are equal and the lower index
     wins a tie. It is kept above its group's cut and non-zero above its split's limit: one comparison with the larger of the two.
     Runs from the last tile to the first: the end of the weight is what the pass before left in the L2.
-    mask_ptr (uint8) and fake_ptr (bf16) may be None; both are written as words.
+    mask_ptr (uint8) and fake_ptr (bf16) may be None; both are written as words. flips_ptr: None, or int64 [1] that is added to.
     """
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
     row = (tile // column_tiles) * ROWS + tl.arange(0, ROWS)
@@ -184,13 +204,16 @@ def pack_words_kernel(
     codes = ones | (signs & (ones << 1))
     blocks = (in_features + 255) // 256
     target = packed_ptr.to(tl.pointer_type(tl.int16)) + long_row * (blocks * 32) + (block * 32 + lane)
-    tl.store(target, (codes | (codes >> 8)).to(tl.int16), mask=row_valid & (block < blocks))
+    codes = (codes | (codes >> 8)) & 0xFFFF
+    if flips_ptr is not None:
+        _add_flips(flips_ptr, tl.load(target, mask=row_valid & (block < blocks), other=0).to(tl.int32), codes)
+    tl.store(target, codes.to(tl.int16), mask=row_valid & (block < blocks))
 
 
 @triton.jit
 def pack_kernel(
-    w_ptr, packed_ptr, mask_ptr, fake_ptr, bound_ptr, limit_ptr, w_scale_ptr, out_features, in_features, row_stride, column_tiles,
-    SPLITS: tl.constexpr, KEEP: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
+    w_ptr, packed_ptr, mask_ptr, fake_ptr, flips_ptr, bound_ptr, limit_ptr, w_scale_ptr, out_features, in_features, row_stride,
+    column_tiles, SPLITS: tl.constexpr, KEEP: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr,
 ):
     """The same for every type, group and alignment, one weight at a time.
 
@@ -235,4 +258,6 @@ def pack_kernel(
             tl.store(fake_ptr + long_row * in_features + columns, value.to(tl.bfloat16), mask=valid)
     blocks = (in_features + 255) // 256
     target = packed_ptr + long_row * (blocks * 64) + (block * 64 + lane)
+    if flips_ptr is not None:
+        _add_flips(flips_ptr, tl.load(target, mask=row_valid & (block < blocks), other=0).to(tl.int32), packed)
     tl.store(target, packed.to(tl.uint8), mask=row_valid & (block < blocks))

@@ -8,10 +8,11 @@ import torch
 from autotune.compile import Compiled, compile_unit
 from kernels.errors import NonFiniteError, ShapeError
 from kernels.gpu import by_name
-from kernels.inputs import DTYPES, KINDS, Kind, PrepareInputs, make_inputs
+from kernels.inputs import DTYPES, KINDS, Kind, PrepareInputs, make_inputs, make_weights
 from kernels.judge import judge, poison
 from kernels.mask_quantize.two_pass import (
     KERNELS,
+    PrepareBuffers,
     TwoPassConfig,
     allocate_prepare,
     compile_units,
@@ -19,7 +20,7 @@ from kernels.mask_quantize.two_pass import (
     prepare_weight,
     two_pass_config,
 )
-from kernels.packed import unpack
+from kernels.packed import PackedTernary, unpack
 from kernels.problem import DType, Problem, Sparsity
 from reference.quantize import ternary_quantize
 from reference.sparsity import nm_mask
@@ -132,6 +133,52 @@ def test_interpreted_extreme_magnitudes(dtype: DType) -> None:
     buffers = allocate_prepare(5, 64, (5,), "cpu")
     launch_prepare(tiny, buffers.packed, buffers.w_scale, buffers.inv_scale, buffers.workspace, Sparsity(6, 8), (5,), SMALL, mask)
     assert torch.equal(mask, nm_mask(tiny, 6, 8))
+
+
+def _carry(problem: Problem, weight: torch.Tensor, before: torch.Tensor, config: TwoPassConfig) -> None:
+    """Two updates of one buffer, the second with carried sums: the same outputs, and flips that are the difference of the two weights."""
+    device, splits = weight.device, problem.splits
+    buffers, flips = allocate_prepare(*weight.shape, splits, device), torch.full((1,), 5, dtype=torch.int64, device=device)
+    args = (buffers.packed, buffers.w_scale, buffers.inv_scale, buffers.workspace, problem.sparsity, splits, config)
+    launch_prepare(before, *args)
+    first = _unpacked(buffers, problem)
+    sums = torch.stack([part.double().abs().sum() for part in weight.split(splits)])
+    launch_prepare(weight, *args, sums=sums, flips=flips)
+    outputs = {"packed": buffers.packed, "w_scale": buffers.w_scale, "inv_scale": buffers.inv_scale}
+    assert judge(problem, PrepareInputs(weight), outputs, KERNEL) is None
+    assert flips.item() == 5 + int(((first != 0) != (_unpacked(buffers, problem) != 0)).sum())
+
+
+def _unpacked(buffers: PrepareBuffers, problem: Problem) -> torch.Tensor:
+    return unpack(PackedTernary(buffers.packed, buffers.w_scale, problem.splits, problem.in_features, problem.sparsity))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(("sparsity", "dtype"), [("2:4", "bf16"), ("6:8", "fp16"), ("dense", "bf16"), ("2:4", "fp32"), ("8:10", "bf16")])
+def test_interpreted_carried_sums_and_flips(sparsity: str, dtype: DType) -> None:
+    problem = _problem(sparsity, 120, (3, 2), dtype)
+    before, after = (make_weights(problem, seed=seed).master for seed in (1, 2))
+    _carry(problem, after, before, SMALL)
+
+
+@pytest.mark.interpreter
+def test_wrong_sums_and_flips_are_refused() -> None:
+    problem = _problem("2:4", 64)
+    buffers = allocate_prepare(5, 64, (3, 2), "cpu")
+    args = (buffers.packed, buffers.w_scale, buffers.inv_scale, buffers.workspace, problem.sparsity, (3, 2), SMALL)
+    with pytest.raises(ShapeError, match="sums"):
+        launch_prepare(_inputs(problem).w, *args, sums=torch.ones(2))
+    with pytest.raises(ShapeError, match="flips"):
+        launch_prepare(_inputs(problem).w, *args, flips=torch.zeros(1))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("sparsity", ["2:4", "6:8", "dense", "8:10"])
+def test_carried_sums_and_flips_on_a_gpu(sparsity: str, dtype: DType) -> None:
+    problem = _problem(sparsity, 2560, (300, 33), dtype)
+    before, after = (make_weights(problem, "cuda", seed=seed).master for seed in (1, 2))
+    _carry(problem, after, before, KERNEL.default_config(problem, H200))
 
 
 @pytest.mark.interpreter
