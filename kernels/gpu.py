@@ -79,8 +79,7 @@ def by_name(name: str) -> Gpu:
     for gpu in GPUS:
         if gpu.name == name:
             return gpu
-    allowed = ", ".join(gpu.name for gpu in GPUS)
-    raise UsageError(f"unknown GPU {name!r}; allowed: auto, {allowed}; another GPU borrows the nearest one's figures with --profile NAME")
+    raise UsageError(f"unknown GPU {name!r}; allowed: auto, {', '.join(gpu.name for gpu in GPUS)}")
 
 
 def unlisted(name: str) -> Gpu:
@@ -120,7 +119,7 @@ def claim(name: str, found: Gpu | None, required: bool = False) -> Gpu:
     name: a profile, or `auto` (the device's; without a device the h200's). found: what `detect` gave. required: a device must be there.
     Raises UsageError for an unknown name, GpuMismatch when the device is another model, NoGpu when one is required and missing.
     """
-    claimed = None if name == "auto" else by_name(name)
+    claimed = None if name == "auto" or (found is not None and name == found.name) else by_name(name)
     if found is None:
         if required:
             raise NoGpu(f"--gpu {name}: a GPU is needed here and this machine has none")
@@ -136,9 +135,13 @@ def choose(name: str, profile: str | None, found: Gpu | None, required: bool = F
     profile: the listed GPU whose figures and configs an unlisted one takes, never taken unasked. name: `auto`, that profile, or the
     unlisted GPU. Raises as `claim`; UsageError for two listed GPUs, GpuMismatch for a profile where the device has its own.
     """
+    listed = any(gpu.name == name for gpu in GPUS)
     if profile is None:
-        return claim(name, found, required)
-    lent, listed = by_name(profile), any(gpu.name == name for gpu in GPUS)
+        try:
+            return claim(name, found, required)
+        except UsageError as error:
+            raise UsageError(f"{error}; another one borrows the figures of the nearest with --profile NAME") from None
+    lent = by_name(profile)
     if listed and name != lent.name:
         raise UsageError(f"--gpu {name} and --profile {lent.name} name two GPUs; --profile goes with --gpu auto or an unlisted GPU")
     if found is None:
