@@ -66,5 +66,6 @@ def test_case(case: Case, kernel: str, measured: Measured, benchmark: BenchmarkF
 def facts(result: Result) -> dict[str, object]:
     return {
         "kernel": result.kernel, "kind": result.kind, "exact": result.exact, "config": dict(result.config),
-        "config_source": result.config_source, "call_us": list(result.call_us), "weight_bytes": result.weight_bytes, "clock": "CUDA graph replay, seconds per call",
+        "config_source": result.config_source, "call_us": list(result.call_us), "weight_bytes": result.weight_bytes,
+        "clock": "CUDA graph replay, seconds per call",
     }
