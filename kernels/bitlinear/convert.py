@@ -105,10 +105,9 @@ def freeze_model(model: nn.Module) -> nn.Module:
 
 
 def check(model: nn.Module) -> None:
-    """`BitLinear.check` of every layer: NonFiniteError names the first that saw a NaN or an infinity. Synchronizes."""
+    """`check` of every layer: NonFiniteError names the first that saw a NaN or an infinity. Synchronizes."""
     for layer in layers(model).values():
-        if isinstance(layer, BitLinear):
-            layer.check()
+        layer.check()
 
 
 def repack(model: nn.Module) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from kernels.bitlinear import packs
 from kernels.bitlinear.module import BitLinear, autocast, check_input
 from kernels.bitlinear.ops import packed_linear
 from kernels.bitlinear.packs import runs_kernels
@@ -60,6 +61,11 @@ class PackedLinear(nn.Module):
         x = autocast(input)
         y: torch.Tensor = packed_linear(x, self.data, self.w_scale, self.bias, self._sparsity, self.splits, self.in_features, self.variants)
         return y
+
+    def check(self) -> None:
+        """Raises NonFiniteError, naming the layer, where an activation since the last check held a NaN or an infinity. Synchronizes."""
+        if packs.take_flags(self.data)[packs.ACTIVATION]:
+            raise NonFiniteError(f"{self.label}: NaN or infinity in its activation")
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackedLinear:
         scale = self.w_scale

@@ -107,7 +107,7 @@ class BitLinear(nn.Linear):
 
     def repack(self) -> None:
         """Pack the weight now, in place: after changes that leave no trace in its version (`Tensor.data`, replays of captured graphs)."""
-        packs.pack_of(self.weight, self.sparsity, tuple(self.splits), again=True)
+        packs.pack_of(self.weight, self.sparsity, tuple(self.splits), "renew")
 
     @property
     def packings(self) -> int:
@@ -117,15 +117,12 @@ class BitLinear(nn.Linear):
     def check(self) -> None:
         """Raises NonFiniteError, naming the layer, where the weight, its gradient, or an activation or gradient of a pass since the last
         check held a NaN or an infinity; clears the flags of the passes. Synchronizes."""
-        held = packs.packs_of(self.weight)
-        flags = torch.stack([pack.flags for pack in held.values()]).amax(0).tolist() if held else [0, 0]
-        for pack in held.values():
-            pack.flags.zero_()
+        flags = packs.take_flags(self.weight)
         grads = [parameter.grad for parameter in (self.weight, self.bias) if parameter is not None and parameter.grad is not None]
         found = {
             "weight": not bool(self.weight.isfinite().all()),
-            "activation": bool(flags[packs.ACTIVATION]),
-            "gradient": bool(flags[packs.GRADIENT]) or any(not bool(grad.isfinite().all()) for grad in grads),
+            "activation": flags[packs.ACTIVATION],
+            "gradient": flags[packs.GRADIENT] or any(not bool(grad.isfinite().all()) for grad in grads),
         }
         if any(found.values()):
             what = " and ".join(name for name, bad in found.items() if bad)

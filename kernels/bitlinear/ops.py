@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from kernels.bitlinear.packs import ACTIVATION, GRADIENT, KernelPack, Pack, ReferencePack, frozen_pack_of, pack_of, runs_kernels
+from kernels.bitlinear.packs import ACTIVATION, GRADIENT, KernelPack, Pack, ReferencePack, Use, frozen_pack_of, pack_of, runs_kernels
 from kernels.bitlinear.variants import (
     FORWARD,
     INPUT_GRAD,
@@ -101,13 +101,12 @@ def _forward(x: torch.Tensor, pack: Pack, bias: torch.Tensor | None, problem: Pr
 
 
 def _pack_and_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
-                      variants: str, training: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+                      variants: str, use: Use) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     problem = _problem(_tokens(x), weight, x.dtype, sparsity, splits)
     with _on(x):
         choice = chosen(problem, x.device.index, weight.dtype, variants) if runs_kernels(x) else None
-        again = training and x.is_cuda and torch.cuda.is_current_stream_capturing()
         fragments = choice is not None and FORWARD[choice.forward].fragments
-        return _forward(x, pack_of(weight, problem.sparsity, problem.splits, again, fragments), bias, problem, choice)
+        return _forward(x, pack_of(weight, problem.sparsity, problem.splits, use, fragments), bias, problem, choice)
 
 
 @torch.library.custom_op("tersparse::bitlinear", mutates_args=())
@@ -119,7 +118,7 @@ def bitlinear(
 
     The weight is packed where its pack is stale. In the capture of a CUDA graph it always is, so that every replay follows the weight.
     """
-    return _pack_and_forward(x, weight, bias, sparsity, splits, variants, training=True)
+    return _pack_and_forward(x, weight, bias, sparsity, splits, variants, "train")
 
 
 @bitlinear.register_fake
@@ -135,7 +134,7 @@ def bitlinear_eval(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int], variants: str
 ) -> torch.Tensor:
     """y [..., N] of x [..., K] and a master weight [N, K], which is packed where its pack is stale."""
-    return _pack_and_forward(x, weight, bias, sparsity, splits, variants, training=False)[0]
+    return _pack_and_forward(x, weight, bias, sparsity, splits, variants, "eval")[0]
 
 
 @bitlinear_eval.register_fake
@@ -170,7 +169,7 @@ def bitlinear_input_grad(dy: torch.Tensor, weight: torch.Tensor, sparsity: str, 
     problem = _problem(_tokens(dy), weight, dy.dtype, sparsity, splits)
     shape, dy = (*dy.shape[:-1], problem.in_features), dy.reshape(problem.tokens, problem.out_features)
     with _on(dy):
-        pack = pack_of(weight, problem.sparsity, problem.splits)
+        pack = pack_of(weight, problem.sparsity, problem.splits, "backward")
         if isinstance(pack, KernelPack):
             kernel = INPUT_GRAD[chosen(problem, dy.device.index, weight.dtype, variants).input_grad]
             dx = kernel(problem, gpu_of(dy.device.index), dy.contiguous(), pack.packed)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import TYPE_CHECKING, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, cast
 
 import torch
 import triton
@@ -33,6 +33,7 @@ ACTIVATION, GRADIENT = 0, 1
 """Places in `Pack.flags`: 1 where an activation or a gradient was NaN or infinite since the last check."""
 
 Key: TypeAlias = tuple[Sparsity, tuple[int, ...]]
+Use: TypeAlias = Literal["train", "eval", "backward", "renew"]
 T = TypeVar("T")
 
 
@@ -45,13 +46,14 @@ class Pack:
     """The masked ternary values of one weight, for one sparsity and one set of splits.
 
     flags: int32 [2], see `ACTIVATION`. count: how often it was made. stamp: address and version of the weight it was made from, None
-    when unknown (stale).
+    when unknown (stale); recorded: of the weight that the last capture of a CUDA graph recorded its making from.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.flags = torch.zeros(2, dtype=torch.int32, device=device)
         self.stamp: tuple[int, int] | None = None
+        self.recorded: tuple[int, int] | None = None
         self.count = 0
 
     def fill(self, weight: torch.Tensor) -> None:
@@ -86,7 +88,7 @@ class KernelPack(Pack):
             return
         made = self._fragment_buffers = allocate_fragments(rows, columns, packed.splits, self.device, ROW_PADDING)
         self.fragments = FragmentWeight(made.blocks, made.row_scale, rows, columns, columns, sparse=True)
-        self.stamp = None
+        self.stamp = self.recorded = None
 
     def fill(self, weight: torch.Tensor) -> None:
         """Two launches into the same buffers, and two more for fragments."""
@@ -100,7 +102,7 @@ class KernelPack(Pack):
             rows = rows if aligned else rows.clone(memory_format=torch.contiguous_format)
             launch_fragments(rows, self._fragment_buffers, TwoPassConfig())
         self.count += 1
-        if weight.is_cuda and not torch.cuda.is_current_stream_capturing():
+        if weight.is_cuda and not capturing(weight):
             stream = torch.cuda.current_stream()
             self._made = (stream, stream.record_event())
 
@@ -136,23 +138,39 @@ def packs_of(weight: torch.Tensor) -> Mapping[Key, Pack]:
     return _table().get(weight, {})
 
 
-def pack_of(
-    weight: torch.Tensor, sparsity: Sparsity, splits: tuple[int, ...], again: bool = False, fragments: bool = False
-) -> Pack:
-    """The pack of a weight [N, K], made where there is none or a stale one. again: make it in any case. fragments: with that layout too.
+def take_flags(weight: torch.Tensor) -> list[bool]:
+    """The flags of all packs of a weight together, cleared. Synchronizes."""
+    held = list(packs_of(weight).values())
+    found = [bool(flag) for flag in torch.stack([pack.flags for pack in held]).amax(0)] if held else [False, False]
+    for pack in held:
+        pack.flags.zero_()
+    return found
 
-    The first one of a weight allocates and synchronizes; later calls do neither. Raises UsageError where the first one falls into the
-    capture of a CUDA graph.
+
+def capturing(tensor: torch.Tensor) -> bool:
+    """Whether what is launched for this tensor now is recorded into a CUDA graph instead of run."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def pack_of(
+    weight: torch.Tensor, sparsity: Sparsity, splits: tuple[int, ...], use: Use = "eval", fragments: bool = False
+) -> Pack:
+    """The pack of a weight [N, K], made where there is none or a stale one. fragments: with that layout too.
+
+    use: "renew" makes it in any case. A captured "train" does so too: its graph must follow the weight; what it recorded is fresh for a
+    captured "backward", and for nothing that runs. The first pack of a weight allocates and synchronizes, later calls do neither.
+    Raises UsageError where the first one falls into the capture of a CUDA graph.
     """
     held = _table().setdefault(weight, {})
     pack = held.get((sparsity, splits))
     if pack is None or pack.device != weight.device:
         pack = held[sparsity, splits] = _apart(weight, lambda: _empty_pack(weight, (sparsity, splits)))
     _ask_for(pack, fragments)
-    stamp = None if weight.is_inference() else (weight.data_ptr(), weight._version)
-    if again or stamp is None or pack.stamp != stamp:
+    recorded, stamp = capturing(weight), None if weight.is_inference() else (weight.data_ptr(), weight._version)
+    fresh = pack.stamp == stamp or (recorded and use == "backward" and pack.recorded == stamp)
+    if stamp is None or not fresh or use == "renew" or (recorded and use == "train"):
         pack.fill(weight)
-        pack.stamp = stamp
+        pack.stamp, pack.recorded = (None, stamp) if recorded else (stamp, None)
     else:
         pack.wait()
     return pack
@@ -175,7 +193,7 @@ def frozen_pack_of(data: torch.Tensor, packed: PackedTernary, fragments: bool = 
 def forget(weight: torch.Tensor) -> None:
     """Take every pack of a weight for stale; the buffers stay where they are."""
     for pack in packs_of(weight).values():
-        pack.stamp = None
+        pack.stamp = pack.recorded = None
 
 
 def _ask_for(pack: Pack, fragments: bool) -> None:
@@ -200,7 +218,7 @@ def _apart(tensor: torch.Tensor, make: Callable[[], T]) -> T:
     with torch.inference_mode(False):
         if not tensor.is_cuda:
             return make()
-        if torch.cuda.is_current_stream_capturing():
+        if capturing(tensor):
             raise UsageError("a layer is captured in a CUDA graph before it has a pack; call it once before the capture")
         # On a stream of its own: what torch.compile's graphs allocate on the current one belongs to their pool and is reused.
         side = torch.cuda.Stream(tensor.device)  # type: ignore[no-untyped-call] # torch has no types there

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from kernels.bitlinear import BitLinear, Choice, PackedLinear, Schedule, freeze, freeze_model, from_linear, ops
+from kernels.bitlinear import BitLinear, Choice, PackedLinear, Schedule, check, freeze, freeze_model, from_linear, ops, packs
 from kernels.bitlinear.packs import packs_of
 from kernels.bitlinear.variants import FORWARD, choose
 from kernels.catalogue import kernels_for
@@ -142,6 +142,27 @@ def test_every_change_of_a_weight_is_seen_or_can_be_told() -> None:
         gathered.mul_(-1)
     module.weight = gathered  # as FSDP does after it has gathered the weight anew
     assert torch.equal(module(x), copy.deepcopy(module)(x))
+
+
+def test_what_a_capture_records_is_fresh_for_its_backward_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recorded launch has not run: nothing eager may take its pack for made; and a captured forward pass always records one."""
+    module, x = make(), torch.randn(4, 48, requires_grad=True)
+    module(x)
+    monkeypatch.setattr(packs, "capturing", lambda tensor: True)
+    y = module(x)
+    assert module.packings == 2, "fresh, but the graph must follow the weight"
+    y.sum().backward()
+    assert module.packings == 2
+    with torch.no_grad():
+        module(x)
+        assert module.packings == 3, "an evaluation in another capture cannot rely on the first graph"
+    monkeypatch.undo()
+    module(x).sum().backward()
+    assert module.packings == 4
+    monkeypatch.setattr(packs, "capturing", lambda tensor: True)
+    with torch.no_grad():
+        module(x)
+    assert module.packings == 4, "a captured evaluation reads what was made before"
 
 
 def test_the_weight_may_not_change_between_forward_and_backward() -> None:
@@ -322,6 +343,15 @@ def test_what_is_not_finite_spreads_and_is_named(bad: float) -> None:
         module.check()
     with pytest.raises(NonFiniteError, match="up_proj holds a NaN"):
         freeze(module)
+
+
+def test_frozen_layers_are_checked_too() -> None:
+    model = nn.Sequential(freeze(make()))
+    model[0].label = "up_proj"
+    model(torch.full((2, 48), torch.inf))
+    with pytest.raises(NonFiniteError, match="up_proj: NaN or infinity in its activation"):
+        check(model)
+    check(model)
 
 
 def test_bad_input_is_refused_before_anything_runs() -> None:
