@@ -21,7 +21,7 @@ from kernels.ternary_gemm.decode_ptx import (
     step,
 )
 from kernels.ternary_gemm.decode_quantize import absmax, publish, quantize, scales, turn_columns
-from kernels.ternary_gemm.decode_sums import arrive, collect, combine, elements, spill
+from kernels.ternary_gemm.decode_sums import arrive, bring_scales, collect, combine, elements, row_constants, spill
 
 UNROLL = gl.constexpr(4)
 """Pieces of activations that a thread has on their way at once."""
@@ -98,6 +98,9 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
     _asm(prime(TILES, TOKENS8, DEPTH, WARPS_M, WARPS_K), "=r,l,r,r,r,r,r,~{memory}",
          [w_ptr.to(gl.int64, bitcast=True), row_tile, row_blocks, blocks, first, end])
     _asm(preload(0, EARLY, TILES, WARPS_K), "=r,r,~{memory}", [tokens])
+    if OUT != "s32":
+        _asm(row_constants(TILES, WARPS_M, WARPS_K, BIAS), "=r,r,r,l,l,~{memory}",
+             [row_tile, out_features, row_scale_ptr.to(gl.int64, bitcast=True), bias_ptr.to(gl.int64, bitcast=True)])
     # One buffer, so that it starts at `global_smem`; its header, the absmax of every token, has to start from zero.
     shared = gl.allocate_shared_memory(gl.int32, [SHARED, 256], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     header: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS_M * WARPS_K], [0])
@@ -117,6 +120,8 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
         _copy(x, x_stride, tokens, 0, row_bytes, first * 128, limit, columns, THREADS, ROWS, BASE)
         _asm(close(), "=r,r,~{memory}", [tokens])
         _asm(preload(EARLY, DEPTH, TILES, WARPS_K), "=r,r,~{memory}", [tokens])
+        if OUT != "s32":
+            _asm(bring_scales(), "=r,l,r,~{memory}", [x_scale_ptr.to(gl.int64, bitcast=True), tokens])
         _asm(arrived(DEPTH - EARLY), "=r,r,~{memory}", [tokens])
     for chunk in range(chunks):
         buffer = (chunk & 1) * tokens * row_bytes
@@ -131,17 +136,15 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
         for _ in range(steps):
             _asm(step(TILES, TOKENS8, DEPTH, WARPS_K, SPARSE), "=r,r,~{memory}", [tokens])
     _asm(barrier(), "=r,r,~{memory}", [tokens])
-    outputs = [row_tile, tokens, out_features, x_scale_ptr.to(gl.int64, bitcast=True), row_scale_ptr.to(gl.int64, bitcast=True),
-               bias_ptr.to(gl.int64, bitcast=True), y_ptr.to(gl.int64, bitcast=True), sums_ptr.to(gl.int64, bitcast=True)]
+    outputs = [row_tile, tokens, out_features, y_ptr.to(gl.int64, bitcast=True), sums_ptr.to(gl.int64, bitcast=True)]
     for j in gl.static_range(TOKENS8):
         _asm(spill(j, TILES, TOKENS8, WARPS_M, WARPS_K), "=r,r,~{memory}", [tokens])
         _asm(barrier(), "=r,r,~{memory}", [tokens])
         for e in gl.static_range(((1 if ROWS == 1 else 8) * TILE + THREADS - 1) // THREADS):
-            _asm(combine(j, e * THREADS, TILES, WARPS_M, WARPS_K, OUT, BIAS, FUSED is not None, SPLITS > 1),
-                 "=r,r,r,r,l,l,l,l,l,~{memory}", outputs)
+            _asm(combine(j, e, TILES, WARPS_M, WARPS_K, OUT, BIAS, SPLITS > 1), "=r,r,r,r,l,l,~{memory}", outputs)
     if SPLITS > 1:
         count = _asm(arrive(SPLITS), "=r,l,r,r,~{memory}", [counter_ptr.to(gl.int64, bitcast=True), row_tile, tokens * TILE])
         TURN: gl.constexpr = elements(TILE, 1 if ROWS == 1 else 8 * TOKENS8, THREADS)
         for start in range(0, count, TURN * THREADS):
             operands = outputs + [start]  # noqa: RUF005 (Gluon knows no starred lists)
-            _asm(collect(TURN, THREADS, TILE, OUT, BIAS, FUSED is not None), "=r,r,r,r,l,l,l,l,l,r,~{memory}", operands)
+            _asm(collect(TURN, TILES, WARPS_M, WARPS_K, OUT, BIAS), "=r,r,r,r,l,l,r,~{memory}", operands)

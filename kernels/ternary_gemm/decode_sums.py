@@ -50,32 +50,79 @@ def spill(j, tiles, tokens8, warps_m, warps_k):
 
 
 @gluon.constexpr_function
-def finish(kind, bias, fused):
-    """`sum` of `token` and `row` (where `here`) to y at `at` elements. $3 out_features, $4 x_scale, $5 row_scale, $6 bias, $7 y.
+def classes(tiles, warps_m, warps_k):
+    """Different rows of a tile that a thread finishes: element i of a thread lies in its row i modulo this."""
+    return max(1, 16 * tiles * warps_m // (32 * warps_m * warps_k))
 
-    kind: bf16, f16, f32, or s32 for the raw sum. fused: x_scale lies in shared memory.
+
+@gluon.constexpr_function
+def row_constants(tiles, warps_m, warps_k, bias):
+    """Asks for scale and bias of the rows that this thread will finish. $1 row tile, $2 out_features, $3 row_scale, $4 bias.
+
+    They come from device memory, and cold: asked for at the end, they would be waited for.
     """
+    rows, count = 16 * tiles * warps_m, classes(tiles, warps_m, warps_k)
+    text = f"""
+        .reg .f32 rscale<{count}>, rbias<{count}>;
+        {{
+        .reg .b32 t, row;
+        .reg .b64 from;
+        .reg .pred here;"""
+    for c in range(count):
+        text += f"""
+        mov.u32 t, %tid.x;
+        add.u32 t, t, {32 * warps_m * warps_k * c};
+        and.b32 row, t, {rows - 1};
+        mad.lo.u32 row, $1, {rows}, row;
+        setp.lt.u32 here, row, $2;
+        mov.f32 rscale{c}, 0f00000000;
+        mad.wide.u32 from, row, 4, $3;
+        @here ld.global.nc.f32 rscale{c}, [from];"""
+        if bias:
+            text += f"""
+        mov.f32 rbias{c}, 0f00000000;
+        mad.wide.u32 from, row, 4, $4;
+        @here ld.global.nc.f32 rbias{c}, [from];"""
+    return text + f"\n{DONE}\n}}"
+
+
+@gluon.constexpr_function
+def bring_scales():
+    """x_scale ($1) of $2 tokens to the header, where a layer's own quantization leaves them."""
+    return f"""{{
+        .reg .b32 t, at;
+        .reg .b64 from;
+        .reg .f32 value;
+        .reg .pred here;
+        mov.u32 t, %tid.x;
+        setp.lt.u32 here, t, $2;
+        mad.wide.u32 from, t, 4, $1;
+        mov.u32 at, global_smem;
+        mad.lo.u32 at, t, 4, at;
+        mov.f32 value, 0f00000000;
+        @here ld.global.f32 value, [from];
+        @here st.shared.f32 [at+{SCALES}], value;
+        {DONE}
+    }}"""
+
+
+@gluon.constexpr_function
+def finish(kind, bias, row_class):
+    """`sum` of `token` and `row` (where `here`) to y ($4) at `at` elements. kind: bf16, f16, f32, or s32 for the raw sum."""
     size = SIZES[kind]
-    address = f"\nmad.wide.u32 to, at, {size}, $7;"
+    address = f"\nmad.wide.u32 to, at, {size}, $4;"
     if kind == "s32":
         return f"\nshr.s32 sum, sum, 6;{address}\n@here st.global.b32 [to], sum;"
-    text = """
-        mad.wide.u32 from, row, 4, $5;
-        @here ld.global.f32 scale, [from];"""
-    if fused:
-        text += f"""
+    text = f"""
         mov.u32 place, global_smem;
         mad.lo.u32 place, token, 4, place;
-        @here ld.shared.f32 other, [place+{SCALES}];"""
-    else:
-        text += """
-        mad.wide.u32 from, token, 4, $4;
-        @here ld.global.f32 other, [from];"""
-    text += "\ncvt.rn.f32.s32 value, sum;\nmul.f32 value, value, other;"
+        @here ld.shared.f32 other, [place+{SCALES}];
+        cvt.rn.f32.s32 value, sum;
+        mul.f32 value, value, other;"""
     if bias:
-        text += "\nmad.wide.u32 from, row, 4, $6;\n@here ld.global.f32 other, [from];\nfma.rn.f32 value, value, scale, other;"
+        text += f"\nfma.rn.f32 value, value, rscale{row_class}, rbias{row_class};"
     else:
-        text += "\nmul.f32 value, value, scale;"
+        text += f"\nmul.f32 value, value, rscale{row_class};"
     if kind == "f32":
         return text + address + "\n@here st.global.f32 [to], value;"
     return text + f"{address}\ncvt.rn.{kind}.f32 half, value;\n@here st.global.b16 [to], half;"
@@ -94,21 +141,21 @@ def place(index, rows, first="0"):
 
 REGISTERS = """
         .reg .b32 t, row, token, at, sum, place, v;
-        .reg .b64 from, to;
-        .reg .f32 value, scale, other;
+        .reg .b64 to;
+        .reg .f32 value, other;
         .reg .b16 half;
         .reg .pred here;"""
 
 
 @gluon.constexpr_function
-def combine(j, index, tiles, warps_m, warps_k, kind, bias, fused, split):
-    """Adds the warps' sums of one element a thread, and finishes it, or adds it to the workspace (split).
+def combine(j, e, tiles, warps_m, warps_k, kind, bias, split):
+    """Adds the warps' sums of the thread's element e, and finishes it, or adds it to the workspace (split).
 
-    $1 row tile, $2 tokens, $3 out_features, $4 x_scale, $5 row_scale, $6 bias, $7 y, $8 workspace.
+    $1 row tile, $2 tokens, $3 out_features, $4 y, $5 workspace.
     """
     rows = 16 * tiles * warps_m
     stride = rows + SUM_PADDING
-    text = f"""{{{REGISTERS}{place(index, rows)}
+    text = f"""{{{REGISTERS}{place(e * 32 * warps_m * warps_k, rows)}
         setp.lt.u32 here, token, 8;
         mad.lo.u32 v, token, {stride}, row;
         shl.b32 v, v, 2;
@@ -125,9 +172,9 @@ def combine(j, index, tiles, warps_m, warps_k, kind, bias, fused, split):
         setp.lt.and.u32 here, row, $3, here;
         mad.lo.u32 at, token, $3, row;"""
     if split:
-        text += "\nmad.wide.u32 to, at, 4, $8;\n@here red.relaxed.gpu.global.add.s32 [to], sum;"
+        text += "\nmad.wide.u32 to, at, 4, $5;\n@here red.relaxed.gpu.global.add.s32 [to], sum;"
     else:
-        text += finish(kind, bias, fused)
+        text += finish(kind, bias, e % classes(tiles, warps_m, warps_k))
     return text + f"\n{DONE}\n}}"
 
 
@@ -169,8 +216,8 @@ def elements(rows, tokens, threads):
 
 @gluon.constexpr_function
 def taken(ahead, rows):
-    """`row`, `token`, `at` and `here` of the thread's element $9 + `ahead` of a row tile."""
-    return place(ahead, rows, "$9") + f"""
+    """`row`, `token`, `at` and `here` of the thread's element $6 + `ahead` of a row tile."""
+    return place(ahead, rows, "$6") + f"""
         mad.lo.u32 row, $1, {rows}, row;
         setp.lt.u32 here, token, $2;
         setp.lt.and.u32 here, row, $3, here;
@@ -178,18 +225,19 @@ def taken(ahead, rows):
 
 
 @gluon.constexpr_function
-def collect(count, threads, rows, kind, bias, fused):
+def collect(count, tiles, warps_m, warps_k, kind, bias):
     """`count` elements a thread from the workspace, which is zero again behind them, to the output.
 
-    $1 … $8 as in `combine`, $9 the first element of this turn.
+    $1 … $5 as in `combine`, $6 the first element of this turn.
     """
+    threads, rows = 32 * warps_m * warps_k, 16 * tiles * warps_m
     text = "{" + REGISTERS + f"\n.reg .b32 s<{count}>, zero;\nmov.b32 zero, 0;"
     for u in range(count):
         text += taken(u * threads, rows) + f"""
-        mad.wide.u32 to, at, 4, $8;
+        mad.wide.u32 to, at, 4, $5;
         mov.b32 s{u}, 0;
         @here ld.relaxed.gpu.global.b32 s{u}, [to];
         @here st.relaxed.gpu.global.b32 [to], zero;"""
     for u in range(count):
-        text += taken(u * threads, rows) + f"\nmov.b32 sum, s{u};" + finish(kind, bias, fused)
+        text += taken(u * threads, rows) + f"\nmov.b32 sum, s{u};" + finish(kind, bias, u % classes(tiles, warps_m, warps_k))
     return text + f"\n{DONE}\n}}"

@@ -15,7 +15,7 @@ from kernels.ternary_gemm.decode_config import DecodeConfig, plan
 from kernels.ternary_gemm.decode_kernel import early
 from kernels.ternary_gemm.decode_ptx import HEADER, aim, arrived, close, copy_in, declare, preload, prime, ring_bytes, step
 from kernels.ternary_gemm.decode_quantize import absmax, publish, quantize, scales, turn_columns
-from kernels.ternary_gemm.decode_sums import arrive, collect, combine, elements, spill
+from kernels.ternary_gemm.decode_sums import arrive, bring_scales, collect, combine, elements, row_constants, spill
 from reference.linear import accumulate, linear
 from reference.quantize import quantize_activation
 from tests.kernels.decode_emulator import Program
@@ -84,6 +84,8 @@ class Launch:
         machine.run(declare(c.tiles, tokens8), [0])
         machine.run(prime(c.tiles, tokens8, c.depth, c.warps_m, c.warps_k), [self.w_at, row_tile, row_blocks, blocks, first, end])
         machine.run(preload(0, early(c.depth), c.tiles, c.warps_k), [0])
+        if self.kind != "s32":
+            machine.run(row_constants(c.tiles, c.warps_m, c.warps_k, True), [row_tile, self.rows, self.rs_at, self.bias_at])
 
         def copy(buffer: int, chunk: int) -> None:
             start = first * 128 + chunk * columns
@@ -98,6 +100,7 @@ class Launch:
             copy(0, 0)
             machine.run(close(), [0])
             machine.run(preload(early(c.depth), c.depth, c.tiles, c.warps_k), [0])
+            machine.run(bring_scales(), [self.xs_at, self.tokens])
             machine.run(arrived(c.depth - early(c.depth)), [0])
         for chunk in range(found.chunks):
             buffer = (chunk & 1) * self.tokens * row_bytes
@@ -125,17 +128,16 @@ class Launch:
 
     def finish(self, machine: Program, row_tile: int, threads: int, tokens8: int, together: int) -> None:
         c, splits = self.config, self.plan.splits
-        outputs = [row_tile, self.tokens, self.rows, self.xs_at, self.rs_at, self.bias_at, self.y_at, self.sums_at]
+        outputs = [row_tile, self.tokens, self.rows, self.y_at, self.sums_at]
         for j in range(tokens8):
             machine.run(spill(j, c.tiles, tokens8, c.warps_m, c.warps_k), [0])
             for e in range(-(-(1 if together == 1 else 8) * c.rows // threads)):
-                text = combine(j, e * threads, c.tiles, c.warps_m, c.warps_k, self.kind, True, self.fused is not None, splits > 1)
-                machine.run(text, outputs)
+                machine.run(combine(j, e, c.tiles, c.warps_m, c.warps_k, self.kind, True, splits > 1), outputs)
         if splits > 1:
             count = machine.run(arrive(splits), [self.counter_at, row_tile, self.tokens * c.rows])
             turn = elements(c.rows, 1 if self.tokens == 1 else 8 * tokens8, threads)
             for start in range(0, count, turn * threads):
-                machine.run(collect(turn, threads, c.rows, self.kind, True, self.fused is not None), [*outputs, start])
+                machine.run(collect(turn, c.tiles, c.warps_m, c.warps_k, self.kind, True), [*outputs, start])
 
     @property
     def expected(self) -> torch.Tensor:
@@ -153,6 +155,9 @@ def assert_right(launch: Launch, order: Iterable[tuple[int, int]] | None = None)
         assert ((found.double() - expected).abs() <= share * (expected.abs() + launch.bias.abs() + 1)).all()
 
 
+FINISHED = [(DecodeConfig(4, 4, 1, 2), 200, 300, 3, 1), (DecodeConfig(4, 4, 1, 2, splits=2), 130, 300, 1, 2),
+            (DecodeConfig(4, 4, 1, 2, splits=2), 130, 300, 9, 2)]
+
 CASES = [
     (DecodeConfig(4, 1, 8, 3), TWO_FOUR, 70, 1540, 1),
     (DecodeConfig(4, 4, 2, 3), TWO_FOUR, 130, 1100, 3),
@@ -168,6 +173,13 @@ CASES = [
 @pytest.mark.parametrize(("config", "sparsity", "rows", "width", "tokens"), CASES, ids=str)
 def test_raw_accumulators_are_exact(config: DecodeConfig, sparsity: Sparsity, rows: int, width: int, tokens: int) -> None:
     assert_right(Launch(config, sparsity, rows, width, tokens, "s32", None))
+
+
+@pytest.mark.parametrize(("config", "rows", "width", "tokens", "splits"), FINISHED, ids=str)
+def test_threads_that_finish_two_rows_know_both(config: DecodeConfig, rows: int, width: int, tokens: int, splits: int) -> None:
+    launch = Launch(config, TWO_FOUR, rows, width, tokens, "f32", None)
+    assert launch.plan.splits == splits
+    assert_right(launch)
 
 
 @pytest.mark.parametrize("order", ["forward", "backward"])
