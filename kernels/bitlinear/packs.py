@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, cast
 
 import torch
@@ -215,15 +216,22 @@ def _pack_as_it_is(packed: PackedTernary, key: Key) -> Pack:
 
 def _apart(tensor: torch.Tensor, make: Callable[[], T]) -> T:
     """Make something that outlives the call, on the tensor's device. Raises UsageError in the capture of a CUDA graph."""
-    with torch.inference_mode(False):
-        if not tensor.is_cuda:
+    if not tensor.is_cuda:
+        with torch.inference_mode(False):
             return make()
-        if capturing(tensor):
-            raise UsageError("a layer is captured in a CUDA graph before it has a pack; call it once before the capture")
-        # On a stream of its own: what torch.compile's graphs allocate on the current one belongs to their pool and is reused.
+    if capturing(tensor):
+        raise UsageError("a layer is captured in a CUDA graph before it has a pack; call it once before the capture")
+    caller = torch.cuda.current_stream(tensor.device)
+
+    def on_a_stream_of_its_own() -> T:
         side = torch.cuda.Stream(tensor.device)  # type: ignore[no-untyped-call] # torch has no types there
-        side.wait_stream(torch.cuda.current_stream())
+        side.wait_stream(caller)
         with torch.cuda.stream(side):
             made = make()
         side.synchronize()
         return made
+
+    # In a thread of its own: what this one allocates while torch.compile makes its graphs (a stream's, or a thread's, by version) belongs
+    # to their pool, which must hold nothing that stays. A new thread is in no inference mode either.
+    with ThreadPoolExecutor(1) as apart:
+        return apart.submit(on_a_stream_of_its_own).result()
