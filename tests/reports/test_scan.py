@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -122,3 +123,19 @@ def test_an_error_while_adding_leaves_the_database_as_it_was(tmp_path: Path) -> 
     with pytest.raises(KeyboardInterrupt):
         database.add(file, interrupted())  # type: ignore[arg-type]  # a generator that ends badly
     assert {item.record.run for item in load("h200", [file]).cases} == {"run-1"}
+
+
+def test_many_runs_cost_little_more_than_one(tmp_path: Path) -> None:
+    """1,000 records of 20 runs: reading what counts takes a small part of the time that reading all takes (docs/report.md has 100,000)."""
+    lines = [to_line(case) for case in cases(50)]
+    for number in range(20):
+        name = f"run-{number:03d}"
+        text = "\n".join([to_line(golden.head(id=name)), *(line.replace(golden.RUN, name, 1) for line in lines)])
+        (tmp_path / f"{name}.jsonl").write_text(text + "\n", encoding="utf-8")
+    began = time.process_time()
+    everything = list(read(tmp_path))
+    between = time.process_time()
+    records, _ = scan.read_latest([tmp_path])
+    ended = time.process_time()
+    assert (len(everything), len(records)) == (20 + 1000, 20 + 50)
+    assert ended - between < 0.4 * (between - began)
