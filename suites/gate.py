@@ -83,7 +83,7 @@ def parser() -> Parser:
         f"  python -m suites.gate --gpu h200 --run runs/mine --accept\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--gpu", required=True, help="the GPU that the run is claimed to be from")
+    made.add_argument("--gpu", required=True, help="the GPU that the run is claimed to be from; auto: the one it says")
     made.add_argument("--run", required=True, nargs="+", metavar="RUN", help="folders or .jsonl files of the run")
     made.add_argument("--accept", action="store_true", help="make this run's results the accepted ones, and print what changes")
     made.add_argument("--accepted", metavar="FILE", help="accepted results; suites/accepted/<gpu>.jsonl by default")
@@ -103,7 +103,7 @@ def _main(argv: Sequence[str]) -> int:
 
     args = parser().parse_args(argv)
     run = [record for path in args.run for record in read(Path(path))]
-    gpu = next((gpu for gpu in GPUS if gpu.name == args.gpu), None) or _unlisted(args.gpu, run)
+    gpu = _gpu(args.gpu, run)
     file = Path(args.accepted) if args.accepted else accepted_file(gpu.name)
     accepted = list(read(file)) if file.is_file() else []
     for record in (*run, *accepted):
@@ -125,8 +125,16 @@ def _main(argv: Sequence[str]) -> int:
     return GOOD
 
 
-def _unlisted(name: str, run: Sequence[Record]) -> Gpu:
-    """A GPU without a profile, known from its own run; UsageError where the run is not from it."""
+def _gpu(name: str, run: Sequence[Record]) -> Gpu:
+    """The profile of that name; `auto`: the GPU of the run. One without a profile is known from its own run; else UsageError."""
+    if name == "auto":
+        names = sorted({record.gpu for record in run if isinstance(record, RunRecord)})
+        if len(names) != 1:
+            raise UsageError(f"--gpu auto: the run is of {', '.join(names) or 'no GPU'}; name one")
+        name = names[0]
+    listed = next((gpu for gpu in GPUS if gpu.name == name), None)
+    if listed is not None:
+        return listed
     if not any(isinstance(record, RunRecord) and record.gpu == name for record in run):
         return by_name(name)
     return unlisted(name)
