@@ -4,8 +4,8 @@ A kernel takes part by being in the catalogue. What counts is its expected matri
 the tile of its config (`block_t`, where it has one), and whether it takes few tokens only. Time is the larger of
 
 * arithmetic: operations (lifted where the instruction is sparse, tokens rounded up to the tile) at the datasheet's rate times the
-  share of it that kernels with this instruction reach (`SHARES`);
-* memory: the compulsory bytes at the datasheet's bandwidth times `STREAMED`, or `STREAMED_BY_SPECIALISTS` for kernels of few tokens.
+  share of it that kernels with this instruction reach (`SHARES`; `SPECIALISTS` for kernels of few tokens);
+* memory: the compulsory bytes at the datasheet's bandwidth times `STREAMED`, or `STREAMED_BY_SPECIALISTS`.
 
 It ranks kernels; its microseconds are no prediction. Where several variants were tuned, their times decide (`autotune.explain`).
 """
@@ -24,19 +24,20 @@ MANY_TOKENS = 1 << 16
 """A kernel that refuses so many tokens is a specialist of few."""
 
 SHARES: Mapping[tuple[str, int], float] = {
-    ("IGMMA.SP", 90): 0.54, ("IGMMA", 90): 0.50, ("IMMA.SP", 90): 0.28, ("IMMA", 90): 0.30, ("HGMMA", 90): 0.55, ("HMMA", 90): 0.30,
+    ("IGMMA.SP", 90): 0.54, ("IGMMA", 90): 0.50, ("IMMA.SP", 90): 0.29, ("IMMA", 90): 0.30, ("HGMMA", 90): 0.55, ("HMMA", 90): 0.30,
 }
-"""Share of the datasheet's dense or sparse rate by instruction and architecture, on an H200 (2026-11-22): wgmma.sp 2,147 of 3,958 TOPS in a
-whole GEMM, dense-triton 0.50 of 1,979 at 8,192 tokens (median), mma.sp 1,877 of 3,958 from registers and 0.6 of that assumed in a GEMM."""
+"""Share of the datasheet's dense or sparse rate by instruction and architecture, in whole GEMMs on an H200 (2026-11-22): wgmma.sp 2,147 of
+3,958 TOPS, dense-triton by wgmma 0.50 of 1,979 at 8,192 tokens (median), mma.sp 1,151 of 3,958 at 8192^3; the others are assumed."""
 
-ELSEWHERE, LIBRARY = 0.60, 0.80
-"""Shares where nobody measured: of our kernels, and of a library's dense product (cuBLAS bf16 reached 0.81 on the H200)."""
+SPECIALISTS: Mapping[tuple[str, int], float] = {("IMMA.SP", 90): 0.14, ("IMMA", 90): 0.22}
+"""The same of kernels of few tokens: decode at 64 tokens did 607 and 489 TOPS by mma.sp, 456 and 411 by mma (57344x8192, 8192x28672)."""
+
+ELSEWHERE, SPECIALISTS_ELSEWHERE, LIBRARY = 0.60, 0.30, 0.80
+"""Shares where nobody measured: on the H200 a GEMM by mma.sp and decode at 64 tokens reach 0.62 and 0.32 of what the instruction does from
+registers. Of a library's dense product: cuBLAS bf16 reached 0.81 there."""
 
 STREAMED, STREAMED_BY_SPECIALISTS = 0.65, 0.75
-"""Shares of the bandwidth: dense-triton's best on the H200, 0.71 at 1 token and 0.65 at 16; specialists are assumed to do better."""
-
-ALIKE = 1.02
-"""Estimates that are closer than this are equal: the specialist of few tokens comes first, then the order of the catalogue."""
+"""Shares of the bandwidth at 1 token on the H200: dense-triton 0.67 on 57344x8192 and 0.43 on 8192x28672, decode 0.79 and 0.87."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,8 @@ def rank(kernels: Iterable[Kernel], problem: Problem, gpu: Gpu) -> list[Estimate
 
 
 def ranked(estimates: Iterable[Estimate]) -> list[Estimate]:
-    """Best first; of those within `ALIKE` of the least, the specialist of few tokens."""
-    found = sorted(estimates, key=lambda one: one.us)
-    alike = [one for one in found if one.us <= ALIKE * found[0].us]
-    return [*sorted(alike, key=lambda one: not one.specialist), *found[len(alike) :]]
+    """Best first; equal ones in the order they came in, the catalogue's."""
+    return sorted(estimates, key=lambda one: one.us)
 
 
 def estimate(kernel: Kernel, problem: Problem, gpu: Gpu, config: Config) -> Estimate:
@@ -88,7 +87,7 @@ def estimate(kernel: Kernel, problem: Problem, gpu: Gpu, config: Config) -> Esti
     specialist = kernel.unavailable(problem.with_(tokens=MANY_TOKENS), gpu) is not None
     tile = getattr(config, "block_t", 1)
     rounded = problem.with_(tokens=-(-problem.tokens // tile) * tile)
-    arithmetic = sum(_seconds(name, rounded, gpu) for name in instructions) / len(instructions)
+    arithmetic = sum(_seconds(name, rounded, gpu, specialist) for name in instructions) / len(instructions)
     lifted = any(".SP" in name for name in instructions) and problem.sparsity.lifted
     memory = _bytes(problem, lifted) / gpu.bandwidth / (STREAMED_BY_SPECIALISTS if specialist else STREAMED)
     wall = "arithmetic" if arithmetic > memory else "memory"
@@ -105,11 +104,12 @@ def _instructions(kernel: Kernel, problem: Problem, gpu: Gpu, config: Config) ->
     return (*found, *("library",) * (products - len(found)))
 
 
-def _seconds(instruction: str, problem: Problem, gpu: Gpu) -> float:
+def _seconds(instruction: str, problem: Problem, gpu: Gpu, specialist: bool) -> float:
     sparse = ".SP" in instruction
     name = instruction.removeprefix("UTC")
     kind = "bf16" if instruction == "library" or name.startswith("H") else "fp8" if name.startswith("Q") else "int8"
-    share = LIBRARY if instruction == "library" else SHARES.get((instruction, gpu.capability), ELSEWHERE)
+    known, unknown = (SPECIALISTS, SPECIALISTS_ELSEWHERE) if specialist else (SHARES, ELSEWHERE)
+    share = LIBRARY if instruction == "library" else known.get((instruction, gpu.capability), unknown)
     rate = gpu.peak.get(kind, 0.0) * (2 if sparse else 1) * share
     executed = problem.operations * (_expansion(problem) if sparse else 1.0)
     return executed / rate if rate else 0.0

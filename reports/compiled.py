@@ -153,7 +153,7 @@ def _mix(bars: Mapping[str, Mapping[str, int]]) -> Figure:
         axes.set_yticks(range(len(names)), [short(name, 26) for name in names])
         axes.set_ylim(len(names) - 0.5, -0.5)
         axes.set_xlim(0, 100)
-        axes.set_xlabel("per cent of the instructions of a passage")
+        axes.set_xlabel("% of the instructions")
         axes.grid(visible=False, axis="y")
         axes.set_title(title, loc="left", weight="bold", fontsize=11, color=INK, pad=52, x=-0.45)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.45, 1.0), ncols=2)
