@@ -60,6 +60,36 @@ def test_no_errors_and_nothing_is_loaded(opened: Any) -> None:
     assert opened.execute_script("return performance.getEntriesByType('resource').length") == 0
 
 
+QUESTIONS = {  # of a first-time reader, and where they are answered: on the first screen, or at the target of a link on it
+    "which kernel": "article.answer:not([hidden]) .verdict b",
+    "how much faster": "article.answer:not([hidden]) .huge",
+    "than what": "article.answer:not([hidden]) .bars .theirs th",
+    "how sure": "article.answer:not([hidden]) .note",
+    "on which GPU": ".kicker",
+}
+LINKS = ("summary", "answers", "speedups", "roofs", "layers", "breakeven", "samples", "cases", "missing", "method", "published")
+
+
+def test_the_committed_results_answer_a_first_time_reader(tmp_path: Path) -> None:
+    results = load("h200")
+    file = tmp_path / "report.html"
+    file.write_text(render(results), encoding="utf-8")
+    assert file.stat().st_size < 5_000_000
+    with browser.browser(tmp_path) as driver:
+        browser.size(driver, 1280, 800)
+        driver.get(file.as_uri())
+        assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+        for question, place in QUESTIONS.items():
+            [first, *_] = driver.find_elements("css selector", place)
+            assert first.text.strip(), question
+            assert first.rect["y"] + first.rect["height"] <= 800, question
+        assert "./scripts/run" in driver.find_element("css selector", ".facts pre").text
+        links = [one for one in driver.find_elements("css selector", "nav a") if one.rect["y"] < 800]
+        assert {one.get_attribute("href").split("#")[1] for one in links} >= set(LINKS)
+        driver.find_element("css selector", 'nav a[href="#layers"]').click()
+        assert -5 <= driver.execute_script("return document.getElementById('layers').getBoundingClientRect().top") <= 800
+
+
 def test_the_first_screen_holds_the_answer_and_the_picker(opened: Any) -> None:
     ends = opened.execute_script(
         "return ['#picker', 'article.answer:not([hidden])', 'nav'].map((s) => document.querySelector(s).getBoundingClientRect().bottom)"
