@@ -11,7 +11,7 @@ import contextlib
 import functools
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,13 +29,12 @@ from kernels.bitlinear.variants import (
 )
 from kernels.errors import UsageError
 from kernels.gpu import Gpu, by_name, detect
-from kernels.inputs import DTYPES
 from kernels.packed import PackedTernary
-from kernels.problem import Problem, Sparsity
+from kernels.problem import DType, Problem, Sparsity
 from reference.linear import input_grad, linear, weight_grad
 from reference.quantize import quantize_activation
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_NAMES: Mapping[torch.dtype, DType] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 @functools.cache
@@ -49,8 +48,9 @@ def _warn_of_cpu() -> None:
     warnings.warn("BitLinear runs on the CPU: through the reference, right but slow; move the model to a GPU", stacklevel=2)
 
 
-def _problem(tokens: int, weight: torch.Tensor, dtype: torch.dtype, sparsity: str, splits: Sequence[int]) -> Problem:
-    return Problem("step", weight.shape[0], weight.shape[1], tokens, Sparsity.parse(sparsity), tuple(splits), _NAMES[dtype])  # type: ignore[arg-type] # a DType by its table
+@functools.lru_cache(maxsize=4096)
+def _problem(tokens: int, out_features: int, in_features: int, dtype: torch.dtype, sparsity: str, splits: tuple[int, ...]) -> Problem:
+    return Problem("step", out_features, in_features, tokens, Sparsity.parse(sparsity), splits, _NAMES[dtype])
 
 
 def _tokens(rows: torch.Tensor) -> int:
@@ -102,7 +102,7 @@ def _forward(x: torch.Tensor, pack: Pack, bias: torch.Tensor | None, problem: Pr
 
 def _pack_and_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
                       variants: str, use: Use) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    problem = _problem(_tokens(x), weight, x.dtype, sparsity, splits)
+    problem = _problem(_tokens(x), *weight.shape, x.dtype, sparsity, tuple(splits))
     with _on(x):
         choice = chosen(problem, x.device.index, weight.dtype, variants) if runs_kernels(x) else None
         fragments = choice is not None and FORWARD[choice.forward].fragments
@@ -150,7 +150,7 @@ def packed_linear(
 ) -> torch.Tensor:
     """y [..., N] of x [..., K] and a packed weight (see `PackedTernary`)."""
     packed = PackedTernary(data.detach(), w_scale, tuple(splits), in_features, Sparsity.parse(sparsity))
-    problem = Problem("layer", packed.out_features, in_features, _tokens(x), packed.sparsity, packed.splits, _NAMES[x.dtype])  # type: ignore[arg-type] # a DType by its table
+    problem = _problem(_tokens(x), packed.out_features, in_features, x.dtype, sparsity, packed.splits)
     with _on(x):
         choice = chosen(problem, x.device.index, data.dtype, variants) if runs_kernels(x) else None
         fragments = choice is not None and FORWARD[choice.forward].fragments
@@ -166,7 +166,7 @@ def _(x: torch.Tensor, data: torch.Tensor, w_scale: torch.Tensor, bias: torch.Te
 @torch.library.custom_op("tersparse::bitlinear_input_grad", mutates_args=())
 def bitlinear_input_grad(dy: torch.Tensor, weight: torch.Tensor, sparsity: str, splits: Sequence[int], variants: str) -> torch.Tensor:
     """dx [..., K] in dy's type: dy [..., N] times the masked ternary weight and its scales."""
-    problem = _problem(_tokens(dy), weight, dy.dtype, sparsity, splits)
+    problem = _problem(_tokens(dy), *weight.shape, dy.dtype, sparsity, tuple(splits))
     shape, dy = (*dy.shape[:-1], problem.in_features), dy.reshape(problem.tokens, problem.out_features)
     with _on(dy):
         pack = pack_of(weight, problem.sparsity, problem.splits, "backward")
@@ -194,7 +194,7 @@ def bitlinear_weight_grad(
     dy, codes = dy.reshape(_tokens(dy), dy.shape[-1]), x_q[:, :in_features]
     if not runs_kernels(dy):
         return weight_grad(dy, codes, x_scale).to(dtype)
-    problem = Problem("step", dy.shape[1], in_features, dy.shape[0], Sparsity(1, 1), (), _NAMES[dy.dtype])  # type: ignore[arg-type] # a DType by its table
+    problem = _problem(dy.shape[0], dy.shape[1], in_features, dy.dtype, "dense", ())
     with _on(dy):
         name = (Choice.parse(variants) if variants else chosen(problem, dy.device.index, dtype, "")).weight_grad
         return WEIGHT_GRAD[name](problem, gpu_of(dy.device.index), dy.contiguous(), codes, x_scale, dtype)
