@@ -35,6 +35,7 @@ def parser() -> Parser:
     made.add_argument("--sparsity", nargs="+", default=[], metavar="n:m", help="dense, 2:4, 6:8 …")
     made.add_argument("--kernel", nargs="+", default=[], metavar="NAME", help="only these variants and baselines")
     made.add_argument("--state", choices=("interleaved", "sustained"), default="interleaved", help="how speed-ups are paired")
+    made.add_argument("--data", nargs="+", default=[], choices=("ternary", "uniform", "zero"), help="what operands hold (default: ternary)")
     made.add_argument("--quick", action="store_true", help="a few cases of each suite, fewer samples")
     made.add_argument("--until-decided", action="store_true", help="measure undecided cases again, in up to three more fresh processes")
     made.add_argument("--out", metavar="FOLDER", help="folder of the results; runs/<date>-<gpu> by default")
@@ -50,6 +51,7 @@ def selection(args: argparse.Namespace) -> Selection:
     """The cases that the arguments ask for."""
     return Selection(
         tuple(args.suite), tuple(args.model), tuple(args.shape), parse_tokens(args.tokens), tuple(args.sparsity), args.quick, args.state,
+        tuple(args.data),
     )
 
 

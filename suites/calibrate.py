@@ -49,7 +49,7 @@ def parser() -> Parser:
     made.add_argument("--accept", action="store_true", help="make the limits those of the gate: beside the accepted results")
     made.add_argument("--accepted", metavar="FILE", help="accepted results beside which the limits go; suites/accepted/<gpu>.jsonl")
     made.add_argument("--commit", metavar="SHA", help="commit of the code, where there is no git")
-    made.set_defaults(state="interleaved")
+    made.set_defaults(state="interleaved", data=[])
     return made
 
 

@@ -12,11 +12,12 @@ from suites.models import Layer
 
 Cache = Literal["hot", "cold"]
 State = Literal["interleaved", "sustained"]
+Data = Literal["ternary", "uniform", "zero"]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A problem as it stands in a suite: model and layer it comes from, cache state, and how it is measured."""
+    """A problem as it stands in a suite: model and layer it comes from, cache state, how it is measured, and what its operands hold."""
 
     suite: str
     model: str
@@ -24,6 +25,7 @@ class Case:
     problem: Problem
     cache: Cache
     state: State = "interleaved"
+    data: Data = "ternary"
 
     @property
     def key(self) -> str:

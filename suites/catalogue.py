@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from kernels.errors import UsageError
 from kernels.problem import Sparsity
 from suites import decode, layer, models, prefill, prepare, square, train
-from suites.case import Case, Choice, State, Suite
+from suites.case import Case, Choice, Data, State, Suite
 from suites.models import Layer
 
 SUITES: tuple[Suite, ...] = (prefill.SUITE, decode.SUITE, layer.SUITE, prepare.SUITE, train.SUITE, square.SUITE)
@@ -31,6 +31,7 @@ class Selection:
     sparsities: tuple[str, ...] = ()
     quick: bool = False
     state: State = "interleaved"
+    data: tuple[Data, ...] = ()
 
 
 def find(name: str) -> Suite:
@@ -50,11 +51,24 @@ def plan(selection: Selection) -> tuple[Case, ...]:
     if layers and any(not suite.shaped for suite in suites):
         raise UsageError("suite square has no layers: leave out --model and --shape, and give its sizes as --tokens")
     expand = _sustained if selection.state == "sustained" else _interleaved
-    cases = tuple({case.key: case for suite in suites for case in expand(suite, selection, layers)}.values())
+    found = [case for suite in suites for case in expand(suite, selection, layers)]
+    cases = tuple({case.key: case for case in _of_data(found, selection.data)}.values())
     if not cases:
         able = (*SUSTAINED_SUITES, *SUSTAINED_WHEN_NAMED)
         raise UsageError(f"nothing to measure with --state {selection.state}; sustained are {', '.join(able)}")
     return cases
+
+
+def _of_data(cases: Sequence[Case], data: Sequence[Data]) -> Iterator[Case]:
+    """The cases under each kind of operand values; those that are not the usual ones stand in the layer's name, and so in the key."""
+    for case in cases:
+        for kind in data or ("ternary",):
+            if kind == "ternary":
+                yield case
+            elif case.problem.op == "gemm":
+                yield replace(case, data=kind, layer=f"{case.layer} ({kind} data)")
+            else:
+                raise UsageError(f"--data {kind}: suite {case.suite} has only ternary data; allowed are the suites of the plain GEMM")
 
 
 def _interleaved(suite: Suite, selection: Selection, layers: Sequence[Layer]) -> Iterator[Case]:

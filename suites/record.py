@@ -88,9 +88,8 @@ class CaseRecord:
 
     @property
     def key(self) -> str:
-        """What identifies the case across runs: suite, model, layer, problem, cache, state, and data that is not ternary."""
-        other = () if self.data == "ternary" else (self.data,)
-        return "/".join((self.suite, self.model, self.layer, self.label, self.cache, self.state, *other))
+        """What identifies the case across runs: suite, model, layer (which names data that is not ternary), problem, cache and state."""
+        return "/".join((self.suite, self.model, self.layer, self.label, self.cache, self.state))
 
     def result(self, kernel: str) -> Result | None:
         """The result of the kernel of that name, or None."""

@@ -18,6 +18,7 @@ from kernels.kernel import Kernel
 from kernels.problem import Problem
 from suites.bench import Bench, Copies, Fault, as_failure
 from suites.case import Case
+from suites.data import redrawn
 from suites.floors import compulsory_bytes
 from suites.quality import IMPOSSIBLE
 from suites.record import CaseRecord, Result
@@ -62,8 +63,11 @@ class WeightStore:
 
 
 def kernels_of(case: Case, bench: Bench) -> Sequence[Kernel]:
-    """The kernels that take part: all of the op; sustained, where each costs seconds, exact variants and the strongest baselines."""
-    kernels = bench.kernels(case.problem.op)
+    """The kernels that take part: all of the op; sustained, where each costs seconds, exact variants and the strongest baselines.
+
+    Uniform data is for baselines alone: our packed weights are ternary.
+    """
+    kernels = [kernel for kernel in bench.kernels(case.problem.op) if case.data != "uniform" or kernel.kind == "baseline"]
     if case.state == "interleaved":
         return kernels
     return [kernel for kernel in kernels if (kernel.kind == "variant" and kernel.exact) or kernel.name in SUSTAINED_BASELINES]
@@ -89,7 +93,7 @@ def run_case(
         problem=case.problem.to_dict(), label=str(case.problem), operations=case.problem.operations,
         compulsory_bytes=compulsory_bytes(case.problem), results=results, refusal=reason,
         conditions={"before": before, "after": bench.monitor.snapshot()}, seconds=round(time.monotonic() - started, 3),
-        phases={name: round(seconds, 3) for name, seconds in phases.seconds.items()},
+        phases={name: round(seconds, 3) for name, seconds in phases.seconds.items()}, data=case.data,
     )
     return replace(record, results=tuple(_flagged(record, result, bench.gpu) for result in results))
 
@@ -108,7 +112,7 @@ def _results(
     try:
         with phases.timed("inputs"):
             shared = weights.get(case.problem, bench.device) if case.problem.op != "activation" else None
-            copies = Copies(make_inputs(case.problem, bench.device, weights=shared))
+            copies = Copies(redrawn(make_inputs(case.problem, bench.device, weights=shared), case.data, case.problem.sparsity))
     except RuntimeError as error:
         failure = as_failure(error)
         if failure.stage != "memory":

@@ -93,7 +93,7 @@ class Session:
         results = tuple(plain_result(kernel, fault.failure) for kernel in self.kernels(case.problem.op))
         return CaseRecord(
             self.run, case.suite, case.model, case.layer, case.state, case.cache, case.problem.to_dict(), str(case.problem),
-            case.problem.operations, compulsory_bytes(case.problem), results,
+            case.problem.operations, compulsory_bytes(case.problem), results, data=case.data,
         )
 
     def roofs(self) -> list[RoofRecord]:

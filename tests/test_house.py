@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 LAYERS = ("reference", "kernels", "autotune", "suites", "reports")
-COMMANDS = ("suites.run", "suites.gate", "autotune.run", "reports.build", "reports.speedups")
+COMMANDS = (
+    "suites.run", "suites.gate", "suites.calibrate", "autotune.run", "autotune.export_t4", "reports.build", "reports.speedups",
+)
 WITHOUT_TORCH = ("suites/record.py", "suites/statistics.py", "kernels/errors.py", "kernels/problem.py", "kernels/gpu.py")
 
 
