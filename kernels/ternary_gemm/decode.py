@@ -19,7 +19,7 @@ from kernels.inputs import DTYPES, GemmInputs, Inputs, LayerInputs
 from kernels.kernel import CompileUnit, Kernel, Outputs, Prepared
 from kernels.mask_quantize.activation import activation_config, allocate_activation, launch_activation
 from kernels.problem import Problem, Sparsity
-from kernels.ternary_gemm.decode_config import MAX_TOKENS, DecodeConfig, Plan, default_config, is_sparse, plan, space
+from kernels.ternary_gemm.decode_config import MAX_TOKENS, DecodeConfig, Plan, default_config, is_sparse, plan, space, tokens_at_once
 from kernels.ternary_gemm.decode_kernel import decode_gemm
 from kernels.ternary_gemm.dense_triton import MAX_IN_FEATURES, aligned_rows, is_aligned
 
@@ -79,35 +79,40 @@ class Decode:
     dependent: bool
 
     @cached_property
-    def _call(self) -> tuple[tuple[int, int], tuple[object, ...], tuple[object, ...], dict[str, object]]:
-        """Grid, arguments behind the activations and behind their stride, and compile-time values."""
-        weight, (tokens, out_features) = self.weight, self.out.shape
-        row_blocks, blocks = weight.blocks.shape[:2]
-        found = plan(out_features, weight.in_features, tokens, self.config)
+    def _plan(self) -> Plan:
+        return plan(self.out.shape[1], self.weight.in_features, self.out.shape[0], self.config)
+
+    @cached_property
+    def _arguments(self) -> tuple[tuple[object, ...], tuple[object, ...]]:
+        """What follows the activations and their scales, and what follows their stride."""
+        weight, (tokens, out_features), found = self.weight, self.out.shape, self._plan
         bias = weight.row_scale if self.bias is None else self.bias  # an address that is not used
         pointers = (weight.blocks, weight.row_scale, bias, self.out, self.sums, self.counters)
-        constants = _constants(self.config, found, tokens, weight.sparse, self.bias is not None, self.out.dtype, self.dependent)
-        sizes = (tokens, out_features, weight.in_features)
-        return (found.row_tiles, found.splits), (*pointers, *sizes), (row_blocks, blocks, found.share, found.chunks, found.steps), constants
+        row_blocks, blocks = weight.blocks.shape[:2]
+        return (*pointers, tokens, out_features, weight.in_features), (row_blocks, blocks, found.share, found.chunks, found.steps)
 
     def launch(self, x: torch.Tensor, x_scale: torch.Tensor | None) -> None:
         """One launch on the current stream. x: int8 rows as `aligned_rows` gives them with their scales, or what `fuses` with None."""
         if not self.out.numel():
             return
-        grid, pointers, sizes, constants = self._call
-        fused = None if x_scale is not None else KINDS[x.dtype]
+        found, (pointers, sizes) = self._plan, self._arguments
+        constants = _constants(self.config, found, self.out.shape[0], self.weight.sparse, self.bias is not None, self.out.dtype,
+                               self.dependent, None if x_scale is not None else KINDS[x.dtype])
         with torch.cuda.device_of(self.out):
-            decode_gemm[grid](x, self.weight.row_scale if x_scale is None else x_scale, *pointers, x.stride(0), *sizes, **constants,
-                              FUSED=fused, num_warps=self.config.warps, launch_pdl=self.dependent)
+            decode_gemm[(found.row_tiles, found.splits)](
+                x, self.weight.row_scale if x_scale is None else x_scale, *pointers, x.stride(0), *sizes, **constants,
+                num_warps=self.config.warps, launch_pdl=self.dependent,
+            )
 
 
 def _constants(config: DecodeConfig, found: Plan, tokens: int, sparse: bool, bias: bool, dtype: torch.dtype,
-               dependent: bool) -> dict[str, object]:
-    """What the kernel is specialized for, but the type of activations that it quantizes."""
-    rows = 1 if tokens == 1 else config.warps
+               dependent: bool, fused: str | None) -> dict[str, object]:
+    """What the kernel is specialized for. fused: type of activations that it quantizes."""
+    rows = 1 if tokens == 1 else config.warps if fused else tokens_at_once(tokens, config)
     return {"TILES": config.tiles, "TOKENS8": max(1, -(-tokens // 8)), "DEPTH": config.depth, "WARPS_M": config.warps_m,
             "WARPS_K": config.warps_k, "ROWS": rows, "SPLITS": found.splits, "SHARED": found.shared_kib,
-            "PENDING": found.pending if found.chunks > 1 else 0, "SPARSE": sparse, "BIAS": bias, "OUT": KINDS[dtype], "PDL": dependent}
+            "PENDING": found.pending if found.chunks > 1 else 0, "SPARSE": sparse, "BIAS": bias, "OUT": KINDS[dtype], "PDL": dependent,
+            "FUSED": fused}
 
 
 def bind(tokens: int, weight: DecodeWeight, bias: torch.Tensor | None, dtype: torch.dtype, config: DecodeConfig) -> Decode:
@@ -215,8 +220,7 @@ def compile_units(problem: Problem, config: DecodeConfig) -> Sequence[CompileUni
                 "y_ptr": kind, "sums_ptr": "*i32", "counter_ptr": "*i32"}
     names = ("tokens", "out_features", "in_features", "x_stride", "row_blocks", "blocks", "share", "chunks", "steps")
     sparse = is_sparse(problem)
-    constants = _constants(config, found, tokens, sparse, problem.bias, dtype, False)
-    constants["FUSED"] = KINDS[dtype] if layer else None
+    constants = _constants(config, found, tokens, sparse, problem.bias, dtype, False, KINDS[dtype] if layer else None)
     signature = {**pointers, **dict.fromkeys(names, "i32"), **dict.fromkeys(constants, "constexpr")}
     expects = {80: "IMMA.SP" if sparse else "IMMA"}
     options = {"num_warps": config.warps, "launch_pdl": False}

@@ -82,6 +82,11 @@ def plan(out_features: int, in_features: int, tokens: int, config: DecodeConfig)
     return Plan(ceil(out_features / config.rows), ceil(blocks / share), share, chunks, chunk, kib, min(chunk, config.depth) - 1)
 
 
+def tokens_at_once(tokens: int, config: DecodeConfig) -> int:
+    """Tokens of which a program copies activations at once, eight threads a token at least: 1, or a power of two from 8."""
+    return 1 if tokens <= 1 else min(4 * config.warps, max(8, 1 << (tokens - 1).bit_length()))
+
+
 def registers(config: DecodeConfig, tokens: int, sparse: bool) -> int:
     """What a thread needs, fitted to compiled code within 5 of it (sm_90, Triton 3.6.0); about two thirds are accumulators."""
     products = config.tiles * ceil(max(1, tokens) / 8)

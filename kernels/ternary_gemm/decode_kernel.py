@@ -11,6 +11,7 @@ from kernels.ternary_gemm.decode_ptx import (
     arrived,
     barrier,
     close,
+    copy_columns,
     copy_in,
     declare,
     depend,
@@ -45,12 +46,13 @@ def early(depth):
 
 
 @gluon.jit
-def _copy(x, x_stride, tokens, buffer, row_bytes, first, limit, columns, THREADS: gl.constexpr, ROWS: gl.constexpr, BASE: gl.constexpr):
+def _copy(x, x_stride, tokens, buffer, row_bytes, first, columns, THREADS: gl.constexpr, ROWS: gl.constexpr, BASE: gl.constexpr):
     """A chunk of int8 activations into a buffer."""
+    TURN: gl.constexpr = copy_columns(UNROLL, THREADS, ROWS)
     for r in range((tokens + ROWS - 1) // ROWS):
-        for c in range((columns + (16 * THREADS // ROWS - 1)) // (16 * THREADS // ROWS)):
-            _asm(copy_in(THREADS, ROWS, BASE), "=r,l,r,r,r,r,r,r,r,r,r,~{memory}",
-                 [x, x_stride, tokens, r, c, buffer, row_bytes, first, limit, columns])
+        for c in range((columns + TURN - 1) // TURN):
+            _asm(copy_in(UNROLL, THREADS, ROWS, BASE), "=r,l,r,r,r,r,r,r,r,r,~{memory}",
+                 [x, x_stride, tokens, r, c, buffer, row_bytes, first, columns])
 
 
 @gluon.jit
@@ -82,8 +84,8 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
     x: int8 rows, x_stride bytes apart, with x_scale float32 [tokens]; or FUSED ("bf16", "f16", "f32"): rows of that type, x_stride
     elements apart, quantized here. w: blocks in fragment order, row_blocks × blocks of them. row_scale: float32, w_scale / 64 per row.
     sums: int32 [tokens, out_features] and a counter per row tile, zero before and after (SPLITS > 1). share: blocks of a program.
-    chunks, steps: of activations, and of every warp in a chunk. ROWS: tokens copied at once, 1 for a
-    single one. SHARED: KiB. PENDING: groups of copies that may be on their way when a chunk begins.
+    chunks, steps: of activations, and of every warp in a chunk. ROWS: tokens copied (or
+    quantized) at once, 1 for a single one. SHARED: KiB. PENDING: groups of copies that may be on their way when a chunk begins.
     """
     THREADS: gl.constexpr = 32 * WARPS_M * WARPS_K
     TILE: gl.constexpr = 16 * TILES * WARPS_M
@@ -117,7 +119,7 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
         _quantize(x, x_stride, tokens, in_features, row_bytes, first * 128, limit, columns, THREADS, ROWS, FUSED, BASE)
         _asm(barrier(), "=r,r,~{memory}", [tokens])
     else:
-        _copy(x, x_stride, tokens, 0, row_bytes, first * 128, limit, columns, THREADS, ROWS, BASE)
+        _copy(x, x_stride, tokens, 0, row_bytes, first * 128, gl.minimum(columns, limit - first * 128), THREADS, ROWS, BASE)
         _asm(close(), "=r,r,~{memory}", [tokens])
         _asm(preload(EARLY, DEPTH, TILES, WARPS_K), "=r,r,~{memory}", [tokens])
         if OUT != "s32":
@@ -130,7 +132,8 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
                 _asm(arrived(PENDING), "=r,r,~{memory}", [tokens])
             if chunk + 1 < chunks:
                 # A part of the next step's group: when the chunk ends, its other steps' groups are younger.
-                _copy(x, x_stride, tokens, tokens * row_bytes - buffer, row_bytes, first * 128 + (chunk + 1) * columns, limit, columns,
+                start = first * 128 + (chunk + 1) * columns
+                _copy(x, x_stride, tokens, tokens * row_bytes - buffer, row_bytes, start, gl.minimum(columns, limit - start),
                       THREADS, ROWS, BASE)
         _asm(aim(TOKENS8, WARPS_M, BASE), "=r,r,r,r,~{memory}", [tokens, row_bytes, buffer])
         for _ in range(steps):

@@ -188,39 +188,45 @@ def step(tiles, tokens8, depth, warps_k, sparse):
 
 
 @gluon.constexpr_function
-def copy_in(threads, rows, base):
-    """One asynchronous copy of 16 activations a thread, `rows` tokens at once; zeros where the columns end.
+def copy_columns(unroll, threads, rows):
+    """Columns that a block of copies takes of each of `rows` tokens."""
+    return 16 * unroll * threads // rows
+
+
+@gluon.constexpr_function
+def copy_in(unroll, threads, rows, base):
+    """`unroll` asynchronous copies of 16 activations a thread, of `rows` tokens at once.
 
     $1 x int8, $2 bytes of its rows, $3 tokens, $4 which rows, $5 which columns, $6 buffer, $7 bytes of a row there, $8 first column,
-    $9 column behind the last, $10 columns of the buffer.
+    $9 columns. What lies behind these is not written: it meets weights that are zero, or none.
     """
     across = threads // rows
-    return f"""{{
-        .reg .b32 row, column, t, size, at;
+    text = f"""{{
+        .reg .b32 row, column, t, at;
         .reg .b64 source;
         .reg .pred here, inside;
         mov.u32 t, %tid.x;
         shr.u32 row, t, {log2(across)};
         and.b32 column, t, {across - 1};
         mad.lo.u32 row, $4, {rows}, row;
-        mad.lo.u32 column, $5, {across}, column;
+        mad.lo.u32 column, $5, {across * unroll}, column;
         shl.b32 column, column, 4;
-        setp.lt.u32 here, column, $10;
-        setp.lt.and.u32 here, row, $3, here;
+        setp.lt.u32 here, row, $3;
         mov.u32 at, global_smem;
         mad.lo.u32 at, row, $7, at;
         add.u32 at, at, column;
         add.u32 at, at, $6;
-        add.u32 column, column, $8;
-        setp.lt.u32 inside, column, $9;
-        selp.b32 size, 16, 0, inside;
-        selp.b32 column, column, 0, inside;
-        mad.lo.u32 t, row, $2, column;
+        add.u32 t, column, $8;
+        mad.lo.u32 t, row, $2, t;
         cvt.u64.u32 source, t;
-        add.s64 source, source, $1;
-        @here cp.async.cg.shared.global [at+{base}], [source], 16, size;
-        {DONE}
-    }}"""
+        add.s64 source, source, $1;"""
+    for u in range(unroll):
+        ahead = 16 * across * u
+        text += f"""
+        add.u32 t, column, {ahead};
+        setp.lt.and.u32 inside, t, $9, here;
+        @inside cp.async.cg.shared.global [at+{base + ahead}], [source+{ahead}], 16;"""
+    return text + f"\n{DONE}\n}}"
 
 
 @gluon.constexpr_function

@@ -11,9 +11,9 @@ import torch
 
 from kernels.problem import DENSE, Sparsity
 from kernels.ternary_gemm.decode import KINDS, decode_weight
-from kernels.ternary_gemm.decode_config import DecodeConfig, plan
+from kernels.ternary_gemm.decode_config import DecodeConfig, plan, tokens_at_once
 from kernels.ternary_gemm.decode_kernel import early
-from kernels.ternary_gemm.decode_ptx import HEADER, aim, arrived, close, copy_in, declare, preload, prime, ring_bytes, step
+from kernels.ternary_gemm.decode_ptx import HEADER, aim, arrived, close, copy_columns, copy_in, declare, preload, prime, ring_bytes, step
 from kernels.ternary_gemm.decode_quantize import absmax, publish, quantize, scales, turn_columns
 from kernels.ternary_gemm.decode_sums import arrive, bring_scales, collect, combine, elements, row_constants, spill
 from reference.linear import accumulate, linear
@@ -79,6 +79,7 @@ class Launch:
         first = share * found.share
         end = min(first + found.share, blocks)
         base, at_once = HEADER + ring_bytes(c.tiles, c.warps, c.depth), 1 if self.tokens == 1 else c.warps
+        copied = tokens_at_once(self.tokens, c)
         columns = found.steps * c.warps_k * 128
         row_bytes, limit = columns + 16, min(end * 128, -(-self.width // 16) * 16)
         machine.run(declare(c.tiles, tokens8), [0])
@@ -88,10 +89,11 @@ class Launch:
             machine.run(row_constants(c.tiles, c.warps_m, c.warps_k, True), [row_tile, self.rows, self.rs_at, self.bias_at])
 
         def copy(buffer: int, chunk: int) -> None:
-            start = first * 128 + chunk * columns
-            for r, piece in itertools.product(range(-(-self.tokens // at_once)), range(-(-columns // (16 * threads // at_once)))):
-                machine.run(copy_in(threads, at_once, base),
-                            [self.x_at, self.stride, self.tokens, r, piece, buffer, row_bytes, start, limit, columns])
+            start, turn = first * 128 + chunk * columns, copy_columns(UNROLL, threads, copied)
+            wanted = min(columns, limit - start)
+            for r, piece in itertools.product(range(-(-self.tokens // copied)), range(-(-wanted // turn))):
+                machine.run(copy_in(UNROLL, threads, copied, base),
+                            [self.x_at, self.stride, self.tokens, r, piece, buffer, row_bytes, start, wanted])
 
         if self.fused:
             machine.run(preload(early(c.depth), c.depth, c.tiles, c.warps_k), [0])
