@@ -22,8 +22,10 @@ ACCELERATORS: Mapping[str, str] = {
 """Ray's names of accelerator types, by GPU profile; a cluster may name others by hand (`ray start --resources`)."""
 SHARE = 0.001
 """What Ray counts an accelerator type by: a fraction of a node's one."""
+PATIENCE = 300.0
+"""Clusters grow slowly."""
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("/reference", "/kernels", "/autotune", "/suites", "/tests", "/examples", "/tersparse.py")
+CODE = ("reference", "kernels", "autotune", "suites", "reports", "tests", "examples", "tersparse.py")
 """What is shipped of the working directory; tests are shipped for a cluster's own."""
 
 
@@ -46,10 +48,13 @@ class Remote:
 
 
 class RaySlot:
-    """A GPU of the cluster. A lost node makes the call raise SlotLost; the next one asks for another GPU of that type."""
+    """A GPU of the cluster. A lost node makes the call raise SlotLost; the next one asks for another GPU of that type.
 
-    def __init__(self, ray: Any, resources: Mapping[str, float], gpus: float) -> None:
-        self._ray, self._resources, self._gpus = ray, dict(resources), gpus
+    patience: seconds to wait for a free one.
+    """
+
+    def __init__(self, ray: Any, resources: Mapping[str, float], gpus: float, patience: float = PATIENCE) -> None:
+        self._ray, self._resources, self._gpus, self._patience = ray, dict(resources), gpus, patience
         self._actor: Any = None
 
     @property
@@ -59,17 +64,24 @@ class RaySlot:
 
     def call(self, function: str, arguments: tuple[Any, ...], timeout: float) -> Any:
         """As `Worker.call`, on the cluster."""
-        if self._actor is None:
-            wanted = self._ray.remote(num_cpus=1, num_gpus=self._gpus, resources=self._resources)
-            self._actor = wanted(Remote).remote()
         try:
+            if self._actor is None:
+                self._start()
             kind, value = self._ray.get(self._actor.call.remote(function, arguments, timeout))
         except (self._ray.exceptions.RayActorError, self._ray.exceptions.NodeDiedError) as error:
             self._actor = None
-            raise SlotLost(f"the node is lost: {type(error).__name__}") from None
+            raise SlotLost(f"the node is lost: {type(error).__name__}: {str(error).strip().splitlines()[-1]}") from None
         if kind == "raise":
             raise value
         return value
+
+    def _start(self) -> None:
+        wanted = self._ray.remote(num_cpus=1, num_gpus=self._gpus, resources=self._resources)
+        self._actor = wanted(Remote).remote()
+        ready, _ = self._ray.wait([self._actor.process.remote()], timeout=self._patience)
+        if not ready:
+            self.close()
+            raise SlotLost(f"no {', '.join(self._resources)} was free within {self._patience:g} s")
 
     def kill(self) -> None:
         """End the actor and its child."""
@@ -97,7 +109,7 @@ def ray_slots(gpu: Gpu, address: str | None = None, gpus: float = 1.0, resource:
         raise UsageError(f"Ray has no accelerator type for {gpu.name}; those it has: {', '.join(ACCELERATORS)}")
     name = resource or f"accelerator_type:{ACCELERATORS[gpu.name]}"
     if not ray.is_initialized():
-        ignored = ["*", *(f"!{entry}" for entry in CODE), "__pycache__"]
+        ignored = [f"/{entry.name}" for entry in ROOT.iterdir() if entry.name not in CODE]
         ray.init(address=address, log_to_driver=False, runtime_env={"working_dir": str(ROOT), "excludes": ignored})
     count = 0
     for node in ray.nodes():

@@ -112,8 +112,9 @@ class Tuner:
             while lost < LOST_IN_A_ROW and not self.tools.stop.is_set():
                 try:
                     number, job = waiting.get_nowait()
-                except queue.Empty:
-                    break
+                except queue.Empty:  # another slot may be lost and give its case back
+                    self.tools.stop.wait(0.1)
+                    continue
                 try:
                     self._done.put(self._tune(slot, number, job, shares(number), jobs))
                     lost = 0

@@ -172,8 +172,11 @@ def lookup(kernel: Kernel, problem: Problem, gpu: Gpu, path: Path | None = None)
     The entry of exactly these tokens, else of the nearest tokens within a factor of `REACH` of the same layer, else the kernel's default.
     Entries that `verdict` speaks against are passed over. path: another file than the GPU's own. After the first time a dictionary read.
     """
-    answers = _answers(gpu.name, path)
-    key = (kernel.name, kernel.prepare, problem, gpu.sms, gpu.shared_bytes, gpu.memory_gb)
+    answers, sparsity = _answers(gpu.name, path), problem.sparsity
+    key = (  # plain values: the hash of a dataclass takes longer than all of this
+        kernel.name, kernel.prepare, problem.op, problem.out_features, problem.in_features, problem.tokens, sparsity.n, sparsity.m,
+        problem.dtype, problem.splits, problem.bias, gpu.sms, gpu.shared_bytes, gpu.memory_gb,
+    )
     answer = answers.get(key)
     if answer is None:
         answer = answers[key] = _found(kernel, problem, gpu, path or path_of(gpu))
