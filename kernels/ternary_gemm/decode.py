@@ -97,7 +97,7 @@ class Decode:
             return
         found, (pointers, sizes) = self._plan, self._arguments
         constants = _constants(self.config, found, self.out.shape[0], self.weight.sparse, self.bias is not None, self.out.dtype,
-                               self.dependent, None if x_scale is not None else KINDS[x.dtype])
+                               self.dependent, None if x_scale is not None else KINDS[x.dtype], self.weight.in_features)
         with torch.cuda.device_of(self.out):
             decode_gemm[(found.row_tiles, found.splits)](
                 x, self.weight.row_scale if x_scale is None else x_scale, *pointers, x.stride(0), *sizes, **constants,
@@ -106,13 +106,13 @@ class Decode:
 
 
 def _constants(config: DecodeConfig, found: Plan, tokens: int, sparse: bool, bias: bool, dtype: torch.dtype,
-               dependent: bool, fused: str | None) -> dict[str, object]:
+               dependent: bool, fused: str | None, in_features: int) -> dict[str, object]:
     """What the kernel is specialized for. fused: type of activations that it quantizes."""
     rows = 1 if tokens == 1 else config.warps if fused else tokens_at_once(tokens, config)
     return {"TILES": config.tiles, "TOKENS8": max(1, -(-tokens // 8)), "DEPTH": config.depth, "WARPS_M": config.warps_m,
             "WARPS_K": config.warps_k, "ROWS": rows, "SPLITS": found.splits, "SHARED": found.shared_kib,
             "PENDING": found.pending if found.chunks > 1 else 0, "SPARSE": sparse, "BIAS": bias, "OUT": KINDS[dtype], "PDL": dependent,
-            "FUSED": fused}
+            "FUSED": fused, "PIECES": min(4, -(-in_features * rows // (256 * config.warps))) if fused else 0}
 
 
 def bind(tokens: int, weight: DecodeWeight, bias: torch.Tensor | None, dtype: torch.dtype, config: DecodeConfig) -> Decode:
@@ -220,7 +220,7 @@ def compile_units(problem: Problem, config: DecodeConfig) -> Sequence[CompileUni
                 "y_ptr": kind, "sums_ptr": "*i32", "counter_ptr": "*i32"}
     names = ("tokens", "out_features", "in_features", "x_stride", "row_blocks", "blocks", "share", "chunks", "steps")
     sparse = is_sparse(problem)
-    constants = _constants(config, found, tokens, sparse, problem.bias, dtype, False, KINDS[dtype] if layer else None)
+    constants = _constants(config, found, tokens, sparse, problem.bias, dtype, False, KINDS[dtype] if layer else None, problem.in_features)
     signature = {**pointers, **dict.fromkeys(names, "i32"), **dict.fromkeys(constants, "constexpr")}
     expects = {80: "IMMA.SP" if sparse else "IMMA"}
     options = {"num_warps": config.warps, "launch_pdl": False}

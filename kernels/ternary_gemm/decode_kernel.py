@@ -25,7 +25,7 @@ from kernels.ternary_gemm.decode_quantize import absmax, publish, quantize, scal
 from kernels.ternary_gemm.decode_sums import arrive, bring_scales, collect, combine, elements, row_constants, spill
 
 UNROLL = gl.constexpr(4)
-"""Pieces of activations that a thread has on their way at once."""
+"""Copies of activations that a thread has on their way at once."""
 
 
 @gluon.jit
@@ -57,19 +57,19 @@ def _copy(x, x_stride, tokens, buffer, row_bytes, first, columns, THREADS: gl.co
 
 @gluon.jit
 def _quantize(x, x_stride, tokens, in_features, row_bytes, first, limit, columns, THREADS: gl.constexpr, ROWS: gl.constexpr,
-              KIND: gl.constexpr, BASE: gl.constexpr):
+              KIND: gl.constexpr, BASE: gl.constexpr, PIECES: gl.constexpr):
     """All of these tokens' absmax, then the codes of this program's share of the columns."""
-    TURN: gl.constexpr = turn_columns(UNROLL, THREADS, ROWS)
+    TURN: gl.constexpr = turn_columns(PIECES, THREADS, ROWS)
     for r in range((tokens + ROWS - 1) // ROWS):
         for c in range((in_features + TURN - 1) // TURN):
-            _asm(absmax(UNROLL, THREADS, ROWS, KIND), "=r,l,r,r,r,r,r,~{memory}", [x, x_stride, tokens, r, c, in_features])
+            _asm(absmax(PIECES, THREADS, ROWS, KIND), "=r,l,r,r,r,r,r,~{memory}", [x, x_stride, tokens, r, c, in_features])
         _asm(publish(THREADS, ROWS), "=r,r,r,~{memory}", [tokens, r])
     _asm(barrier(), "=r,r,~{memory}", [tokens])
     _asm(scales(), "=r,r,~{memory}", [tokens])
     _asm(barrier(), "=r,r,~{memory}", [tokens])
     for r in range((tokens + ROWS - 1) // ROWS):
         for c in range((columns + TURN - 1) // TURN):
-            _asm(quantize(UNROLL, THREADS, ROWS, KIND, BASE), "=r,l,r,r,r,r,r,r,r,r,~{memory}",
+            _asm(quantize(PIECES, THREADS, ROWS, KIND, BASE), "=r,l,r,r,r,r,r,r,r,r,~{memory}",
                  [x, x_stride, tokens, r, c, row_bytes, first, limit, columns])
 
 
@@ -78,7 +78,7 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
                 tokens, out_features, in_features, x_stride, row_blocks, blocks, share, chunks, steps,
                 TILES: gl.constexpr, TOKENS8: gl.constexpr, DEPTH: gl.constexpr, WARPS_M: gl.constexpr, WARPS_K: gl.constexpr,
                 ROWS: gl.constexpr, SPLITS: gl.constexpr, SHARED: gl.constexpr, PENDING: gl.constexpr,
-                SPARSE: gl.constexpr, FUSED: gl.constexpr, BIAS: gl.constexpr, OUT: gl.constexpr, PDL: gl.constexpr):
+                SPARSE: gl.constexpr, FUSED: gl.constexpr, BIAS: gl.constexpr, OUT: gl.constexpr, PDL: gl.constexpr, PIECES: gl.constexpr):
     """y[tokens, out_features] of one row tile (program 0) from one share of in_features (program 1).
 
     x: int8 rows, x_stride bytes apart, with x_scale float32 [tokens]; or FUSED ("bf16", "f16", "f32"): rows of that type, x_stride
@@ -86,6 +86,7 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
     sums: int32 [tokens, out_features] and a counter per row tile, zero before and after (SPLITS > 1). share: blocks of a program.
     chunks, steps: of activations, and of every warp in a chunk. ROWS: tokens copied (or
     quantized) at once, 1 for a single one. SHARED: KiB. PENDING: groups of copies that may be on their way when a chunk begins.
+    PIECES: eight activations each, that a thread quantizes at once.
     """
     THREADS: gl.constexpr = 32 * WARPS_M * WARPS_K
     TILE: gl.constexpr = 16 * TILES * WARPS_M
@@ -116,7 +117,8 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
     if FUSED is not None:
         _asm(preload(EARLY, DEPTH, TILES, WARPS_K), "=r,r,~{memory}", [tokens])
         _asm(barrier(), "=r,r,~{memory}", [tokens])
-        _quantize(x, x_stride, tokens, in_features, row_bytes, first * 128, limit, columns, THREADS, ROWS, FUSED, BASE)
+        _quantize(x, x_stride, tokens, in_features, row_bytes, first * 128, limit, columns, THREADS, ROWS, FUSED, BASE,
+                  PIECES)
         _asm(barrier(), "=r,r,~{memory}", [tokens])
     else:
         _copy(x, x_stride, tokens, 0, row_bytes, first * 128, gl.minimum(columns, limit - first * 128), THREADS, ROWS, BASE)

@@ -118,14 +118,15 @@ class Launch:
     def quantize(
         self, machine: Program, threads: int, at_once: int, base: int, row_bytes: int, first: int, limit: int, columns: int
     ) -> None:
-        turn, turns, kind = turn_columns(UNROLL, threads, at_once), range(-(-self.tokens // at_once)), self.fused
+        pieces, turns, kind = min(4, -(-self.width * at_once // (8 * threads))), range(-(-self.tokens // at_once)), self.fused
+        turn = turn_columns(pieces, threads, at_once)
         for r in turns:
             for piece in range(-(-self.width // turn)):
-                machine.run(absmax(UNROLL, threads, at_once, kind), [self.x_at, self.stride, self.tokens, r, piece, self.width])
+                machine.run(absmax(pieces, threads, at_once, kind), [self.x_at, self.stride, self.tokens, r, piece, self.width])
             machine.run(publish(threads, at_once), [self.tokens, r])
         machine.run(scales(), [self.tokens])
         for r, piece in itertools.product(turns, range(-(-columns // turn))):
-            machine.run(quantize(UNROLL, threads, at_once, kind, base),
+            machine.run(quantize(pieces, threads, at_once, kind, base),
                         [self.x_at, self.stride, self.tokens, r, piece, row_bytes, first, limit, columns])
 
     def finish(self, machine: Program, row_tile: int, threads: int, tokens8: int, together: int) -> None:
