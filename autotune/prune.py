@@ -17,6 +17,8 @@ REGISTERS = 65_536
 """32-bit registers of a multiprocessor, sm_80 and up."""
 BOOST = 1.1
 """How far above the datasheet's rates short turns may run."""
+WAIT_FOR_ALL = "WARPGROUP.DEPBAR all"
+"""Waits that leave no product in flight; a pipelined loop waits for all but one, or once for several."""
 _GMMA = ("HGMMA", "IGMMA", "QGMMA")
 
 
@@ -24,7 +26,7 @@ def against(unit: CompileUnit, compiled: Compiled, gpu: Gpu) -> Failure | None:
     """Why the machine code makes timing pointless, or None.
 
     Spilled registers, a block that no multiprocessor can hold, the expected tensor-core instruction missing, or wgmma that the assembler
-    serialized (it then waits once per product, where a loop of several products waits once).
+    serialized: it then waits for each product before it issues the next.
     """
     code = compiled.instructions
     if compiled.spills > SPILL_BYTES:
@@ -39,7 +41,7 @@ def against(unit: CompileUnit, compiled: Compiled, gpu: Gpu) -> Failure | None:
     if wanted is not None and not code.get(wanted):
         return _pruned(f"no {wanted} in the machine code for {gpu.architecture}")
     products = sum(code.get(name, 0) for name in _GMMA)
-    if products >= 4 and code.get("WARPGROUP.DEPBAR", 0) > products:
+    if products >= 4 and code.get(WAIT_FOR_ALL, 0) >= products:
         return _pruned("its wgmma instructions are serialized")
     return None
 

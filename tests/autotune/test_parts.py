@@ -24,7 +24,7 @@ from autotune.journal import Journal, PoisonList
 from autotune.live import View, view
 from autotune.lock import FolderLock
 from autotune.pool import LEAST_SECONDS, CompilePool
-from autotune.prune import against, bound_us, too_slow
+from autotune.prune import WAIT_FOR_ALL, against, bound_us, too_slow
 from autotune.task import of_job
 from autotune.verdict import chance_of_best, decide
 from kernels.errors import Failure, OutputError, UsageError
@@ -78,7 +78,7 @@ def test_a_clear_winner_a_tie_and_a_default_that_stays() -> None:
         ({}, None), ({"spills": 8}, None), ({"spills": 200}, "200 bytes a thread are spilled"),
         ({"registers": 255, "warps": 16}, "do not fit a multiprocessor"), ({"shared_bytes": 300_000}, "shared memory"),
         ({"instructions": {"IMMA": 64}}, "no IGMMA in the machine code for sm_90"),
-        ({"instructions": {"IGMMA": 16, "WARPGROUP.DEPBAR": 18}}, "serialized"),
+        ({"instructions": {"IGMMA": 16, "WARPGROUP.DEPBAR": 18}}, None), ({"instructions": {"IGMMA": 16, WAIT_FOR_ALL: 16}}, "serialized"),
     ],
 )
 def test_machine_code_speaks_against_a_candidate(changes: dict[str, object], reason: str | None) -> None:
