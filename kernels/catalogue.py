@@ -10,11 +10,13 @@ from kernels.problem import Op
 from kernels.sparse_backward import baselines as train_baselines
 from kernels.sparse_backward import input_grad, step, weight_grad
 from kernels.ternary_gemm import baselines as gemm_baselines
-from kernels.ternary_gemm import dense_triton, layer
+from kernels.ternary_gemm import dense_triton, layer, sparse_layer, sparse_wgmma
 
 KERNELS: tuple[Kernel, ...] = (
     *dense_triton.KERNELS,
     *layer.KERNELS,
+    *sparse_wgmma.KERNELS,
+    *sparse_layer.KERNELS,
     *gemm_baselines.KERNELS,
     *two_pass.KERNELS,
     *activation.KERNELS,

@@ -15,17 +15,20 @@ from kernels.errors import NonFiniteError, ShapeError, SparsityError
 from kernels.gpu import by_name
 from kernels.inputs import GemmInputs, Inputs, make_inputs
 from kernels.judge import judge, poison
-from kernels.kernel import Kernel, Prepared
+from kernels.kernel import Prepared
 from kernels.problem import Problem, Sparsity
 from kernels.ternary_gemm import sparse_wgmma as module
-from kernels.ternary_gemm.sparse_wgmma import SparseConfig, bind, compile_units, default_config, fragment_weight, reject, space, unavailable
+from kernels.ternary_gemm.sparse_wgmma import bind, compile_units, fragment_weight
+from kernels.ternary_gemm.sparse_wgmma_config import COST, SparseConfig, default_config, most_stages, reject, space, unavailable
+from kernels.ternary_gemm.sparse_wgmma_epilogue import Y_DESCRIPTOR
 from kernels.ternary_gemm.sparse_wgmma_ptx import shared_offsets
 
 H200 = by_name("h200")
 TWO_FOUR, SIX_EIGHT = Sparsity(2, 4), Sparsity(6, 8)
-CONFIGS = (SparseConfig(3, 128, 11), SparseConfig(2, 128, 11), SparseConfig(1, 256, 5), SparseConfig(4, 64, 16), SparseConfig(2, 64, 16),
-           SparseConfig(1, 64, 16), SparseConfig(3, 128, 8, skew=1500))
-KERNEL = Kernel("sparse-wgmma", "gemm", "variant", module.prepare, default_config, space, unavailable, compile_units=compile_units)
+CONFIGS = tuple(SparseConfig(*tile, most_stages(*tile, H200.shared_bytes)) for tile in (*COST, (4, 64), (2, 64)))
+PARTS = (SparseConfig(1, 128, 9, 6), SparseConfig(1, 128, 9, 3), SparseConfig(2, 128, 7, 4), SparseConfig(3, 128, 6, 2),
+         SparseConfig(1, 256, 5, 3), SparseConfig(4, 64, 7, 2), SparseConfig(1, 64, 15, 2))
+KERNEL = module.KERNELS[0]
 
 
 def problem(out_features: int, in_features: int, tokens: int, sparsity: Sparsity = TWO_FOUR, **changes: Any) -> Problem:
@@ -46,7 +49,7 @@ def compiled(config: SparseConfig, dtype: str, out_features: int, sparse: bool =
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize(("config", "sparse"), [*((config, True) for config in CONFIGS), (CONFIGS[0], False), (CONFIGS[4], False)], ids=str)
+@pytest.mark.parametrize(("config", "sparse"), [*((config, True) for config in (*CONFIGS, *PARTS)), (CONFIGS[0], False), (CONFIGS[1], False)], ids=str)
 def test_products_stay_in_flight_without_spills(config: SparseConfig, sparse: bool) -> None:
     (unit,) = compile_units(problem(8192, 8192, 8192), config, sparse)
     found = compile_unit(unit, H200)
@@ -75,10 +78,16 @@ def test_other_outputs_compile_without_spills(dtype: str, out_features: int) -> 
 def test_shared_memory_lies_where_the_kernel_assumes(config: SparseConfig) -> None:
     code = compiled(config, "bf16", 8192).asm["llir"]
     initialized = re.findall(r"mbarrier\.init[^)]*?\[\$1\], (\d).*?@global_smem, i32 (\d+)\)", code)
-    _, full, empty, _ = shared_offsets(config.block_t, config.stages)
+    _, _, _, full, empty, _ = shared_offsets(config.tiles, config.block_t, config.stages)
     assert sorted(int(at) for count, at in initialized if count == "1") == [full + 8 * i for i in range(config.stages)]
     assert sorted(int(at) for count, at in initialized if count == "8") == [empty + 8 * i for i in range(config.stages)]
     assert "getelementptr i8, ptr addrspace(3) @global_smem, i32 %" in code, "the ring of stages starts at offset 0"
+
+
+@pytest.mark.compile
+def test_the_output_descriptor_is_the_parameter_that_the_epilogue_names() -> None:
+    maps = re.findall(r"\.param \.align 64 \.b8 (\w+)\[128\]", compiled(CONFIGS[0], "bf16", 8192).asm["ptx"])
+    assert maps == ["sparse_gemm_param_0", Y_DESCRIPTOR]
 
 
 def test_every_problem_has_an_allowed_default() -> None:
@@ -93,8 +102,12 @@ def test_the_space_is_refused_with_reasons() -> None:
     case = problem(8192, 8192, 8192)
     assert "registers" in str(reject(case, H200, SparseConfig(4, 128, 4)))
     assert "shared memory" in str(reject(case, H200, SparseConfig(1, 256, 8)))
-    assert "padding" in str(reject(case.with_(tokens=16), H200, SparseConfig(2, 128, 8)))
-    assert 8 <= len(list(space.allowed(case, H200))) <= 60
+    assert "padding" in str(reject(case.with_(tokens=16), H200, SparseConfig(2, 128, 7)))
+    assert "multiprocessors" in str(reject(case.with_(tokens=512), H200, SparseConfig(1, 128, 9, 2)))
+    assert "left over" in str(reject(problem(128 * 132, 8192, 128), H200, SparseConfig(1, 128, 9, 2)))
+    assert "steps" in str(reject(problem(128, 256, 128), H200, SparseConfig(1, 128, 9, 3)))
+    assert 4 <= len(list(space.allowed(case, H200))) <= 60
+    assert 8 <= len(list(space.allowed(case.with_(tokens=128), H200))) <= 60
     assert "sm_90" in str(unavailable(case, by_name("a100")))
     assert "not dense" in str(unavailable(case.with_(sparsity=Sparsity(1, 1)), H200))
 
@@ -157,6 +170,18 @@ def test_exact_on_the_device(config: SparseConfig, dtype: str) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("config", PARTS, ids=str)
+@pytest.mark.parametrize("dtype", ["int32", "bf16", "fp32"])
+def test_parts_of_tiles_meet_exactly_launch_after_launch(config: SparseConfig, dtype: str) -> None:
+    sizes = ((100, 2560, 6912), (130, 768, 896), (1000, 2560, 2560), (63, 1000, 1024), (700, 3000, 640), (256, 130, 4864))
+    for tokens, rows, width in sizes:
+        case = problem(rows, width, tokens, splits=(rows - 64, 64), dtype=dtype, bias=dtype != "int32")
+        if reject(case, H200, config) is None:
+            for _ in range(2):
+                assert_right(case, module.prepare, config)
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("config", CONFIGS[:5], ids=str)
 def test_dense_weights_are_exact_on_the_device(config: SparseConfig) -> None:
     for tokens, rows, width in shapes():
@@ -172,12 +197,13 @@ def test_the_same_bits_a_hundred_times_and_nothing_beside_the_output() -> None:
     weight = fragment_weight(inputs.w_ternary, inputs.w_scale, case.splits, TWO_FOUR)
     gemm = bind(inputs.x_q, inputs.x_scale, weight, None, torch.bfloat16, CONFIGS[0], 132)
     guarded = torch.full((333 + 64, 1152), 7.0, dtype=torch.bfloat16, device="cuda")
-    gemm = replace(gemm, out=guarded[32:-32])
+    gemm = replace(gemm, out=guarded[32:-32], y=module.out_descriptor(guarded[32:-32]))
     gemm.launch()
     first = gemm.out.clone()
-    for _ in range(100):
+    parts = replace(bind(inputs.x_q, inputs.x_scale, weight, None, torch.bfloat16, PARTS[0], 132), out=gemm.out, y=gemm.y)
+    for launch in (gemm.launch, parts.launch) * 50:
         gemm.out.fill_(float("nan"))
-        gemm.launch()
+        launch()
         assert torch.equal(gemm.out, first)
     assert guarded[:32].eq(7).all()
     assert guarded[-32:].eq(7).all()

@@ -1,0 +1,44 @@
+"""`sparse-wgmma` as the layer a user calls: per-token int8 quantization of the activations, lifted where the weight is, then the GEMM on
+Hopper's sparse tensor cores; also the forward pass of training. Two launches.
+
+Y[T, N] = quantize(X) · Wᵀ · x_scale[t] · w_scale[split(n)] + bias from float X and weights in fragment order.
+"""
+
+from __future__ import annotations
+
+from kernels.errors import ShapeError
+from kernels.inputs import DTYPES, Inputs, LayerInputs, TrainInputs
+from kernels.kernel import Kernel, Outputs, Prepared
+from kernels.mask_quantize.activation import activation_config, allocate_activation, launch_activation
+from kernels.problem import Problem
+from kernels.ternary_gemm.sparse_wgmma import bind, compile_units, fragment_weight, multiprocessors
+from kernels.ternary_gemm.sparse_wgmma_config import SparseConfig, default_config, space, unavailable
+
+
+def prepare(problem: Problem, inputs: Inputs, config: SparseConfig) -> Prepared:
+    """Bind a layer; packing is outside of `run`. Raises ShapeError for other inputs."""
+    if not isinstance(inputs, LayerInputs | TrainInputs):
+        raise ShapeError(f"{problem.op} takes LayerInputs or TrainInputs, not {type(inputs).__name__}")
+    x, dtype, bias = inputs.x, DTYPES[problem.dtype], inputs.bias if isinstance(inputs, LayerInputs) else None
+    if x.dim() != 2 or x.shape[1] != problem.in_features or x.dtype != dtype:
+        raise ShapeError(f"x is {x.dtype} {list(x.shape)}; {dtype} [tokens, {problem.in_features}] is needed")
+    tokens, features = x.shape
+    group = problem.sparsity.m if problem.sparsity.lifted else None
+    weight = fragment_weight(inputs.w_ternary, inputs.w_scale, problem.splits, problem.sparsity)
+    x_q, x_scale = allocate_activation(tokens, features, group, x.device)
+    quantize = activation_config(features, tokens)
+    gemm = bind(x_q, x_scale, weight, bias, dtype, config, multiprocessors(x.device))
+
+    def run() -> Outputs:
+        launch_activation(x, x_q, x_scale, group, quantize)
+        gemm.launch()
+        return {"y": gemm.out}
+
+    footprint = x.nbytes + x_q.numel() + weight.weight_bytes + gemm.out.nbytes
+    return Prepared(run, {"y": gemm.out}, footprint, weight.weight_bytes, {"columns": weight.columns})
+
+
+KERNELS: tuple[Kernel, ...] = (
+    Kernel("sparse-wgmma", "layer", "variant", prepare, default_config, space, unavailable, compile_units=compile_units),
+    Kernel("sparse-wgmma", "forward", "variant", prepare, default_config, space, unavailable, compile_units=compile_units),
+)
