@@ -29,6 +29,9 @@ from kernels.kernel import CompileUnit
 UNIT_SECONDS = 120.0
 _MATRIX = {"IMMA", "HMMA", "QMMA", "IGMMA", "HGMMA", "QGMMA", "WARPGROUP"}
 _INSTRUCTION = re.compile(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*)((?:\.\w+)*)", re.MULTILINE)
+WAIT_FOR_ALL = "WARPGROUP.DEPBAR all"
+"""Counted among the instructions: waits that leave no product in flight. A pipelined loop waits for all but one, or once for several."""
+_WAIT_FOR_ALL = re.compile(r"WARPGROUP\.DEPBAR\S*\s+gsb\d+,\s*0x0\b")
 _USAGE = re.compile(r"\b(REG|STACK|LOCAL):(\d+)")
 
 
@@ -155,6 +158,8 @@ def count_instructions(sass: str) -> dict[str, int]:
         counts[name] += 1
         if name in _MATRIX and modifiers:
             counts[name + "." + modifiers.split(".")[1]] += 1
+    if waits := len(_WAIT_FOR_ALL.findall(sass)):
+        counts[WAIT_FOR_ALL] = waits
     return dict(sorted(counts.items()))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import ceil
 
-from autotune.compile import Compiled
+from autotune.compile import WAIT_FOR_ALL, Compiled
 from autotune.search import Point
 from kernels.errors import Failure
 from kernels.gpu import Gpu
@@ -17,8 +17,6 @@ REGISTERS = 65_536
 """32-bit registers of a multiprocessor, sm_80 and up."""
 BOOST = 1.1
 """How far above the datasheet's rates short turns may run."""
-WAIT_FOR_ALL = "WARPGROUP.DEPBAR all"
-"""Waits that leave no product in flight; a pipelined loop waits for all but one, or once for several."""
 _GMMA = ("HGMMA", "IGMMA", "QGMMA")
 
 

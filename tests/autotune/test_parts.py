@@ -18,13 +18,13 @@ from rich.console import Console
 
 from autotune import compile as compiler
 from autotune.clock import FakeClock
-from autotune.compile import Compiled
+from autotune.compile import WAIT_FOR_ALL, Compiled, count_instructions
 from autotune.job import Job
 from autotune.journal import Journal, PoisonList
 from autotune.live import View, view
 from autotune.lock import FolderLock
 from autotune.pool import LEAST_SECONDS, CompilePool
-from autotune.prune import WAIT_FOR_ALL, against, bound_us, too_slow
+from autotune.prune import against, bound_us, too_slow
 from autotune.task import of_job
 from autotune.verdict import chance_of_best, decide
 from kernels.errors import Failure, OutputError, UsageError
@@ -86,6 +86,17 @@ def test_machine_code_speaks_against_a_candidate(changes: dict[str, object], rea
     failure = against(unit, replace(GOOD, **changes), H200)  # type: ignore[arg-type]  # a test's changes
     assert (failure is None) == (reason is None)
     assert reason is None or reason in str(failure)
+
+
+def test_waits_for_all_products_are_counted() -> None:
+    sass = """
+        /*0800*/                   IGMMA.64x128x32.S8.S8 R24, gdesc[UR4], R24, gsb0 ;
+        /*0810*/                   WARPGROUP.DEPBAR.LE gsb0, 0x1 ;
+        /*0820*/                   WARPGROUP.DEPBAR.LE gsb0, 0x0 ;
+    """
+    counts = count_instructions(sass)
+    assert (counts["IGMMA"], counts["WARPGROUP.DEPBAR"], counts[WAIT_FOR_ALL]) == (1, 2, 1)
+    assert WAIT_FOR_ALL not in count_instructions("")
 
 
 def test_a_candidate_below_its_roofline_bound_is_not_timed() -> None:
