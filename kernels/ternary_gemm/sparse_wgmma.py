@@ -223,7 +223,8 @@ def compile_units(problem: Problem, config: SparseConfig, sparse: bool = True) -
     pointers = ("w_ptr", "x_scale_ptr", "row_scale_ptr", "bias_ptr", "y_ptr", "sums_ptr", "counts_ptr")
     signature |= dict.fromkeys(constant, "constexpr")
     expected = {90: "IGMMA.SP" if sparse else "IGMMA"}
-    return [CompileUnit(sparse_gemm, signature, constant, pointers, {"num_warps": 4 * CONSUMERS}, expected)]
+    options = {"num_warps": 4 * CONSUMERS, "launch_cooperative_grid": config.splits > 1}
+    return [CompileUnit(sparse_gemm, signature, constant, pointers, options, expected)]
 
 
 def _unavailable_dense(problem: Problem, gpu: Gpu) -> str | None:
