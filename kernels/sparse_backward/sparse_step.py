@@ -27,8 +27,9 @@ from kernels.space import ConfigSpace
 from kernels.sparse_backward import input_grad
 from kernels.sparse_backward.dequantize import launch_dequantize
 from kernels.sparse_backward.input_grad import check_gradient, train_inputs
-from kernels.ternary_gemm import sparse_wgmma
-from kernels.ternary_gemm.sparse_wgmma import ROW_PADDING, FragmentWeight, SparseConfig
+from kernels.ternary_gemm import sparse_wgmma, sparse_wgmma_config
+from kernels.ternary_gemm.sparse_wgmma import ROW_PADDING, FragmentWeight
+from kernels.ternary_gemm.sparse_wgmma_config import SparseConfig
 
 
 @dataclass(frozen=True)
@@ -84,14 +85,14 @@ def prepare_step(problem: Problem, inputs: Inputs, config: SparseStepConfig, *, 
 def default_config(problem: Problem, gpu: Gpu) -> SparseStepConfig:
     """The default config of every part."""
     activation = activation_config(problem.in_features, problem.tokens)
-    return SparseStepConfig(TwoPassConfig(), activation, sparse_wgmma.default_config(problem, gpu))
+    return SparseStepConfig(TwoPassConfig(), activation, sparse_wgmma_config.default_config(problem, gpu))
 
 
 def unavailable(problem: Problem, gpu: Gpu) -> str | None:
     """Why a step cannot run so, or None: 2:4, bf16, Hopper."""
     if problem.dtype != "bf16":
         return f"the workspaces are bf16, the problem is {problem.dtype}"
-    return fragment_pack.unavailable(problem) or sparse_wgmma.unavailable(problem, gpu) or input_grad.unavailable(problem, gpu)
+    return fragment_pack.unavailable(problem) or sparse_wgmma_config.unavailable(problem, gpu) or input_grad.unavailable(problem, gpu)
 
 
 def compile_units(problem: Problem, config: SparseStepConfig) -> Sequence[CompileUnit]:
