@@ -137,7 +137,8 @@ def panel(data: Data) -> Panel | None:
 
 def _ratios(compared: Sequence[Pair]) -> Markup:
     head = (
-        "case", "kernel", "over", "interleaved", "sustained", "MHz", "their MHz", "W", "their W", "J/10¹²", "their J/10¹²", "why they differ",
+        "case", "kernel", "over", "interleaved", "sustained", "MHz", "their MHz", "W", "their W", "J/10¹²", "their J/10¹²",
+        "why they differ",
     )
     rows = []
     for pair in compared:
@@ -164,7 +165,7 @@ def _values(values: Sequence[UnderData]) -> Markup:
             _number(load.joules, 3), over,
         ))
     said = paragraph(
-        "The same shapes and kernels under other operand values. Values change power and so clocks: every comparison elsewhere on this page "
+        "The same shapes and kernels under other operand values. Values change power and so clocks: every other comparison on this page "
         "gives dense baselines the same ternary values as ours, which neither flatters nor hurts them. Uniform: weights from −15 to 15, "
         "activations from −127 to 127; our packed weights cannot hold them.",
     )

@@ -128,7 +128,7 @@ def test_cold_cases_have_copies_that_exceed_the_cache(tmp_path: Path) -> None:
         return original(calls, cold)  # type: ignore[arg-type]
 
     made.clock.timer = timer  # type: ignore[method-assign, assignment]
-    assert measure(tmp_path / "run", made, "--suite", "decode", "--shape", "16x32", "--tokens", "1", "--sparsity", "2:4") == 0
+    assert measure(tmp_path / "run", made, "--suite", "decode", "--shape", "512x1024", "--tokens", "1", "--sparsity", "2:4") == 0
     (case,) = [record for record in read(tmp_path / "run") if isinstance(record, CaseRecord)]
     assert seen == [2 * 60 + 1] * 2
     assert case.results[0].notes["copies"] == 121
