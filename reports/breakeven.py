@@ -37,7 +37,7 @@ def panel(data: Data) -> Panel | None:
 def _row(key: tuple[str, str, str, str], found: Sequence[Answer], rivals: Sequence[str]) -> list[object]:
     model, work, cache, weights = key
     strongest = _cell([(answer.tokens, answer.ratio.value) for answer in found])
-    return [model, f"{WORK[work]}, {cache}", weights, _range(found), strongest, *_against(found, rivals)]
+    return [model, f"{WORK[work].split(', ')[1]}, {cache}", weights, _range(found), strongest, *_against(found, rivals)]
 
 
 def _range(found: Sequence[Answer]) -> str:
