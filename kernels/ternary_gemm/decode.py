@@ -126,11 +126,13 @@ def bind(tokens: int, weight: DecodeWeight, bias: torch.Tensor | None, dtype: to
         raise ShapeError(f"out_dtype is {dtype}; one of {', '.join(map(str, KINDS))} is needed")
     if bias is not None:
         need("bias", bias, torch.float32, (rows,), device)
+    if device.type != "cuda":
+        raise ShapeError(f"tensors are on {device}; a CUDA device is needed")
     found = plan(rows, weight.in_features, tokens, config)
     split = found.splits > 1
     sums = torch.zeros((tokens, rows) if split else (1,), dtype=torch.int32, device=device)
     counters = torch.zeros(found.row_tiles if split else 1, dtype=torch.int32, device=device)
-    dependent = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    dependent = torch.cuda.get_device_capability(device) >= (9, 0)
     out = torch.empty((tokens, rows), dtype=dtype, device=device)
     return Decode(weight, None if bias is None else bias.contiguous(), out, config, sums, counters, dependent)
 

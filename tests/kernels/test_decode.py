@@ -101,6 +101,8 @@ def test_weights_and_inputs_that_do_not_fit_are_refused() -> None:
     for tokens, bias, dtype in ((65, None, torch.bfloat16), (1, torch.ones(63), torch.bfloat16), (1, None, torch.int8)):
         with pytest.raises(ShapeError):
             bind(tokens, weight, bias, dtype, CONFIGS[0])
+    with pytest.raises(ShapeError, match="CUDA"):
+        bind(1, weight, None, torch.bfloat16, CONFIGS[0])
     case = problem(64, 64, 3)
     with pytest.raises(ShapeError, match="takes LayerInputs"):
         LAYER.prepare(case, make_inputs(case), CONFIGS[0])
