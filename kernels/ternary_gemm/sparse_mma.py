@@ -24,7 +24,8 @@ from kernels.ternary_gemm.dense_triton import MAX_IN_FEATURES, aligned_rows, is_
 from kernels.ternary_gemm.sparse_mma_config import BAND, MmaConfig, default_config, reject
 from kernels.ternary_gemm.sparse_mma_kernel import sparse_mma_gemm
 from kernels.ternary_gemm.sparse_mma_tile import STAGE_COLUMNS
-from kernels.ternary_gemm.sparse_wgmma import FragmentWeight, columns_of, fragment_weight, padded_rows
+from kernels.ternary_gemm.sparse_wgmma import FragmentWeight, fragment_weight, padded_rows
+from kernels.ternary_gemm.sparse_wgmma_config import columns_of
 from reference.lifting import lift_activation
 
 KINDS = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32", torch.int32: "s32"}

@@ -17,6 +17,8 @@ LINE_BYTES = 64
 """What the kernel allocates behind the ring of stages."""
 PORT_BYTES = 128
 """Bytes that shared memory moves in a clock."""
+PRODUCT_SHARE, PORT_SHARE, SHORTEST_STAGE = 0.65, 0.59, 380
+"""Of the tensor cores' and of shared memory's rate that a main loop reaches, and clocks of a stage with few products."""
 BAND = 16
 """Row tiles of a band: so many and about a hundred tiles at work read as many bytes of weights as of activations, within a factor of 2."""
 
@@ -137,8 +139,8 @@ def blocks(problem: Problem) -> int:
 
 
 _DEFAULTS = (
-    (2, 4, 8, 4), (2, 2, 8, 4), (4, 2, 4, 4), (2, 2, 4, 4), (4, 1, 4, 4), (4, 1, 2, 4), (4, 1, 1, 4), (4, 1, 4, 2), (4, 1, 2, 2),
-    (4, 1, 1, 2), (4, 1, 4, 1), (4, 1, 2, 1), (4, 1, 1, 1),
+    (4, 2, 8, 4), (2, 4, 8, 4), (2, 2, 8, 4), (4, 2, 4, 4), (2, 2, 4, 4), (4, 1, 4, 4), (4, 1, 2, 4), (4, 1, 1, 4), (4, 1, 4, 2),
+    (4, 1, 2, 2), (4, 1, 1, 2), (4, 1, 4, 1), (4, 1, 2, 1), (4, 1, 1, 1),
 )
 
 
@@ -153,12 +155,11 @@ def default_config(problem: Problem, gpu: Gpu) -> MmaConfig:
 
 
 def estimated_clocks(problem: Problem, gpu: Gpu, config: MmaConfig) -> float:
-    """Clocks of a problem: waves of tiles or their parts; a part is its stages, each the slower of tensor cores and shared memory and a
-    barrier, then what it leaves in device memory and the epilogue."""
-    tile = config.tile
+    """Clocks of a problem: waves of tiles or their parts; a part is its stages, each the slower of tensor cores and shared memory, then
+    what it leaves in device memory and the epilogue. The constants fit an H200's timings of 2026-11-22 (docs/kernels-mma.md)."""
+    tile, area = config.tile, config.tile.block_n * config.tile.block_t
     parts = math.ceil(problem.out_features / tile.block_n) * math.ceil(max(1, problem.tokens) / tile.block_t) * config.splits
-    alone = 2 * max(config.product_clocks(gpu), config.port_clocks) * config.per_sm
-    stage = max(300, alone + (0 if config.per_sm > 1 else 60))
-    after = tile.block_n * tile.block_t / (16 if config.per_sm > 1 else 8)
-    meeting = 0.0 if config.splits == 1 else 2000 + tile.block_n * tile.block_t / 16 * (1 + config.splits)
-    return math.ceil(parts / (max(1, gpu.sms) * config.per_sm)) * (math.ceil(blocks(problem) / config.splits) * stage + after + meeting)
+    stage = max(SHORTEST_STAGE, 2 * config.per_sm * max(config.product_clocks(gpu) / PRODUCT_SHARE, config.port_clocks / PORT_SHARE))
+    meeting = 0.0 if config.splits == 1 else 2500 + area / 16 * (1 + config.splits)
+    part = math.ceil(blocks(problem) / config.splits) * stage + area * config.per_sm / 6 + meeting
+    return math.ceil(parts / (max(1, gpu.sms) * config.per_sm)) * part

@@ -18,13 +18,13 @@ from kernels.kernel import Kernel
 from kernels.problem import DENSE, Problem, Sparsity
 from kernels.ternary_gemm.sparse_mma import GEMM, bind, compile_units, space, unavailable
 from kernels.ternary_gemm.sparse_mma_config import MmaConfig, default_config, reject
-from kernels.ternary_gemm.sparse_mma_layer import LAYER
+from kernels.ternary_gemm.sparse_mma_layer import FORWARD, LAYER
 from kernels.ternary_gemm.sparse_wgmma import dense_fragment_weight, fragment_weight
 
 A100, H200 = by_name("a100"), by_name("h200")
 TWO_FOUR, SIX_EIGHT = Sparsity(2, 4), Sparsity(6, 8)
-CONFIGS = (MmaConfig(2, 4, 8, 4, 4), MmaConfig(2, 2, 8, 4, 4, 2), MmaConfig(4, 2, 4, 4, 3, band=2), MmaConfig(4, 1, 4, 2, 6),
-           MmaConfig(2, 2, 4, 1, 4), MmaConfig(4, 1, 1, 1, 6, 2), MmaConfig(2, 4, 4, 2, 3, 2))
+CONFIGS = (MmaConfig(4, 2, 8, 4, 4), MmaConfig(2, 4, 8, 4, 4), MmaConfig(2, 2, 8, 4, 4, 2), MmaConfig(4, 2, 4, 4, 3, band=2),
+           MmaConfig(4, 1, 4, 2, 6), MmaConfig(2, 2, 4, 1, 4), MmaConfig(4, 1, 1, 1, 6, 2), MmaConfig(2, 4, 4, 2, 3, 2))
 CUT = MmaConfig(4, 2, 4, 2, 3, 1, 2, 3)
 
 
@@ -182,6 +182,7 @@ def test_layers_on_the_device(sparsity: Sparsity) -> None:
     for tokens, rows, groups in ((1, 130, 40), (63, 1152, 30), (1000, 384, 90)):
         case = Problem("layer", rows, groups * sparsity.m, tokens, sparsity, (rows - 64, 64), bias=True)
         assert_right(LAYER, case, default_config(case, H200))
+        assert_right(FORWARD, case.with_(op="forward", bias=False), default_config(case, H200))
 
 
 @pytest.mark.gpu
@@ -207,7 +208,7 @@ def test_no_tokens_and_more_than_two_gigabytes() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("config", CONFIGS[:2], ids=str)
+@pytest.mark.parametrize("config", CONFIGS[:3], ids=str)
 def test_the_same_bits_a_hundred_times_and_nothing_beside_the_output(config: MmaConfig) -> None:
     case = problem(1152, 896, 333, splits=(896, 128, 128))
     inputs = make_inputs(case, "cuda")
