@@ -32,6 +32,7 @@ MEASURABLE = 0.05
 FEWEST = 3
 """Processes without which nothing is said of the spread between them."""
 LEAST_SIGMA = 1e-5
+ENOUGH_FOR_A_LINE = 12
 BORROWED_QUANTILE = 90
 """A case that was not calibrated is taken to be as noisy as all but the noisiest tenth of those of its suite."""
 
@@ -154,17 +155,17 @@ def _typical(results: Iterable[Result | None]) -> float:
 
 
 def noises_of(pairs: Sequence[Pair]) -> tuple[Noise, ...]:
-    """The noise of every pair; the spreads of all strengthen each."""
+    """The noise of every pair; the spreads of all strengthen each, as far as they follow its noise within processes and its time."""
     if not pairs:
         return ()
     medians = [[float(np.median(log)) for log in pair.logs] for pair in pairs]
     spreads = [max(LEAST_SIGMA, float(np.std(own, ddof=1))) for own in medians]
     degrees = [len(own) - 1 for own in medians]
-    prior_degrees, prior = _prior(spreads, degrees)
+    withins = [math.sqrt(float(np.mean(np.square(pair.errors)))) for pair in pairs]
+    prior_degrees, priors = _prior(spreads, degrees, withins, [pair.us for pair in pairs])
     found = []
-    for pair, spread, own in zip(pairs, spreads, degrees, strict=True):
+    for pair, spread, own, within, prior in zip(pairs, spreads, degrees, withins, priors, strict=True):
         variance = prior if math.isinf(prior_degrees) else (prior_degrees * prior + own * spread**2) / (prior_degrees + own)
-        within = math.sqrt(float(np.mean(np.square(pair.errors))))
         total = min(prior_degrees + own, float(sum(degrees)))
         noise = Noise(
             pair.key, pair.kernel, pair.baseline, pair.us, len(pair.logs), min(map(len, pair.logs)), spread, within,
@@ -174,17 +175,27 @@ def noises_of(pairs: Sequence[Pair]) -> tuple[Noise, ...]:
     return tuple(found)
 
 
-def _prior(spreads: Sequence[float], degrees: Sequence[int]) -> tuple[float, float]:
-    """Degrees of freedom and variance of what the cases have in common: the moments of the logarithms of their variances."""
+def _prior(
+    spreads: Sequence[float], degrees: Sequence[int], withins: Sequence[float], times: Sequence[float],
+) -> tuple[float, list[float]]:
+    """Degrees of freedom of what the cases have in common, and the variance that it gives each: the moments of the log-variances.
+
+    Their mean is a line in the logarithms of the noise within processes and of the time, where there are cases enough to draw one.
+    """
     if len(spreads) < 2:
-        return 0.0, spreads[0] ** 2
+        return 0.0, [spread**2 for spread in spreads]
     logs = [2 * math.log(spread) - digamma(own / 2) + math.log(own / 2) for spread, own in zip(spreads, degrees, strict=True)]
-    middle = float(np.mean(logs))
-    excess = float(np.var(logs, ddof=1)) - float(np.mean([trigamma(own / 2) for own in degrees]))
+    columns = [np.ones(len(logs))]
+    if len(logs) >= ENOUGH_FOR_A_LINE:
+        columns += [np.log(np.maximum(withins, LEAST_SIGMA)), np.log(times)]
+    design = np.stack(columns, axis=1)
+    fitted = design @ np.linalg.lstsq(design, np.array(logs), rcond=None)[0]
+    scatter = float(np.sum(np.square(logs - fitted))) / (len(logs) - len(columns))
+    excess = scatter - float(np.mean([trigamma(own / 2) for own in degrees]))
     if excess <= 0:
-        return math.inf, math.exp(middle)
+        return math.inf, [math.exp(middle) for middle in fitted.tolist()]
     half = trigamma_inverse(excess)
-    return 2 * half, math.exp(middle + digamma(half) - math.log(half))
+    return 2 * half, [math.exp(middle + digamma(half) - math.log(half)) for middle in fitted.tolist()]
 
 
 def calibration_file(accepted: Path) -> Path:
