@@ -34,6 +34,10 @@ class Panel:
     html: Markup
 
 
+SENTENCE = 36
+"""Cells of words that are longer than this wrap."""
+MANY = 10
+"""Tables of at least so many columns may be wider than the text."""
 PanelFunction = Callable[[Data], Panel | None]
 
 
@@ -60,15 +64,20 @@ def table(label: str, head: Sequence[str], rows: Sequence[Sequence[object]], tex
     heads = Markup("").join(Markup('<th scope="col"{}>{}</th>').format(kind, name) for kind, name in zip(classes, head, strict=True))
     body = Markup("\n").join(_row(row, classes) for row in rows)
     return Markup(
-        '<div class="scroll" tabindex="0" role="region" aria-label="{}"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
-    ).format(label, heads, body)
+        '<div class="{}" tabindex="0" role="region" aria-label="{}"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>'
+    ).format("scroll bleed" if len(head) >= MANY else "scroll", label, heads, body)
 
 
 def _row(row: Sequence[object], classes: Sequence[Markup]) -> Markup:
     first, *rest = zip(row, classes, strict=True)
     cells = [Markup('<th scope="row"{}>{}</th>').format(first[1], first[0])]
-    cells += [Markup("<td{}>{}</td>").format(kind, cell) for cell, kind in rest]
+    cells += [Markup("<td{}>{}</td>").format(kind or _wrap(cell), cell) for cell, kind in rest]
     return Markup("<tr>{}</tr>").format(Markup("").join(cells))
+
+
+def _wrap(cell: object) -> Markup:
+    """Sentences wrap, names do not."""
+    return Markup(' class="w"') if not isinstance(cell, Markup) and len(str(cell)) > SENTENCE else Markup("")
 
 
 def folded(summary: str, content: Markup) -> Markup:

@@ -39,6 +39,7 @@ def test_helpers_escape_text_and_keep_markup() -> None:
     assert "&lt;z&gt;" in made
     assert 'aria-label="&lt;l&gt;"' in made
     assert Page(str(made)).all("td")[0] == {"class": "r"}
+    assert Page(str(panel.table("l", ["a", "b"], [["x", "a sentence " * 5]], text=(0, 1)))).all("td")[0] == {"class": "w"}
     assert "&lt;i&gt;" in panel.paragraph("<i>")
     assert "&lt;i&gt;" in panel.tag("<i>")
     assert panel.folded("<s>", Markup("<p>in</p>")) == "<details><summary>&lt;s&gt;</summary><p>in</p></details>"
