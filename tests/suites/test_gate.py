@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from kernels.errors import NoGpu, OutputError
+from kernels.errors import NoGpu, OutputError, RecordError
 from kernels.gpu import by_name
 from kernels.problem import Problem, Sparsity
 from suites import gate, verdicts
 from suites.accept import accept, thinned
+from suites.calibration import Calibration, Noise
 from suites.gate import judge_run
-from suites.judging import Judge, Judgement, Verdict, judge_case, ratio_of, verdict_of
+from suites.judging import Judge, Judgement, Verdict, judge_case, ratio_of, settled, verdict_of
 from suites.record import CaseRecord, Record, Result, RoofRecord, RunRecord, latest, read, to_line
-from suites.statistics import Ratio
+from suites.statistics import Ratio, process_logs
 from suites.store import write_all
 from tests.suites.fakes import measure
 
@@ -224,3 +225,59 @@ def test_bad_input_is_one_line_and_exit_2(
 
 def test_a_run_that_is_not_there(tmp_path: Path) -> None:
     assert gate.main(["--gpu", "h200", "--run", str(tmp_path / "none")]) == 2
+
+
+def test_several_processes_stay_apart_when_thinned_and_read(tmp_path: Path) -> None:
+    several = case(*(replace(own, samples_us=own.samples_us * 3) for own in (OURS, FAST)), processes=(12, 20, 4))
+    thin = thinned(several, 12)
+    assert thin.processes == (4, 7, 2)
+    assert [len(result.samples_us) for result in thin.results] == [13, 13]
+    logs = process_logs(thin.results[0], thin.results[1], thin.processes)
+    assert [len(part) for part in logs] == [4, 7, 2]
+    write_all(tmp_path / "run.jsonl", [head(), several])
+    assert next(record for record in read(tmp_path / "run.jsonl") if isinstance(record, CaseRecord)).processes == (12, 20, 4)
+    write_all(tmp_path / "bad.jsonl", [head(), replace(several, processes=(12, 12))])
+    with pytest.raises(RecordError, match="do not add up"):
+        list(read(tmp_path / "bad.jsonl"))
+
+
+def limits(sigma: float) -> Calibration:
+    noise = Noise(GOOD.key, "ours", "fast", 50.0, 7, 12, sigma, 1e-4, sigma, 12.0)
+    return Calibration("h200", "card-1", "2026-01-01", "abc", "m/1", (noise,))
+
+
+def calibrated(now: CaseRecord, sigma: float = 0.001, then: CaseRecord = GOOD, cards: tuple[str, str] = ("card-1", "card-1")) -> str:
+    run: list[Record] = [head("r2", device={"uuid": cards[0]}), replace(now, run="r2")]
+    (found,) = judge_run(run, [head("r1", device={"uuid": cards[1]}), then], H200, limits(sigma))
+    return found.verdict
+
+
+def test_calibrated_limits_see_what_the_margin_does_not() -> None:
+    slower, faster = case(timed("ours", 51, "variant"), FAST, SLOW), case(timed("ours", 49, "variant"), FAST, SLOW)
+    assert verdict(slower) == {"ours": "PASS"}
+    assert (calibrated(slower), calibrated(GOOD), calibrated(faster)) == ("REGRESSED", "PASS", "IMPROVED")
+    assert calibrated(slower, sigma=0.01) == "INCONCLUSIVE", "2 % slower is neither found nor is 5 % excluded"
+    assert calibrated(case(timed("ours", 50.15, "variant"), FAST, SLOW), sigma=1e-4) == "PASS", "0.3 % never counts"
+
+
+def test_another_card_has_to_differ_by_the_margin() -> None:
+    slower, slow = case(timed("ours", 51, "variant"), FAST, SLOW), case(timed("ours", 53, "variant"), FAST, SLOW)
+    assert calibrated(slower, cards=("card-2", "card-1")) == "PASS"
+    assert calibrated(slow, cards=("card-2", "card-1")) == "REGRESSED"
+
+
+def test_a_run_noisier_than_its_calibration_is_judged_by_its_own_noise() -> None:
+    wild = Result("ours", "variant", "ok", samples_us=tuple(52.0 * (1 + 0.1 * (i % 3 - 1)) for i in range(12)))
+    assert calibrated(case(wild, FAST, SLOW)) == "INCONCLUSIVE"
+
+
+def test_more_cases_and_more_looks_ask_for_more() -> None:
+    slower = case(timed("ours", 50.5, "variant"), FAST, SLOW)
+    judge = Judge(H200, {}, limits(0.0015), {})
+    assert [j.verdict for j in settled(judge_case(slower, GOOD, judge))] == ["REGRESSED"]
+    assert [j.verdict for j in settled(judge_case(slower, GOOD, judge), 1000)] == ["PASS"]
+    once = judge_case(slower, GOOD, judge)[0].test
+    thrice = judge_case(replace(slower, processes=(4, 4, 4)), GOOD, Judge(H200, {}, limits(0.0015), {}))[0].test
+    assert once is not None
+    assert thrice is not None
+    assert thrice.processes == (3, 1)

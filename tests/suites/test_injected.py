@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
+from autotune.clock import FakeCall, FakeClock
 from autotune.compile import Compiled, compile_unit
+from autotune.conditions import FakeMonitor
 from autotune.tuned import lookup
 from kernels.catalogue import find
 from kernels.errors import UsageError
@@ -15,9 +18,12 @@ from kernels.gpu import by_name
 from kernels.inputs import Inputs, make_inputs
 from kernels.kernel import Kernel, Outputs, Prepared
 from kernels.problem import Problem, Sparsity
-from kernels.space import Config
+from kernels.space import Config, config_to_dict
 from kernels.ternary_gemm import dense_triton
-from suites.injected import delayed, delayed_source, function_of, injectable, slowed
+from suites.bench import Bench
+from suites.case import Case
+from suites.injected import Slowed, delayed, delayed_source, function_of, injectable, slowed
+from tests.suites.fakes import PLAN, gemm
 
 H200 = by_name("h200")
 PROBLEM = Problem("gemm", 256, 256, 64, Sparsity(2, 4))
@@ -95,3 +101,39 @@ def test_a_delay_takes_its_time_and_changes_no_number() -> None:
         assert torch.equal(slow.run()["y"], plain.run()["y"])
         times = [clock.timer([made.run], cold=False).sample() for made in (plain, slow)]
     assert 8.0 < times[1] - times[0] < 100.0, "20,000 cycles are at least 10 µs, in each of a few waves"
+
+
+def test_the_delay_is_found_by_timing_it() -> None:
+    """A kernel that takes 50 µs, and 1.3 ns for every cycle that the function it launches waits."""
+
+    def prepare(problem: Problem, inputs: Inputs, config: Config) -> Prepared:
+        right = gemm("dense-triton", 50.0).prepare(problem, inputs, config)
+
+        def run() -> Outputs:
+            launched.append(dense_triton.dense_gemm.fn.__module__)
+            return right.run()
+
+        return replace(right, run=run)
+
+    def cost(call: Callable[[], object]) -> float:
+        if isinstance(call, FakeCall):
+            return call.cost_us
+        call()
+        name, _, cycles = launched[-1].rpartition("_")
+        return 50.0 + (1.3e-3 * int(cycles) if name.startswith("tersparse") else 0.0)
+
+    launched: list[str] = []
+    clock = FakeClock(cost, noise=1e-4)
+    kernels = [replace(DENSE, prepare=prepare), gemm("theirs", 100.0, "baseline")]
+    bench = Bench(H200, clock, FakeMonitor(lambda: clock.seconds), lambda op: kernels, "cpu")
+    case = Case("prefill", "m", "Wo", Problem("gemm", 16, 32, 4, Sparsity(2, 4)), "hot")
+    record = Slowed(bench, kernel="dense-triton", share=0.05).case(case, PLAN, {})
+    slow, theirs = record.results
+    assert (slow.status, theirs.status) == ("ok", "ok")
+    assert slow.notes["injected"] == 0.05
+    assert slow.notes["injected_measured"] == pytest.approx(0.05, rel=0.15)
+    assert sum(slow.samples_us) / len(slow.samples_us) == pytest.approx(50.0 * (1 + slow.notes["injected_measured"]), rel=1e-3)
+    assert "injected" not in theirs.notes
+    assert slow.config == config_to_dict(lookup(DENSE, case.problem, H200)[0])
+    with pytest.raises(UsageError, match="not a kernel that can be slowed"):
+        Slowed(bench, kernel="theirs", share=0.05).case(case, PLAN, {})
