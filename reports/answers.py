@@ -95,9 +95,8 @@ def answers(comparer: Comparer) -> list[Answer]:
     Where a layer of a model lacks its ratio, there is no answer: a sum of fewer layers would look faster than it is.
     """
     grouped: dict[tuple[str, str, str, int], list[Case]] = {}
-    every = (*comparer.results.measured, *comparer.results.unreached)
-    for case in every:
-        if case.problem.op in WORK and case.record.state == "interleaved" and case.record.suite != "square":
+    for case in (*comparer.results.measured, *comparer.results.unreached):
+        if case.usual and case.problem.op in WORK and case.record.state == "interleaved" and case.record.suite != "square":
             key = (case.problem.op, subject(case), str(case.problem.sparsity), case.problem.tokens)
             grouped.setdefault(key, []).append(case)
     works, models = in_order({key[0] for key in grouped}, tuple(WORK)), sorted({key[1] for key in grouped})

@@ -42,6 +42,11 @@ class Case:
         """Whether its times were taken on a device."""
         return self.reached and self.record.evidence == "measured"
 
+    @property
+    def usual(self) -> bool:
+        """Whether its weights are ternary, as in all cases that are summed up; others are for the comparison of operand values."""
+        return self.record.data == "ternary"
+
     def tops(self, us: float) -> float | None:
         """Tera operations per second, zeros included, when a call takes `us` microseconds; None where only bytes count."""
         return self.record.operations / us * 1e6 / TERA if self.record.operations else None
@@ -155,6 +160,7 @@ def _unreached(key: str, run: str) -> Case:
     record = CaseRecord(
         run, suite, model, layer, "sustained" if state == "sustained" else "interleaved", "cold" if cache == "cold" else "hot",
         problem.to_dict(), label, problem.operations, 0, (),
+        data="uniform" if layer.endswith("(uniform data)") else "zero" if layer.endswith("(zero data)") else "ternary",
     )  # fmt: skip
     return Case(record, problem, reached=False)
 

@@ -182,7 +182,7 @@ def roofline_figures(results: Results, groups: Sequence[tables.Group]) -> list[F
 
 def sustained_figures(results: Results) -> list[Figure]:
     """Rate and joules of the sustained cases, our fastest kernels first."""
-    cases = [case for case in results.measured if case.record.state == "sustained"]
+    cases = [case for case in results.measured if case.record.state == "sustained" and case.usual]
     if not cases:
         return []
     marked: dict[str, int] = {}

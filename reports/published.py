@@ -54,7 +54,8 @@ def ours_beside(published: Published, results: Results) -> tuple[str, Summary] |
     cases = [
         case
         for case in results.measured
-        if (case.record.suite, case.problem.op, str(case.problem.sparsity), case.record.state) == (suite, op, sparsity, "interleaved")
+        if case.usual
+        and (case.record.suite, case.problem.op, str(case.problem.sparsity), case.record.state) == (suite, op, sparsity, "interleaved")
         and model in ("", case.record.model)
     ]
     summary = summarize(compare(case, over, results) for case in cases)

@@ -44,7 +44,7 @@ def panel(data: Data) -> Panel | None:
 
 def samples(suite: str, data: Data) -> Figure | None:
     """Rounds of chosen cases of one suite: the four least certain, the middle one and the most certain."""
-    cases = [case for case in data.results.measured if (case.record.suite, case.record.state) == (suite, "interleaved")]
+    cases = [case for case in data.results.measured if case.usual and (case.record.suite, case.record.state) == (suite, "interleaved")]
     found = [item for case in cases if (item := data.comparer(case, STRONGEST)).ratio and item.ours and item.theirs]
     if not found:
         return None

@@ -63,7 +63,8 @@ def select(results: Results, options: argparse.Namespace) -> list[Comparison]:
         raise RecordError(f"{results.source}: no cases; measure with python -m suites.run --gpu {results.gpu}, or give --run")
     if options.part and options.suite != "train":
         raise UsageError(f"--part {options.part}: only --suite train has parts")
-    cases = _allowed((*results.cases, *results.unreached), "--suite", options.suite, lambda case: case.record.suite)
+    usual = [case for case in (*results.cases, *results.unreached) if case.usual]
+    cases = _allowed(usual, "--suite", options.suite, lambda case: case.record.suite)
     if options.suite == "train":
         part = options.part or "step"
         cases = _allowed(cases, "--part", part, lambda case: case.problem.op)

@@ -68,7 +68,7 @@ def _counted(names: Iterable[str]) -> list[tuple[str, int]]:
 def groups(comparer: Comparer) -> list[Group]:
     """Every interleaved measured group, in the order of the suites."""
     every = (*comparer.results.measured, *comparer.results.unreached)
-    cases = [case for case in every if case.record.state == "interleaved"]
+    cases = [case for case in every if case.record.state == "interleaved" and case.usual]
     made = []
     for suite in in_order((case.record.suite for case in cases), SUITES):
         own = [case for case in cases if case.record.suite == suite]
@@ -138,6 +138,7 @@ def case_rows(comparer: Comparer) -> list[tuple[str, list[CaseRow]]]:
     tables: dict[str, list[CaseRow]] = {}
     for case in results.measured:
         name = case.record.suite if case.record.state == "interleaved" else f"{case.record.suite}, sustained"
+        name += "" if case.usual else f", {case.record.data} data"
         tables.setdefault(name, []).append(_case_row(case, comparer, gpu))
     order = in_order(tables, [entry for suite in SUITES for entry in (suite, f"{suite}, sustained")])
     return [(name, tables[name]) for name in order]

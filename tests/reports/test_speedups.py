@@ -9,8 +9,11 @@ from pathlib import Path
 import pytest
 
 from kernels.problem import Problem
+from reports.compare import Comparer
+from reports.load import load
 from reports.speedups import main
-from suites.record import CaseRecord, Record, Result, RoofRecord
+from reports.tables import case_rows, groups
+from suites.record import CaseRecord, Record, Result, RoofRecord, read
 from suites.store import write_all
 from tests.reports import golden
 
@@ -238,3 +241,18 @@ def test_every_suite_of_the_golden_run_has_its_last_line(suite: str, over: str, 
     assert float(found[2]) <= float(found[1]) <= float(found[3])
     assert code == (4 if int(found[5]) else 0)
     assert (int(found[5]) > 0) == (suite == "prefill")
+
+
+def test_cases_of_other_data_are_not_summed_up(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(path: Path) -> str:
+        assert main(["--gpu", "h200", "--suite", "decode", "--over", "strongest", "--run", str(path)]) == 0
+        return capsys.readouterr().out
+
+    records = [record for record in read(run) if not isinstance(record, CaseRecord) or record.suite == "decode"]
+    zeros = [replace(r, layer=f"{r.layer}, zeros", data="zero") for r in records if isinstance(r, CaseRecord)]
+    write_all(tmp_path / "r.jsonl", [*records, *zeros])
+    assert said(tmp_path) == said(run)
+    results = load("h200", [tmp_path])
+    plain = [group.summary for group in groups(Comparer(load("h200", [run]))) if group.suite == "decode"]
+    assert [group.summary for group in groups(Comparer(results))] == plain
+    assert any("zero data" in name for name, _ in case_rows(Comparer(results)))
