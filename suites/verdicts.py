@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+from suites.calibration import MEASURABLE
+
 if TYPE_CHECKING:
     from suites.judging import Judgement
 
@@ -22,17 +24,32 @@ def counts(judgements: Sequence[Judgement]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(found.items())) or "nothing to judge"
 
 
+def limits(judgements: Sequence[Judgement]) -> str:
+    """How the comparisons were judged, in one line; empty where nothing was compared."""
+    tests = [judgement.test for judgement in judgements if judgement.test is not None]
+    plain = sum(judgement.change is not None and judgement.test is None for judgement in judgements)
+    if not tests:
+        return f"not calibrated: {plain} comparisons against a margin for all of them" if plain else ""
+    coarse = sum(test.noise.smallest(len(tests), *test.processes) > MEASURABLE for test in tests)
+    borrowed = sum(test.noise.borrowed for test in tests)
+    rest = f", {plain} not calibrated" if plain else ""
+    return f"{len(tests)} calibrated comparisons ({borrowed} with borrowed limits, {coarse} that may miss {MEASURABLE:.0%} slower){rest}"
+
+
 def show(judgements: Sequence[Judgement]) -> None:
     """Print every verdict that is not plain PASS or NEW, then the counts."""
     for judgement in judgements:
         if judgement.verdict in LOUD:
             print(f"{judgement.verdict:12} {judgement.key} {judgement.kernel}: {_line(judgement.detail)}")
+    if limits(judgements):
+        print(f"suites.gate: {limits(judgements)}")
     print(f"suites.gate: {counts(judgements)}")
 
 
 def markdown(judgements: Sequence[Judgement], gpu: str) -> str:
     """A summary with a table of what is not plain PASS or NEW."""
     lines = [f"## TerSparse gate, {_cell(gpu)}", "", counts(judgements), ""]
+    lines += [limits(judgements), ""] if limits(judgements) else []
     loud = [judgement for judgement in judgements if judgement.verdict in LOUD]
     if loud:
         lines += ["| verdict | case | kernel | detail |", "|---|---|---|---|"]

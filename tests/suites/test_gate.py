@@ -144,6 +144,8 @@ def test_markdown_escapes() -> None:
     assert "<script>" not in text
     assert r"| REGRESSED | a\|b | &lt;script&gt; | x &amp; \`y\` \*z\*" in text
     assert "MISSING 1, PASS 1, REGRESSED 1" in text
+    plain = judge_run([head(), GOOD], [head(), GOOD], H200)
+    assert "not calibrated: 1 comparisons" in verdicts.markdown(plain, "h200")
 
 
 def test_the_files_are_written(tmp_path: Path) -> None:
