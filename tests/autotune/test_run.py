@@ -13,6 +13,7 @@ import pytest
 from autotune import tuned
 from autotune.clock import FakeClock
 from autotune.command import parse_shape
+from autotune.lock import FolderLock
 from autotune.options import parse_budget
 from autotune.run import Surroundings, main
 from kernels.errors import UsageError
@@ -92,6 +93,28 @@ def test_budget_resume_and_a_journal_cut_in_the_middle(tmp_path: Path, capsys: p
     assert len(journal(tmp_path)) == 2 * lines, "without --resume everything is measured, and the old lines are kept"
     file.write_text("no journal\n")
     assert run(tmp_path, "--kernel", "good", "--resume") == 2
+
+
+def test_evaluations_are_a_budget_and_end_in_finals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--kernel", "good", "--budget", "2", "--search", "exhaustive") == 0
+    (entry,) = tuned.read(tmp_path / "h200.json")
+    assert entry.evaluated == (2, 3)
+    assert entry.chance == 1.0
+    assert "[2 of 3]" in capsys.readouterr().out
+    assert run(tmp_path, "--kernel", "good", "--budget", "1") == 0
+    assert tuned.read(tmp_path / "h200.json") == (), "nothing but the default was tried, and it stays"
+
+
+def test_two_tuners_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with FolderLock(tmp_path / "runs/tune-h200"):
+        assert run(tmp_path, "--kernel", "good") == 2
+    assert f"in use by process {os.getpid()}" in capsys.readouterr().err
+
+
+def test_nothing_to_compile_ahead_exits_4_without_a_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = run(tmp_path, "--kernel", "good", "--compile-only", detect=lambda: pytest.fail("compiling asked for a device"))
+    assert code == 4
+    assert "0 kernels compiled for h200" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
