@@ -51,6 +51,11 @@ class Choice:
         return "+".join(astuple(self))
 
 
+BY_ITSELF = ("dense-triton",)
+"""The forward kernels that `choose` may take. `sparse-wgmma` runs where it is named: a layer's fragments, packed anew with each change of
+the weight, have not been checked on a device yet."""
+
+
 def choose(problem: Problem, gpu: Gpu, master: torch.dtype = torch.bfloat16) -> Choice:
     """The exact variants that are expected to take the least time: the forward GEMM by `kernels.choose` among those of the catalogue that a
     layer can call, both gradients through workspaces (the faster ones on an H200: docs/kernels-backward.md).
@@ -58,7 +63,7 @@ def choose(problem: Problem, gpu: Gpu, master: torch.dtype = torch.bfloat16) -> 
     problem: a `step` or `layer`; its dtype is that of the activations. master: type of the weight, uint8 where only its pack is left.
     """
     gemm = problem.with_(op="gemm")
-    able = [kernel for kernel in kernels_for("gemm") if kernel.name in FORWARD and not FORWARD[kernel.name].refusal(gemm, gpu, master)]
+    able = [kernel for kernel in kernels_for("gemm") if kernel.name in BY_ITSELF and not FORWARD[kernel.name].refusal(gemm, gpu, master)]
     return Choice(rank(able, gemm, gpu)[0].kernel.name, "unpack-cublas", "dequantize-cublas")
 
 
@@ -117,22 +122,25 @@ def _dense_refusal(problem: Problem, gpu: Gpu, master: torch.dtype) -> str | Non
 
 
 def _sparse_wgmma(call: Call) -> torch.Tensor:
-    from kernels.ternary_gemm import sparse_wgmma  # here: Gluon where it is used
+    from kernels.ternary_gemm import sparse_wgmma, sparse_wgmma_config  # here: Gluon where it is used
 
+    if not call.problem.tokens:
+        return call.x.new_empty((0, call.problem.out_features))
     _quantize(call)
     assert call.pack.fragments is not None
-    config = sparse_wgmma.default_config(call.problem.with_(op="gemm"), call.gpu)
-    gemm = sparse_wgmma.bind(call.x_q, call.x_scale, call.pack.fragments, call.bias, call.x.dtype, config, call.gpu.sms)
+    config = sparse_wgmma_config.default_config(call.problem.with_(op="gemm"), call.gpu)
+    processors = sparse_wgmma.multiprocessors(call.x.device)
+    gemm = sparse_wgmma.bind(call.x_q, call.x_scale, call.pack.fragments, call.bias, call.x.dtype, config, processors)
     gemm.launch()
     return gemm.out
 
 
 def _sparse_refusal(problem: Problem, gpu: Gpu, master: torch.dtype) -> str | None:
-    from kernels.ternary_gemm import sparse_wgmma  # here: Gluon where it is used
+    from kernels.ternary_gemm import sparse_wgmma_config  # here: Gluon where it is used
 
     if str(problem.sparsity) != "2:4" or master == torch.float32:
         return f"fragments are packed from 2:4 masters in bf16 or fp16, not from {problem.sparsity} in {master}"
-    return sparse_wgmma.unavailable(problem, gpu)
+    return sparse_wgmma_config.unavailable(problem, gpu)
 
 
 def _unpack_cublas(problem: Problem, gpu: Gpu, dy: torch.Tensor, packed: PackedTernary) -> torch.Tensor:
