@@ -16,8 +16,11 @@ from kernels.errors import UsageError
 from kernels.gpu import Gpu
 from kernels.problem import Op, Problem, Sparsity
 
-SHAPES = ("13824x2560", "2560x6912", "3840x2560", "22016x2048", "2048x11008", "37888x3584", "3584x18944", "8192x8192")
-"""Tuned when no shape is given: the two MLP layers and the fused Wqkv of BitNet 2B, the MLP layers of Qwen2.5 3B and 7B, and a square."""
+SHAPES = (
+    "13824x2560", "2560x6912", "3840x2560", "2560x2560", "22016x2048", "2048x11008", "2560x2048", "2048x2048", "37888x3584", "3584x18944",
+    "4608x3584", "3584x3584", "9728x896", "896x4864", "1152x896", "896x896", "57344x8192", "8192x28672", "10240x8192", "8192x8192",
+)
+"""Tuned when no shape is given: every layer of BitNet 2B, Qwen2.5 3B, 7B and 0.5B, and Llama 3 70B, whose Wo is the square of 8192."""
 TOKENS: dict[Op, tuple[int, ...]] = {
     "gemm": (1, 16, 64, 128, 512, 2048, 8192), "layer": (1, 64, 2048, 8192), "prepare": (0,), "activation": (1, 64, 2048, 16384),
     "forward": (4096, 16384), "input-grad": (4096, 16384), "weight-grad": (4096, 16384), "step": (4096, 16384),

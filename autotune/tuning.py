@@ -81,6 +81,7 @@ class Tuning:
         self._strategy: Strategy = tools.search(task.points, task.starts, 0)
         self._outcomes: dict[int, Result] = {}
         self._suspects: list[tuple[int, Failure]] = []
+        self._ahead: set[int] = set()
 
     def compile_ahead(self) -> None:
         """Hand the candidates that are likely to come next to the compiling processes."""
@@ -88,6 +89,9 @@ class Tuning:
         if pool is None:
             return
         for place in self._strategy.preview(AHEAD * pool.processes):
+            if place in self._ahead:
+                continue
+            self._ahead.add(place)
             if self._known(place) is None:
                 for unit in self.task.units(self.task.points[place]):
                     pool.submit(unit, self._order)
