@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -165,6 +166,9 @@ class Tuning:
             return None
         units = list(self.task.units(point))
         for unit, future in [(unit, pool.submit(unit, self._order)) for unit in units]:
+            while not wait([future], timeout=0.2).done:
+                if self._tools.stop.is_set():
+                    raise Stopped
             compiled = future.result()
             if not isinstance(compiled, Compiled):
                 return compiled

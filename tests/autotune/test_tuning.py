@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +16,13 @@ from autotune.clock import FakeClock
 from autotune.events import Observer
 from autotune.job import Job
 from autotune.journal import Journal, PoisonList
+from autotune.pool import Compilation, CompilePool
 from autotune.search import Budget, Point, Result, strategy
 from autotune.task import Task
-from autotune.tuning import Tools, Tuning
+from autotune.tuning import Stopped, Tools, Tuning
 from kernels.errors import Failure
 from kernels.gpu import by_name
+from kernels.kernel import CompileUnit
 from kernels.problem import Problem, Sparsity
 
 H200 = by_name("h200")
@@ -139,6 +144,20 @@ def test_a_bound_that_is_above_the_best_saves_the_timing(tools: Tools) -> None:
     assert max(points["size"] for name, points in slot.calls if name == "evaluate") == 29
     assert sum(failure.reason.startswith("pruned") for failure in found.failures) == 10
     assert found.evaluated == 40
+
+
+def test_an_interrupt_does_not_wait_for_the_compiler(tools: Tools) -> None:
+    class Endless(CompilePool):
+        def submit(self, unit: CompileUnit, order: int = 0) -> Compilation:
+            return Future()
+
+    unit = CompileUnit(None, {}, {})
+    stuck = Tuning(task(units=lambda point: [unit]), replace(tools, pool=Endless(H200)))
+    threading.Timer(0.3, tools.stop.set).start()
+    started = time.monotonic()
+    with pytest.raises(Stopped):
+        stuck.run(Scripted(valley), Budget())
+    assert time.monotonic() - started < 5
 
 
 def test_a_budget_of_evaluations_ends_in_finals(tools: Tools) -> None:
