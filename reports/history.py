@@ -14,6 +14,7 @@ from reports.picker import duration
 from reports.points import Point, point_of
 from reports.sketch import Sketch
 from reports.svg import Figure
+from reports.tables import brief
 from suites.record import CaseRecord, RunRecord
 
 WIDTH, HEIGHT, LEFT = 520.0, 132.0, 46.0
@@ -34,8 +35,7 @@ class Series:
     def name(self) -> str:
         """The case for people: its key without what is the same for most."""
         rest, layer, label, cache, state = self.key.rsplit("/", 4)
-        words = [word for word in label.split() if not word.startswith("splits=") and word != "bias"]
-        return " ".join([*rest.split("/", 1), layer, *words[1:], cache, *([] if state == "interleaved" else [state])])
+        return " ".join([*rest.split("/", 1), layer, *brief(label).split()[1:], cache, *([] if state == "interleaved" else [state])])
 
     @property
     def last(self) -> Point:

@@ -110,7 +110,7 @@ def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters.update(times=times, num=number, duration=duration, pairs=tables.pairs, slug=slug, rate=_rate)
+    made.filters.update(times=times, num=number, duration=duration, pairs=tables.pairs, brief=tables.brief, slug=slug, rate=_rate)
     return made
 
 

@@ -181,6 +181,11 @@ def pairs(mapping: Mapping[str, Any]) -> str:
     return " ".join(f"{key}={'[' + pairs(value) + ']' if isinstance(value, Mapping) else value}" for key, value in mapping.items())
 
 
+def brief(label: str) -> str:
+    """A case's label without what is the same for most: splits and bias."""
+    return " ".join(word for word in label.split() if not word.startswith("splits=") and word != "bias")
+
+
 def doubts(case: Case, comparison: Comparison) -> list[str]:
     """Why a measured case is not to be relied on: noise, or a device that slowed down for other reasons than its power cap."""
     found = []
