@@ -153,3 +153,13 @@ def expected_loss(ratio: float, landscapes: Sequence[Landscape]) -> float | None
             if other.winner in own.points:
                 losses.append(own.times[own.points.index(other.winner)] / own.best - 1)
     return statistics.median(losses) if losses else None
+
+
+def carried(kernel: str, tuned_for: int, tokens: int, landscapes: Sequence[Landscape]) -> str:
+    """What is known of using this kernel's config, tuned for other tokens, at these: from the nearest factor that was recorded."""
+    ratio = max(tuned_for, tokens) / max(1, min(tuned_for, tokens))
+    own = [one for one in landscapes if one.kernel == kernel]
+    for factor in (2, 4, 8, 16):
+        if factor >= ratio and (loss := expected_loss(factor, own)) is not None:
+            return f"carried over; a factor of {factor} in tokens loses {loss:.1%} in the median"
+    return "carried over; no landscape of this kernel tells the loss"

@@ -237,7 +237,9 @@ def _distance(tuned: int, wanted: int) -> float:
 
 
 def explain(kernel: Kernel, problem: Problem, gpu: Gpu, path: Path | None = None) -> str:
-    """Lines that say which config `lookup` gives for a problem, and why not another."""
+    """Lines that say which config `lookup` gives for a problem, why not another, and what carrying it over is expected to lose."""
+    from autotune.landscape import carried, committed  # which needs this module
+
     config, source = lookup(kernel, problem, gpu, path)
     lines = [f"{kernel} for {problem} on {gpu.name}: {source} {config_to_dict(config)}"]
     found = [entry for entry in table(path or path_of(gpu)) if entry.fits(kernel, problem)]
@@ -245,7 +247,8 @@ def explain(kernel: Kernel, problem: Problem, gpu: Gpu, path: Path | None = None
         reason = verdict(entry, kernel, problem, gpu)
         gain = f"{entry.us:.2f} µs, default " + ("cannot run" if entry.default_us is None else f"{entry.default_us:.2f} µs")
         head = f"  entry of {entry.date or 'unknown date'} for {entry.tokens} tokens ({gain})"
-        lines.append(f"{head}: {reason or 'usable'}; {dict(entry.config)}")
+        loss = "" if reason or entry.tokens == problem.tokens else f", {carried(kernel.name, entry.tokens, problem.tokens, committed())}"
+        lines.append(f"{head}: {reason or 'usable'}{loss}; {dict(entry.config)}")
     if not found:
         lines.append("  no entry for this layer; its default config is a heuristic")
     return "\n".join(lines)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from autotune import landscape
-from autotune.landscape import Landscape, at_share, committed, expected_loss, from_journal, nearest_winners, read, replay, write
+from autotune.landscape import Landscape, at_share, carried, committed, expected_loss, from_journal, nearest_winners, read, replay, write
 from autotune.search import STRATEGIES
 from kernels.errors import RecordError
 
@@ -59,6 +59,13 @@ def test_winners_come_from_the_nearest_other_shapes() -> None:
 def test_the_loss_of_carrying_a_config_over() -> None:
     assert expected_loss(2, [HERE, THERE]) == pytest.approx(5.0)
     assert expected_loss(8, [HERE, THERE]) is None
+
+
+def test_what_carrying_over_loses_is_said() -> None:
+    assert "a factor of 2 in tokens loses 500.0%" in carried("k", 100, 64, [HERE, THERE])
+    assert "no landscape of this kernel" in carried("other", 100, 64, [HERE, THERE])
+    assert "no landscape of this kernel" in carried("k", 8192, 64, [HERE, THERE])
+    assert "a factor of 4 in tokens loses 2.2%" in carried("dense-triton", 512, 1024, committed())
 
 
 def test_an_exhaustive_journal_is_a_landscape(tmp_path: Path) -> None:
