@@ -9,11 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+from typing import TYPE_CHECKING
 
 from autotune.events import Observer
 from autotune.search import Point
@@ -21,6 +17,10 @@ from autotune.task import Task
 from kernels.errors import Failure
 from kernels.gpu import Gpu
 from kernels.problem import Problem
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
 
 ROWS = 4
 """Cases shown at once; those of other devices are counted."""
@@ -48,10 +48,10 @@ def floor_us(problem: Problem, gpu: Gpu) -> float:
 
 @dataclass
 class View(Observer):
-    """Counts what it hears; `table` draws it. total: candidates of the whole run. now: the time in seconds."""
+    """Counts what it hears; `table` draws it. total: candidates of the whole run. console: None prints plain lines."""
 
     total: int
-    console: Console
+    console: Console | None = None
     started: float = field(default_factory=time.monotonic)
     done: int = 0
     failed: Counter[str] = field(default_factory=Counter)
@@ -100,7 +100,10 @@ class View(Observer):
 
     def say(self, text: str) -> None:
         """A line above the table, or a plain line."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if self.console is None:
+            print(text, flush=True)
+        else:
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def left(self) -> str:
         """The time left, as far as it can be told."""
@@ -111,6 +114,9 @@ class View(Observer):
 
     def table(self) -> Table:
         """The state as a table."""
+        from rich.table import Table
+        from rich.text import Text
+
         with self._lock:
             failed = ", ".join(f"{count} {stage}" for stage, count in sorted(self.failed.items())) or "none rejected"
             head = f"{self.done}/{self.total} candidates, {self.left()}; compiled {self.compilations[0]}/{self.compilations[1]}; {failed}"
@@ -127,8 +133,14 @@ class View(Observer):
 
 @contextmanager
 def view(total: int, console: Console | None = None) -> Iterator[View]:
-    """A live table on a terminal, else only what is said, line by line."""
-    console = console or Console(file=sys.stdout)
+    """A live table on a terminal, else only what is said, line by line. console: another one than standard output."""
+    if console is None and not sys.stdout.isatty():
+        yield View(total)
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    console = console or Console()
     shown = View(total, console)
     if not console.is_terminal:
         yield shown
