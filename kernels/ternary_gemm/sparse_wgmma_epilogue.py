@@ -62,7 +62,7 @@ def places(m, tiles, block_t, stages):
     """
     scales = shared_offsets(tiles, block_t, stages)[2]
     text = f"""{{
-        .reg .b32 t, wg, lane, warp, row, xs, a, b, bar, token, o<4>;
+        .reg .b32 t, wg, lane, warp, row, xs, a, b, bar, token, from_, to, o<4>;
         .reg .b64 py, pr, pe;
         .reg .f32 f<4>, x0, x1, s0, s1, b0, b1;
         .reg .pred p, first;
@@ -108,12 +108,9 @@ def epilogue(m, tiles, block_t, stages, splits, half):
     """Row block m of both warpgroups, 16 bits a value (`half`: bf16 or f16): transposed through shared memory, stored by TMA.
 
     A slice of 32 tokens is a box of the output in the 128-byte swizzle: a token's 64 values are a row, its eight chunks swizzled by the
-    token's lowest three bits. Stores drain while the next slices are scaled and the next tile is multiplied.
+    token's lowest three bits. Slices take turns in the buffers; stores drain while the next slices are scaled and the next tile multiplied.
     """
     staging = shared_offsets(tiles, block_t, stages)[1]
-    slices = block_t // SLICE
-    # With parts of tiles, or tiles of few slices, a buffer may come back after two stores: then all but the newest must have been read.
-    pending = SLICES - 2 if splits == 1 and slices >= SLICES else 0
     # stmatrix takes row i % 8 of matrix i / 8 from lane i: the matrices are token groups (bit 4 of the lane) by row groups (bit 3).
     text = places(m, tiles, block_t, stages) + f"""
         mad.lo.u32 t, wg, {SLICES * SLICE * ROW_BYTES}, shared;
@@ -130,22 +127,27 @@ def epilogue(m, tiles, block_t, stages, splits, half):
         add.u32 b, b, t;
         mov.b64 py, {Y_DESCRIPTOR};
         cvta.param.u64 py, py;"""
-    for s in range(slices):
-        buffer = (m * slices + s if splits == 1 else s * tiles + m) % SLICES * SLICE * ROW_BYTES
+    for s in range(block_t // SLICE):
         if splits > 1:
             text += f"\nsetp.le.s32 p, $3, {s};\nsetp.gt.and.s32 p, $4, {s}, p;\n@!p bra SKIP{s}_${{:uid}};"
+        text += f"""
+        and.b32 a, turn, {SLICES - 1};
+        mad.lo.u32 from_, a, {SLICE * ROW_BYTES}, t;
+        mad.lo.u32 to, a, {SLICE * ROW_BYTES}, b;
+        add.u32 turn, turn, 1;"""
         for j in range(s * SLICE // 8, (s + 1) * SLICE // 8, 2):
             for h in range(2):
                 text += scaled(m, j + h, block_t)
                 text += f"\ncvt.rn.{half}x2.f32 o{2 * h}, f1, f0;\ncvt.rn.{half}x2.f32 o{2 * h + 1}, f3, f2;"
-            place = buffer + (8 * j - SLICE * s) * ROW_BYTES
-            text += f"\nstmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [b+{place}], {{o0, o1, o2, o3}};"
+            place = (8 * j - SLICE * s) * ROW_BYTES
+            text += f"\nstmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [to+{place}], {{o0, o1, o2, o3}};"
+        # Behind the barrier the next slice's buffer is free: all but the two newest stores before this one have been read.
         text += f"""
         fence.proxy.async.shared::cta;
-        @first cp.async.bulk.wait_group.read {pending};
+        @first cp.async.bulk.wait_group.read {SLICES - 2};
         bar.sync bar, 128;
         add.u32 token, $2, {SLICE * s};
-        @first cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [py, {{row, token}}], [t+{buffer}];
+        @first cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [py, {{row, token}}], [from_];
         @first cp.async.bulk.commit_group;"""
         text += f"\nSKIP{s}_${{:uid}}:" if splits > 1 else ""
     return text + f"\n{DONE}\n}}"

@@ -102,9 +102,6 @@ def _consumer(x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_ptr, counts_ptr,
     """Both consumer warpgroups: per piece all stages with one product always in flight, then the epilogue."""
     ALL: gl.constexpr = _slices(BLOCK_T)
     EMPTY: gl.constexpr = _offset(4, TILES, BLOCK_T, STAGES)
-    at = 0
-    parity = 0
-    before = -1
     count = _pieces(rounds, row_tiles * token_tiles, SPLITS)
     x_scale, row_scale = x_scale_ptr.to(gl.int64, bitcast=True), row_scale_ptr.to(gl.int64, bitcast=True)
     bias, y = bias_ptr.to(gl.int64, bitcast=True), y_ptr.to(gl.int64, bitcast=True)
@@ -117,17 +114,11 @@ def _consumer(x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_ptr, counts_ptr,
         token = token_tile * BLOCK_T
         gl.inline_asm_elementwise(bring_scales(TILES, BLOCK_T, STAGES), "=r,r,r,r,l,l,l,~{memory}",
                                   [row, token, tokens, x_scale, row_scale, bias], dtype=gl.int32, is_pure=False, pack=1)
-        gl.inline_asm_elementwise(enter(TILES, BLOCK_T, STAGES), "=r,r,r,~{memory}", [at, parity], dtype=gl.int32, is_pure=False, pack=1)
+        gl.inline_asm_elementwise(enter(TILES, BLOCK_T, STAGES), "=r,r,~{memory}", [steps], dtype=gl.int32, is_pure=False, pack=1)
         for step in range(begin, until):
-            gl.inline_asm_elementwise(stage(TILES, BLOCK_T, STAGES, SPARSE), "=r,r,r,r,r,r,~{memory}",
-                                      [at, parity, before, step - begin, until - 1 - step], dtype=gl.int32, is_pure=False, pack=1)
-            before = at
-            at += 1
-            if at == STAGES:
-                at = 0
-                parity ^= 1
-        gl.inline_asm_elementwise(drain(EMPTY), "=r,r,~{memory}", [before], dtype=gl.int32, is_pure=False, pack=1)
-        before = -1
+            gl.inline_asm_elementwise(stage(TILES, BLOCK_T, STAGES, SPARSE), "=r,r,r,~{memory}", [step - begin, until - 1 - step],
+                                      dtype=gl.int32, is_pure=False, pack=1)
+        gl.inline_asm_elementwise(drain(EMPTY), "=r,r,~{memory}", [steps], dtype=gl.int32, is_pure=False, pack=1)
         first = 0
         end = ALL
         if SPLITS > 1:  # noqa: SIM102 - as above

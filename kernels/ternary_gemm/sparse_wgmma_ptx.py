@@ -54,14 +54,21 @@ def shared_buffers(tiles, block_t, stages):
 
 @gluon.constexpr_function
 def declare(tiles, block_t):
-    """Registers: accumulators, two alternating sets of fragments and metadata, a stage's words; addresses."""
+    """Registers: accumulators, two alternating sets of fragments and metadata, a stage's words; the ring as a consumer sees it.
+
+    shared, mine: shared memory, and the thread's words of stage 0. slot, phase: the stage at hand and its parity; desc and words: its
+    activations and the thread's words; left: the stage before, not handed back yet (or -1). ahead, parity, later: the next stage, its
+    parity and the thread's words of it; ready: whether it was seen full. turn: slices of the output staged so far. from: the
+    producer's place in the weights.
+    """
     return f"""
         .reg .b32 acc<{tiles * block_t // 2}>;
         .reg .b32 frag<8>;
         .reg .b32 meta<2>;
         .reg .b32 word<{4 * tiles}>;
-        .reg .b32 shared, mine;
-        .reg .b64 from;
+        .reg .b32 shared, mine, slot, phase, words, left, ahead, parity, later, turn;
+        .reg .b64 desc, from;
+        .reg .pred ready;
         {DONE}"""
 
 
@@ -105,8 +112,7 @@ def bring_weights(tiles, weights, full):
 
 @gluon.constexpr_function
 def prime(tiles, block_t, stages):
-    """A value for every accumulator: a product in flight may not be the first to define one (C7515). And the addresses that every stage
-    needs: `shared` memory, and in it `mine`, the thread's words of stage 0 (reading %tid again in the loop would cost it dear)."""
+    """A value for every accumulator: a product in flight may not be the first to define one (C7515). And the ring's first stage."""
     weights = shared_offsets(tiles, block_t, stages)[0]
     return "".join(f"mov.b32 acc{i}, 0;\n" for i in range(tiles * block_t // 2)) + f"""{{
         .reg .b32 t, wg;
@@ -117,28 +123,32 @@ def prime(tiles, block_t, stages):
         mad.lo.u32 mine, wg, {tiles * BLOCK_BYTES}, shared;
         mad.lo.u32 mine, t, 16, mine;
         add.u32 mine, mine, {weights};
+        mov.b32 slot, 0;
+        mov.b32 phase, 0;
+        mov.b32 left, -1;
+        mov.b32 turn, 0;
         {DONE}
     }}"""
 
 
 @gluon.constexpr_function
-def release(stage, empty):
-    """Lane 0 of every warp hands the stage back to the producer, unless it is negative (`mine` counts lanes in sixteens)."""
+def release(empty):
+    """Lane 0 of every warp hands the stage before back to the producer, if there is one (`mine` counts lanes in sixteens)."""
     return f"""
         {{
         .reg .b32 lane, bar;
         .reg .pred first;
         and.b32 lane, mine, {31 * 16};
         setp.eq.u32 first, lane, 0;
-        setp.ge.and.s32 first, {stage}, 0, first;
-        mad.lo.u32 bar, {stage}, 8, shared;
+        setp.ge.and.s32 first, left, 0, first;
+        mad.lo.u32 bar, left, 8, shared;
         @first mbarrier.arrive.release.cta.shared::cta.b64 _, [bar+{empty}];
         }}"""
 
 
 @gluon.constexpr_function
 def load_words(m):
-    """Load row block m's words of the stage that `place` points to."""
+    """Load row block m's words from `place`."""
     words = ", ".join(f"word{4 * m + i}" for i in range(4))
     return f"\nld.shared.v4.b32 {{{words}}}, [place+{m * BLOCK_BYTES}];"
 
@@ -148,7 +158,7 @@ def product(index, tiles, block_t, sparse):
     """One of a stage's products: unpack, load the next stage's words behind the last use of these, multiply, leave it in flight.
 
     A row block takes two products of 64 columns where it is sparse, four of 32 where it is dense. The fragments that a product overwrites
-    were last read by the one before the one in flight. `at` describes the stage's activations; `more` is false where an accumulator
+    were last read by the one before the one in flight. `desc` describes the stage's activations; `more` is false where an accumulator
     starts from zero.
     """
     count, accumulators, side = (2 if sparse else 4), block_t // 2, index % 2
@@ -167,7 +177,7 @@ def product(index, tiles, block_t, sparse):
     fragments = ", ".join(f"frag{4 * side + j}" for j in range(4))
     name = f"sp.sync.aligned.m64n{block_t}k64" if sparse else f"sync.aligned.m64n{block_t}k32"
     return text + f"""
-        add.u64 to, at, {(4 if sparse else 2) * step};
+        add.u64 to, desc, {(4 if sparse else 2) * step};
         wgmma.fence.sync.aligned;
         wgmma.mma_async.{name}.s32.s8.s8
             {{{registers}}},
@@ -176,72 +186,88 @@ def product(index, tiles, block_t, sparse):
 
 
 @gluon.constexpr_function
-def wait_full(tiles, block_t, stages):
-    """Wait for the stage in register `now` with the parity in `phase`, and point `place` at the thread's words of it."""
+def look_ahead(tiles, block_t, stages):
+    """desc of `slot`; then ahead, parity, later and ready of the stage behind it."""
     full = shared_offsets(tiles, block_t, stages)[3]
     return f"""
-        mad.lo.u32 bar, now, 8, shared;
-    WAIT_${{:uid}}:
-        mbarrier.try_wait.parity.shared::cta.b64 ready, [bar+{full}], phase;
-        @!ready bra WAIT_${{:uid}};
-        mad.lo.u32 place, now, {CONSUMERS * tiles * BLOCK_BYTES}, mine;"""
+        mad.lo.u32 t, slot, {block_t * STAGE_COLUMNS}, shared;
+        shr.u32 t, t, 4;
+        and.b32 t, t, 0x3FFF;
+        cvt.u64.u32 desc, t;
+        add.u64 desc, desc, {DESCRIPTOR};
+        add.u32 ahead, slot, 1;
+        setp.eq.u32 wrap, ahead, {stages};
+        selp.b32 ahead, 0, ahead, wrap;
+        selp.b32 t, 1, 0, wrap;
+        xor.b32 parity, phase, t;
+        mad.lo.u32 later, ahead, {CONSUMERS * tiles * BLOCK_BYTES}, mine;
+        mad.lo.u32 t, ahead, 8, shared;
+        mbarrier.test_wait.parity.shared::cta.b64 ready, [t+{full}], parity;"""
 
 
 @gluon.constexpr_function
 def enter(tiles, block_t, stages):
-    """$1 a tile's first stage, $2 its parity: wait for it and load its words."""
+    """Wait for a tile's first stage and load its words."""
+    full = shared_offsets(tiles, block_t, stages)[3]
     return f"""{{
-        .reg .b32 bar, now, phase, place;
-        .reg .pred ready;
-        mov.b32 now, $1;
-        mov.b32 phase, $2;
-        {wait_full(tiles, block_t, stages)}
+        .reg .b32 t, place;
+        .reg .pred wrap;
+        mad.lo.u32 t, slot, 8, shared;
+    WAIT_${{:uid}}:
+        mbarrier.try_wait.parity.shared::cta.b64 ready, [t+{full}], phase;
+        @!ready bra WAIT_${{:uid}};
+        mad.lo.u32 words, slot, {CONSUMERS * tiles * BLOCK_BYTES}, mine;
+        mov.b32 place, words;
         {"".join(load_words(m) for m in range(tiles))}
+        {look_ahead(tiles, block_t, stages)}
         {DONE}
     }}"""
 
 
 @gluon.constexpr_function
 def stage(tiles, block_t, stages, sparse):
-    """$1 stage, $2 its parity, $3 the stage before (or -1), $4 zero in a tile's first stage, $5 zero in its last.
+    """$1 zero in a tile's first stage, $2 zero in its last. One product in flight at every point.
 
-    One product in flight at every point. A row block's words for the next stage are loaded behind their last use in this one: the products
-    keep the port to shared memory so busy that such a load takes several of them.
+    A row block's words for the next stage are loaded behind their last use in this one: the products keep the port to shared memory so busy
+    that such a load takes several of them. Whether the next stage is full is asked a stage before it must be.
     """
-    empty = shared_offsets(tiles, block_t, stages)[4]
-    text = f"""{{
-        .reg .b32 t, bar, now, phase, place;
-        .reg .b64 at, to;
-        .reg .pred ready, more, always, wrap, next;
-        setp.ne.b32 more, $4, 0;
-        setp.ne.b32 next, $5, 0;
+    _, _, _, full, empty, _ = shared_offsets(tiles, block_t, stages)
+    steps = 2 if sparse else 4
+    text = """{
+        .reg .b32 t, place;
+        .reg .b64 to;
+        .reg .pred more, always, wrap, next, full;
+        setp.ne.b32 more, $1, 0;
+        setp.ne.b32 next, $2, 0;
         setp.eq.b32 always, 0, 0;
-        mov.b32 phase, $2;
-        mad.lo.u32 t, $1, {block_t * STAGE_COLUMNS}, shared;
-        shr.u32 t, t, 4;
-        and.b32 t, t, 0x3FFF;
-        cvt.u64.u32 at, t;
-        add.u64 at, at, {DESCRIPTOR};
-        mad.lo.u32 place, $1, {CONSUMERS * tiles * BLOCK_BYTES}, mine;"""
-    # In the last stage the loads read this stage once more, unused: behind a predicate, ptxas serializes the products (C7513); so it does
-    # where this wait stands behind the first product of several row blocks.
-    count = 2 if sparse else 4
-    for index in range(count * tiles):
-        if index == (0 if tiles > 1 else count - 1):
+        selp.b32 place, later, words, next;
+        not.pred full, next;
+        or.pred full, full, ready;"""
+    for index in range(steps * tiles):
+        # As late as the first load allows; with several row blocks, ptxas serializes the products (C7513) where a branch stands between
+        # the first two. In the last stage the loads read this stage once more, unused: behind a predicate they would do the same.
+        if index == (0 if tiles > 1 else steps - 1):
             text += f"""
-        @!next bra LAST_${{:uid}};
-        add.u32 now, $1, 1;
-        setp.eq.u32 wrap, now, {stages};
-        selp.b32 now, 0, now, wrap;
-        @wrap xor.b32 phase, phase, 1;
-        {wait_full(tiles, block_t, stages)}
-    LAST_${{:uid}}:"""
-        text += product(index, tiles, block_t, sparse) + "\nwgmma.wait_group.sync.aligned 1;"
-        text += release("$3", empty) if index == 0 else ""
+        @full bra GO_${{:uid}};
+        mad.lo.u32 t, ahead, 8, shared;
+    WAIT_${{:uid}}:
+        mbarrier.try_wait.parity.shared::cta.b64 ready, [t+{full}], parity;
+        @!ready bra WAIT_${{:uid}};
+    GO_${{:uid}}:"""
+        text += product(index, tiles, block_t, sparse)
+        if index == steps * tiles - 1:
+            text += f"""
+        mov.b32 left, slot;
+        mov.b32 slot, ahead;
+        mov.b32 phase, parity;
+        mov.b32 words, later;
+        {look_ahead(tiles, block_t, stages)}"""
+        text += "\nwgmma.wait_group.sync.aligned 1;"
+        text += release(empty) if index == 0 else ""
     return text + f"\n{DONE}\n}}"
 
 
 @gluon.constexpr_function
 def drain(empty):
-    """$1 the last stage: wait for every product, hand the stage back."""
-    return "wgmma.wait_group.sync.aligned 0;" + release("$1", empty) + "\n" + DONE
+    """Wait for every product, hand the last stage back."""
+    return "wgmma.wait_group.sync.aligned 0;" + release(empty) + f"\nmov.b32 left, -1;\n{DONE}"
