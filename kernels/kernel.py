@@ -90,6 +90,7 @@ class Kernel:
     exact: computes exactly the case's function, so that it may count as `strongest` (raw cuSPARSELt without scales does not).
     judged: the tolerance it is held to: "exact" (SPEC: 1 ulp or bit-exact), or a named bound of `kernels.judge`.
     dense: a dense baseline (for `strongest-dense`). compile_units(problem, config): what to cross-compile; empty for libraries.
+    interpreted: Triton's interpreter can run it: plain `tl`, neither Gluon nor inline assembly.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Kernel:
     judged: str = "exact"
     dense: bool = False
     compile_units: Callable[[Problem, Config], Sequence[CompileUnit]] = _no_units
+    interpreted: bool = True
 
     def __str__(self) -> str:
         return f"{self.name} ({self.op})"

@@ -52,7 +52,11 @@ def check(problem: Problem, gpu_name: str) -> tuple[Result, ...]:
     """In the child: every variant of the op judged on this problem."""
     from kernels.catalogue import kernels_for
     from kernels.inputs import make_inputs
-    from suites.trial import judged_once
+    from suites.trial import judged_once, plain_result
 
     gpu, inputs = by_name(gpu_name), make_inputs(problem, "cpu")
-    return tuple(judged_once(kernel, problem, inputs, gpu) for kernel in kernels_for(problem.op) if kernel.kind == "variant")
+    not_here = Failure("unavailable", "Gluon and inline assembly do not run in Triton's interpreter")
+    return tuple(
+        judged_once(kernel, problem, inputs, gpu) if kernel.interpreted else plain_result(kernel, not_here)
+        for kernel in kernels_for(problem.op) if kernel.kind == "variant"
+    )

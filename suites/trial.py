@@ -171,10 +171,10 @@ class Trial:
 
 def judged_once(kernel: Kernel, problem: Problem, inputs: Inputs, gpu: Gpu) -> Result:
     """The verdict on a kernel's default config, without any clock."""
-    failure, config = None, kernel.default_config(problem, gpu)
     reason = kernel.unavailable(problem, gpu)
     if reason is not None:
         return plain_result(kernel, Failure("unavailable", reason))
+    failure, config = None, kernel.default_config(problem, gpu)
     try:
         prepared = kernel.prepare(problem, inputs, config)
         poison(prepared)

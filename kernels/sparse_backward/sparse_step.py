@@ -102,7 +102,7 @@ def compile_units(problem: Problem, config: SparseStepConfig) -> Sequence[Compil
 
 def _kernel(name: str, wide: bool) -> Kernel:
     return Kernel(name, "step", "variant", partial(prepare_step, wide=wide), default_config, ConfigSpace(SparseStepConfig), unavailable,
-                  judged="gradient", compile_units=compile_units)  # fmt: skip
+                  judged="gradient", compile_units=compile_units, interpreted=False)  # fmt: skip
 
 
 KERNELS: tuple[Kernel, ...] = (_kernel("exact-sparse", wide=False), _kernel("exact-sparse-wide", wide=True))

@@ -39,6 +39,8 @@ def prepare(problem: Problem, inputs: Inputs, config: SparseConfig) -> Prepared:
 
 
 KERNELS: tuple[Kernel, ...] = (
-    Kernel("sparse-wgmma", "layer", "variant", prepare, default_config, space, unavailable, compile_units=compile_units),
-    Kernel("sparse-wgmma", "forward", "variant", prepare, default_config, space, unavailable, compile_units=compile_units),
+    Kernel("sparse-wgmma", "layer", "variant", prepare, default_config, space, unavailable, compile_units=compile_units,
+           interpreted=False),
+    Kernel("sparse-wgmma", "forward", "variant", prepare, default_config, space, unavailable, compile_units=compile_units,
+           interpreted=False),
 )

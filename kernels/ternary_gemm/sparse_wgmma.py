@@ -246,8 +246,8 @@ def _dense_reject(problem: Problem, gpu: Gpu, config: SparseConfig) -> str | Non
 
 
 KERNELS: tuple[Kernel, ...] = (
-    Kernel("sparse-wgmma", "gemm", "variant", prepare, default_config, space, unavailable, compile_units=compile_units),
+    Kernel("sparse-wgmma", "gemm", "variant", prepare, default_config, space, unavailable, compile_units=compile_units, interpreted=False),
     Kernel("dense-wgmma", "gemm", "variant", prepare_dense, _dense_default, replace(space, reject=_dense_reject), _unavailable_dense,
-           compile_units=_dense_units),
+           compile_units=_dense_units, interpreted=False),
 )
 """dense-wgmma multiplies the zeros of a sparse weight too: 2-bit weights on the dense int8 tensor cores, unlifted."""

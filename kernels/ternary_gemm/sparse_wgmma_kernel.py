@@ -140,7 +140,7 @@ def _consumer(x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_ptr, counts_ptr,
         gl.inline_asm_elementwise(settle(), "=r,r,~{memory}", [steps], dtype=gl.int32, is_pure=False, pack=1)
 
 
-@gluon.jit
+@gluon.jit(do_not_specialize=["steps", "rounds", "row_tiles", "token_tiles", "row_blocks", "tokens", "out_features"])
 def sparse_gemm(x_desc, y_desc, w_ptr, x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_ptr, counts_ptr, steps, rounds, row_tiles,
                 token_tiles, row_blocks, tokens, out_features, TILES: gl.constexpr, BLOCK_T: gl.constexpr, STAGES: gl.constexpr,
                 SPLITS: gl.constexpr, OUT: gl.constexpr, WIDE: gl.constexpr, SPARSE: gl.constexpr):
