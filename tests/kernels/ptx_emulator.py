@@ -1,7 +1,7 @@
-"""A few dozen PTX instructions, executed for all threads of two warpgroups at once: enough to run the sparse GEMM's text without a GPU.
+"""A few dozen PTX instructions, executed for all threads of a program at once: what the emulators of the kernels' text share.
 
-Registers are arrays over threads. Waiting, barriers and branches are skipped: the text is run in the order in which it is written, which is
-right for one warpgroup pair whose data is already there. What it cannot show is a race.
+Registers are arrays over threads. Barriers and branches are skipped: the text is run in the order in which it is written. What it cannot
+show is a race.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 THREADS = 256
 MASK32, MASK64 = 0xFFFFFFFF, (1 << 64) - 1
-SKIPPED = ("bra", "bar.sync", "mbarrier.arrive", "wgmma.fence", "wgmma.commit_group", "wgmma.wait_group", "//")
+SKIPPED = ("bra", "bar.sync", "//")
 Array = np.ndarray[Any, Any]
 
 
@@ -74,13 +74,7 @@ class Machine:
             return
         operands = split_operands(rest)
         kind = opcode.split(".")
-        if kind[0] == "mbarrier":
-            self.registers[operands[0]] = np.ones(THREADS, bool)
-        elif kind[0] == "wgmma":
-            self._multiply(operands, sparse="sp" in kind)
-        elif kind[0] == "stmatrix":
-            self._store_matrices(operands)
-        elif kind[0] == "ld":
+        if kind[0] == "ld":
             self._load(kind, operands, guard)
         elif kind[0] == "st":
             self._store(kind, operands, guard)
@@ -157,66 +151,6 @@ class Machine:
             for thread in np.flatnonzero(guard):
                 start = at[thread] + size * index
                 self.memory[start : start + size] = np.frombuffer(int(bits[thread]).to_bytes(8, "little")[:size], np.uint8)
-
-    def _store_matrices(self, operands: list[str]) -> None:
-        """stmatrix x4, transposed: thread l of a warp holds row l / 4 … of the transposed matrix, two values a register."""
-        at, names = self._address(operands[0]), operands[1].strip("{}").replace(" ", "").split(",")
-        for warp in range(THREADS // 32):
-            for matrix, name in enumerate(names):
-                tile = np.zeros((8, 8), np.uint16)
-                for lane in range(32):
-                    word = int(self.registers[name][32 * warp + lane])
-                    tile[2 * (lane % 4), lane // 4], tile[2 * (lane % 4) + 1, lane // 4] = word & 0xFFFF, word >> 16
-                for row in range(8):
-                    start = at[32 * warp + 8 * matrix + row]
-                    self.memory[start : start + 16] = tile[row].view(np.uint8)
-
-    def _multiply(self, operands: list[str], sparse: bool) -> None:
-        """wgmma.mma_async(.sp) m64nNk64 (k32) on 8-bit integers, A and metadata from registers, B in 128-byte-swizzled shared memory."""
-        accumulators, fragments = (operand.strip("{}").replace(" ", "").split(",") for operand in operands[:2])
-        descriptor, metadata, keep = self.registers[operands[2]], self.registers[operands[3]], self.registers[operands[-1]]
-        tokens = 2 * len(accumulators)
-        for group in range(2):
-            a = register_operand([self.registers[name] for name in fragments], group)
-            a = spread(a, metadata, group) if sparse else a
-            b = self._shared_operand((int(descriptor[128 * group]) & 0x3FFF) << 4, tokens, a.shape[1])
-            product = a @ b.T
-            for index, name in enumerate(accumulators):
-                j, i = divmod(index, 4)
-                value = self.registers.get(name, np.zeros(THREADS, np.uint64)).copy()
-                for t in range(128):
-                    w, g, q = t // 32, t % 32 // 4, t % 4
-                    thread = 128 * group + t
-                    old = int(signed(value[thread : thread + 1])[0]) if keep[thread] else 0
-                    value[thread] = (old + int(product[16 * w + g + 8 * (i >> 1), 8 * j + 2 * q + (i & 1)])) & MASK32
-                self.registers[name] = value
-
-    def _shared_operand(self, start: int, tokens: int, columns: int) -> Array:
-        row, column = np.divmod(np.arange(tokens * columns), columns)
-        at = start + row // 8 * 1024 + row % 8 * 128 + column
-        at ^= (at >> 7 & 7) << 4
-        return self.memory[at].view(np.int8).reshape(tokens, columns).astype(np.int64)
-
-
-def register_operand(fragments: list[Array], group: int) -> Array:
-    """The 64 × 32 values of operand A that a warpgroup holds in four registers a thread."""
-    values = np.zeros((64, 32), np.int64)
-    for t in range(128):
-        w, g, q = t // 32, t % 32 // 4, t % 4
-        for j, register in enumerate(fragments):
-            word = np.frombuffer(int(register[128 * group + t]).to_bytes(4, "little"), np.int8)
-            values[16 * w + g + 8 * (j & 1), 4 * q + 16 * (j >> 1) : 4 * q + 16 * (j >> 1) + 4] = word
-    return values
-
-
-def spread(kept: Array, metadata: Array, group: int) -> Array:
-    """The 64 × 64 logical values of 64 × 32 kept ones."""
-    dense = np.zeros((64, 64), np.int64)
-    for t in range(128):
-        row, first = 16 * (t // 32) + t % 32 // 4 + 8 * (t % 2), 16 * (t % 4 >> 1)
-        for index in range(first, first + 16):
-            dense[row, 4 * (index // 2) + (int(metadata[128 * group + t]) >> 2 * (index - first) & 3)] += kept[row, index]
-    return dense
 
 
 def statements(text: str) -> Iterator[str]:
