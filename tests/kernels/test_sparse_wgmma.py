@@ -49,9 +49,7 @@ def compiled(config: SparseConfig, dtype: str, out_features: int, sparse: bool =
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize(
-    ("config", "sparse"), [*((config, True) for config in (*CONFIGS, *PARTS)), (CONFIGS[0], False), (CONFIGS[1], False)], ids=str
-)
+@pytest.mark.parametrize(("config", "sparse"), [*((config, True) for config in (*CONFIGS[:5], PARTS[3])), (CONFIGS[0], False)], ids=str)
 def test_products_stay_in_flight_without_spills(config: SparseConfig, sparse: bool) -> None:
     (unit,) = compile_units(problem(8192, 8192, 8192), config, sparse)
     found = compile_unit(unit, H200)
