@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,9 @@ CASES = "--suite prefill --shape 16x32 --tokens 4 8 --sparsity 2:4"
 
 def bench(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     line = [sys.executable, "-m", "pytest", "tests/bench", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments]
-    return subprocess.run(line, cwd=repository, capture_output=True, text=True, check=False, timeout=120)
+    # pytest-benchmark writes nothing in a process that takes itself for a worker of xdist.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    return subprocess.run(line, cwd=repository, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_the_json_holds_the_clocks_times(tmp_path: Path, repository: Path) -> None:
