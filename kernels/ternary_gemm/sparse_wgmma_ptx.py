@@ -1,4 +1,4 @@
-"""The PTX of the Hopper GEMMs' main loop, sparse and dense: what a consumer thread does at a tile's start and in a stage.
+"""The PTX of the Hopper GEMMs' main loop, sparse and dense: the producer's copies of weights, a consumer's start of a tile and its stages.
 
 Gluon has no sparse product, and none with packed weights in registers, so these blocks are text. Accumulators and fragments live in PTX
 registers of their own names, declared once at the kernel's entry: a product that is in flight must not pass through the compiler. Both
