@@ -8,20 +8,24 @@ from kernels.mask_quantize import activation, two_pass
 from kernels.mask_quantize import baselines as prepare_baselines
 from kernels.problem import Op
 from kernels.sparse_backward import baselines as train_baselines
-from kernels.sparse_backward import input_grad, step, weight_grad
+from kernels.sparse_backward import input_grad, int8_grad, step, weight_grad
 from kernels.ternary_gemm import baselines as gemm_baselines
-from kernels.ternary_gemm import dense_triton, layer, sparse_layer, sparse_wgmma
+from kernels.ternary_gemm import decode, dense_triton, layer, sparse_layer, sparse_mma, sparse_mma_layer, sparse_wgmma
 
 KERNELS: tuple[Kernel, ...] = (
     *dense_triton.KERNELS,
     *layer.KERNELS,
     *sparse_wgmma.KERNELS,
     *sparse_layer.KERNELS,
+    *sparse_mma.KERNELS,
+    *sparse_mma_layer.KERNELS,
+    *decode.KERNELS,
     *gemm_baselines.KERNELS,
     *two_pass.KERNELS,
     *activation.KERNELS,
     *prepare_baselines.KERNELS,
     *input_grad.KERNELS,
+    *int8_grad.KERNELS,
     *weight_grad.KERNELS,
     *step.KERNELS,
     *train_baselines.KERNELS,

@@ -1,6 +1,6 @@
 """Compiling ahead: every Triton kernel of the planned cases runs once, on few tokens, in processes on all cores, before anything is timed.
 
-What they compile lands in Triton's own cache, where the measuring process finds it. The 708 default cases need about a thousand
+What they compile lands in Triton's own cache, where the measuring process finds it. The 708 default cases need some 900
 compilations of seconds each; a script of this kind needed 33 s for 805 of them in 14 processes beside an H200 (2026-11-22). What fails
 here fails again where it is measured, and is recorded there.
 """
@@ -16,7 +16,7 @@ from autotune.tuned import lookup
 from autotune.worker import Worker
 from kernels.errors import Failure
 from kernels.gpu import Gpu
-from kernels.kernel import Kernel
+from kernels.kernel import CompileUnit, Kernel
 from kernels.problem import Op, Problem
 from suites.case import Case
 
@@ -45,13 +45,22 @@ def compilations(cases: Sequence[Case], kernels: Callable[[Op], Sequence[Kernel]
             if kernel.resolve is not None or kernel.unavailable(problem, gpu) is not None:
                 continue
             config, _ = lookup(kernel, problem, gpu)
-            if not kernel.compile_units(problem, config):
+            units = kernel.compile_units(problem, config)
+            if not units:
                 continue
-            alike = problem.with_(out_features=0, splits=(), tokens=min(problem.tokens, TOKENS))
-            key = (kernel.name, config, alike, problem.out_features % 16, len(problem.splits), problem.tokens % 16)
+            # A GEMM compiles what its units say; other ops launch more, which depends on the width and the few tokens too.
+            few = min(problem.tokens, TOKENS), problem.tokens % 16
+            width = () if problem.op == "gemm" else (problem.in_features, *few, problem.sparsity)
+            key = (kernel.name, problem.op, width, tuple(map(_identity, units)))
             if key not in found or problem.out_features < found[key].problem.out_features:
                 found[key] = Compilation(kernel.name, problem)
     return list(found.values())
+
+
+def _identity(unit: CompileUnit) -> tuple[object, ...]:
+    """What tells one compilation of a unit from another."""
+    values = (*sorted(unit.constexprs.items()), *sorted(unit.options.items()), *sorted(unit.since.items()))
+    return (unit.function.__name__, tuple(sorted(unit.signature.items())), repr(values), unit.divisible)
 
 
 def compile_ahead(work: Sequence[Compilation], gpu: Gpu, index: int, processes: int | None = None) -> tuple[int, int]:

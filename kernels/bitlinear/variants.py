@@ -51,9 +51,8 @@ class Choice:
         return "+".join(astuple(self))
 
 
-BY_ITSELF = ("dense-triton",)
-"""The forward kernels that `choose` may take. `sparse-wgmma` runs where it is named: a layer's fragments, packed anew with each change of
-the weight, have not been checked on a device yet."""
+BY_ITSELF = ("dense-triton", "sparse-wgmma")
+"""The forward kernels that `choose` may take."""
 
 
 def choose(problem: Problem, gpu: Gpu, master: torch.dtype = torch.bfloat16) -> Choice:

@@ -153,4 +153,5 @@ def compile_units(problem: Problem, config: Int8GradConfig) -> Sequence[CompileU
 
 
 INPUT_GRAD = Kernel("int8-wgmma", "input-grad", "variant", prepare, default_config, ConfigSpace(Int8GradConfig), unavailable, exact=False,
-                    judged="gradient", compile_units=compile_units)  # fmt: skip
+                    judged="gradient", compile_units=compile_units, interpreted=False)  # fmt: skip
+KERNELS: tuple[Kernel, ...] = (INPUT_GRAD,)

@@ -7,7 +7,7 @@ Y[T, N] = X · Wᵀ · x_scale[t] · w_scale[split(n)] + bias from int8 X (gemm)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -230,5 +230,6 @@ def compile_units(problem: Problem, config: DecodeConfig) -> Sequence[CompileUni
     return [CompileUnit(decode_gemm, signature, constants, tuple(pointers), options, expects, since)]
 
 
-GEMM = Kernel("decode", "gemm", "variant", prepare, default_config, space, unavailable, compile_units=compile_units)
-LAYER = Kernel("decode", "layer", "variant", prepare_layer, default_config, space, unavailable, compile_units=compile_units)
+GEMM = Kernel("decode", "gemm", "variant", prepare, default_config, space, unavailable, compile_units=compile_units, interpreted=False)
+LAYER = replace(GEMM, op="layer", prepare=prepare_layer)
+KERNELS: tuple[Kernel, ...] = (GEMM, LAYER)

@@ -61,6 +61,12 @@ class Plan:
         return self.row_tiles * self.splits
 
 
+@functools.cache
+def _bytes(tiles: int, warps_m: int, warps_k: int, depth: int) -> tuple[int, int]:
+    """Bytes of the ring and of the sums (a function that kernels call too is slow to call from here)."""
+    return ring_bytes(tiles, warps_m * warps_k, depth), sum_bytes(tiles, warps_m, warps_k)
+
+
 def plan(out_features: int, in_features: int, tokens: int, config: DecodeConfig) -> Plan:
     """The split of the blocks along in_features is even; no program is left without one. Shared memory comes in steps of 8 KiB."""
     blocks = ceil(in_features / COLUMNS)
@@ -76,8 +82,8 @@ def plan(out_features: int, in_features: int, tokens: int, config: DecodeConfig)
         chunk = ceil(steps / ceil(steps / min(steps, max(1, fitting))))
     chunks = ceil(steps / chunk)
     activations = buffer(chunk) * min(2, chunks)
-    ring = ring_bytes(config.tiles, config.warps, config.depth)
-    needed = max(ring + activations, sum_bytes(config.tiles, config.warps_m, config.warps_k))
+    ring, sums = _bytes(config.tiles, config.warps_m, config.warps_k, config.depth)
+    needed = max(ring + activations, sums)
     kib = HEADER // 1024 + ceil(needed / 8192) * 8
     return Plan(ceil(out_features / config.rows), ceil(blocks / share), share, chunks, chunk, kib, min(chunk, config.depth) - 1)
 

@@ -152,4 +152,5 @@ space = ConfigSpace(
     reject,
 )
 
-GEMM = Kernel("sparse-mma", "gemm", "variant", prepare, default_config, space, unavailable, compile_units=compile_units)
+GEMM = Kernel("sparse-mma", "gemm", "variant", prepare, default_config, space, unavailable, compile_units=compile_units, interpreted=False)
+KERNELS: tuple[Kernel, ...] = (GEMM,)

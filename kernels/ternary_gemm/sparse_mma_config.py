@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from dataclasses import dataclass
@@ -23,6 +24,11 @@ BAND = 16
 """Row tiles of a band: so many and about a hundred tiles at work read as many bytes of weights as of activations, within a factor of 2."""
 
 
+@functools.cache
+def _tile(warps_n: int, warps_t: int, tiles_n: int, tiles_t: int) -> Tile:
+    return Tile(warps_n, warps_t, tiles_n, tiles_t)
+
+
 @dataclass(frozen=True)
 class MmaConfig:
     """warps_n × warps_t warps, each multiplying 16 · tiles_n weight rows by 8 · tiles_t tokens. stages: of 128 columns, at least 3.
@@ -41,7 +47,7 @@ class MmaConfig:
     @property
     def tile(self) -> Tile:
         """What a program computes at a time."""
-        return Tile(self.warps_n, self.warps_t, self.tiles_n, self.tiles_t)
+        return _tile(self.warps_n, self.warps_t, self.tiles_n, self.tiles_t)
 
     @property
     def shared_bytes(self) -> int:

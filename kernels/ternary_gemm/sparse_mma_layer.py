@@ -10,8 +10,8 @@ from kernels.inputs import DTYPES, Inputs, LayerInputs, TrainInputs
 from kernels.kernel import Kernel, Outputs, Prepared
 from kernels.mask_quantize.activation import activation_config, allocate_activation, launch_activation
 from kernels.problem import Problem
-from kernels.ternary_gemm.sparse_mma import bind, compile_units, space, unavailable
-from kernels.ternary_gemm.sparse_mma_config import MmaConfig, default_config
+from kernels.ternary_gemm.sparse_mma import GEMM, bind
+from kernels.ternary_gemm.sparse_mma_config import MmaConfig
 from kernels.ternary_gemm.sparse_wgmma import fragment_weight
 
 
@@ -38,5 +38,6 @@ def prepare(problem: Problem, inputs: Inputs, config: MmaConfig) -> Prepared:
     return Prepared(run, {"y": gemm.out}, footprint, weight.weight_bytes, {"columns": weight.columns})
 
 
-LAYER = Kernel("sparse-mma", "layer", "variant", prepare, default_config, space, unavailable, compile_units=compile_units)
+LAYER = replace(GEMM, op="layer", prepare=prepare)
 FORWARD = replace(LAYER, op="forward")
+KERNELS: tuple[Kernel, ...] = (LAYER, FORWARD)

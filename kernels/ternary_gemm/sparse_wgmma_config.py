@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -97,6 +98,7 @@ def reject(problem: Problem, gpu: Gpu, config: SparseConfig) -> str | None:
     return None
 
 
+@functools.cache
 def most_stages(tiles: int, block_t: int, shared_bytes: int) -> int:
     """The stages that fit. Fewer were slower on an H200 (2026-11-22): four of six 2 % at 384 × 128, four of five 3 % at 128 × 256."""
     stages = 1
