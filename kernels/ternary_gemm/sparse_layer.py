@@ -6,17 +6,37 @@ Y[T, N] = quantize(X) · Wᵀ · x_scale[t] · w_scale[split(n)] + bias from flo
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
 from kernels.errors import ShapeError
 from kernels.inputs import DTYPES, Inputs, LayerInputs, TrainInputs
 from kernels.kernel import Kernel, Outputs, Prepared
 from kernels.mask_quantize.activation import activation_config, allocate_activation, launch_activation
 from kernels.problem import Problem
-from kernels.ternary_gemm.sparse_wgmma import bind, compile_units, fragment_weight, multiprocessors
+from kernels.ternary_gemm.sparse_wgmma import FragmentWeight, bind, compile_units, fragment_weight, multiprocessors
 from kernels.ternary_gemm.sparse_wgmma_config import SparseConfig, default_config, space, unavailable
 
 
-def prepare(problem: Problem, inputs: Inputs, config: SparseConfig) -> Prepared:
-    """Bind a layer; packing is outside of `run`. Raises ShapeError for other inputs."""
+class Gemm(Protocol):
+    """A GEMM bound to its buffers."""
+
+    @property
+    def out(self) -> torch.Tensor:
+        """What `launch` writes: [T, N]."""
+
+    def launch(self) -> None:
+        """One launch on the current stream."""
+
+
+Bind = Callable[[torch.Tensor, torch.Tensor, FragmentWeight, "torch.Tensor | None", torch.dtype], Gemm]
+"""int8 activations (lifted where the weight is), their scales, weight, bias and type of the result to a GEMM."""
+
+
+def bind_layer(problem: Problem, inputs: Inputs, gemm_of: Bind) -> Prepared:
+    """Quantization and a GEMM on fragment weights as one layer; packing is outside of `run`. Raises ShapeError for other inputs."""
     if not isinstance(inputs, LayerInputs | TrainInputs):
         raise ShapeError(f"{problem.op} takes LayerInputs or TrainInputs, not {type(inputs).__name__}")
     x, dtype, bias = inputs.x, DTYPES[problem.dtype], inputs.bias if isinstance(inputs, LayerInputs) else None
@@ -27,7 +47,7 @@ def prepare(problem: Problem, inputs: Inputs, config: SparseConfig) -> Prepared:
     weight = fragment_weight(inputs.w_ternary, inputs.w_scale, problem.splits, problem.sparsity)
     x_q, x_scale = allocate_activation(tokens, features, group, x.device)
     quantize = activation_config(features, tokens)
-    gemm = bind(x_q, x_scale, weight, bias, dtype, config, multiprocessors(x.device))
+    gemm = gemm_of(x_q, x_scale, weight, bias, dtype)
 
     def run() -> Outputs:
         launch_activation(x, x_q, x_scale, group, quantize)
@@ -36,6 +56,15 @@ def prepare(problem: Problem, inputs: Inputs, config: SparseConfig) -> Prepared:
 
     footprint = x.nbytes + x_q.numel() + weight.weight_bytes + gemm.out.nbytes
     return Prepared(run, {"y": gemm.out}, footprint, weight.weight_bytes, {"columns": weight.columns})
+
+
+def prepare(problem: Problem, inputs: Inputs, config: SparseConfig) -> Prepared:
+    """Bind a layer. Raises ShapeError for other inputs."""
+
+    def gemm(x_q: torch.Tensor, x_scale: torch.Tensor, weight: FragmentWeight, bias: torch.Tensor | None, dtype: torch.dtype) -> Gemm:
+        return bind(x_q, x_scale, weight, bias, dtype, config, multiprocessors(x_q.device))
+
+    return bind_layer(problem, inputs, gemm)
 
 
 KERNELS: tuple[Kernel, ...] = (

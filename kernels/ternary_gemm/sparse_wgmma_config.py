@@ -113,8 +113,8 @@ space = ConfigSpace(SparseConfig, _AXES, reject)
 COST = {(1, 256): (0.411, 2.2), (3, 128): (0.670, 3.1), (2, 128): (0.511, 1.6), (1, 128): (0.304, 0.9), (1, 64): (0.233, 0.6)}
 """µs of a stage and of a tile besides, by tile: fitted to 8192³ and 13824×2560×8192 on an H200, 2026-11-22 (64 tokens: at 128)."""
 MERGE, MERGE_BUSY = 2.5, 5.0
-"""µs until the parts of split tiles have met, on the same day: 2560×256, T = 128 took 6.8 in two parts and 4.6 whole; behind rounds of whole
-tiles, a guess."""
+"""µs until the parts of split tiles have met, on the same day: 2560×256, T = 128 took 6.8 in two parts and 4.6 whole; behind whole tiles, a
+guess."""
 
 
 def default_config(problem: Problem, gpu: Gpu) -> SparseConfig:
