@@ -24,7 +24,7 @@ from autotune.measure import FULL, Plan, bind, interleaved
 from autotune.search import Budget, Point, strategy
 from autotune.task import Task
 from autotune.tuning import TRIAL_SECONDS, Found, Tools, Tuning
-from kernels.errors import Failure, UsageError
+from kernels.errors import Failure, NoGpu, UsageError
 from kernels.gpu import Gpu, detect, unlisted
 
 QUICK_TURNS = 3
@@ -131,9 +131,12 @@ def tune(
 
     What was measured is kept in `runs`/own-NAME, where the next call with the same file finds it. seconds: budget. The winner is
     `found.points[found.verdict.winner]`; `found.verdict.better` says whether it beats the default for certain.
+    Raises NoGpu where the device's own clock is to be used and there is no device.
     """
-    path = str(Path(file).resolve())
-    gpu = gpu or detect() or unlisted("unknown")
+    path, found = str(Path(file).resolve()), detect()
+    if clock is None and found is None:
+        raise NoGpu("a GPU is needed to tune a kernel, and this machine has none")
+    gpu = gpu or found or unlisted("unknown")
     points, source = load(path, name).points(), hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
     versions = library_versions()
     job = OwnJob(path, name, clock or CudaClock(), device)

@@ -8,7 +8,7 @@ import pytest
 
 from autotune.clock import FakeClock
 from autotune.own import BoundCall, load, table, tune
-from kernels.errors import UsageError
+from kernels.errors import NoGpu, UsageError
 
 PLAIN = '''
 from autotune.own import OwnKernel
@@ -80,6 +80,13 @@ def test_the_example_is_right_in_every_config_that_is_tried(repository: Path, tm
     assert found.failures == ()
     assert found.verdict is not None
     assert found.points[found.verdict.winner] == {"block": 512, "rows": 2, "num_warps": 8}
+
+
+def test_without_a_gpu_its_clock_is_refused(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("autotune.own.detect", lambda: None)
+    with pytest.raises(NoGpu, match="a GPU is needed to tune a kernel"):
+        tune(str(file), runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.gpu
