@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar, cast
+from typing import Literal, TypeAlias, TypeVar, cast
 
 import torch
 import triton
@@ -24,11 +24,9 @@ from kernels.mask_quantize.two_pass import PrepareBuffers, TwoPassConfig, alloca
 from kernels.mask_quantize.two_pass_kernels import pack_kernel
 from kernels.packed import PackedTernary, unpack
 from kernels.problem import Sparsity
+from kernels.ternary_gemm.sparse_wgmma import ROW_PADDING, FragmentWeight, fragment_weight
 from reference.quantize import ternary_quantize
 from reference.sparsity import nm_mask
-
-if TYPE_CHECKING:
-    from kernels.ternary_gemm.sparse_wgmma import FragmentWeight
 
 ACTIVATION, GRADIENT = 0, 1
 """Places in `Pack.flags`: 1 where an activation or a gradient was NaN or infinite since the last check."""
@@ -81,8 +79,6 @@ class KernelPack(Pack):
 
     def add_fragments(self) -> None:
         """Make the layout of the sparse tensor cores too, of a 2:4 weight; its bytes come with the next `fill`, or from the packed ones."""
-        from kernels.ternary_gemm.sparse_wgmma import ROW_PADDING, FragmentWeight, fragment_weight  # here: Gluon where it is used
-
         packed, (rows, columns) = self.packed, (self.packed.out_features, self.packed.in_features)
         if self.buffers is None:
             self.fragments = fragment_weight(unpack(packed), packed.w_scale, packed.splits, packed.sparsity)

@@ -21,6 +21,7 @@ from kernels.packed import PackedTernary
 from kernels.problem import Problem
 from kernels.sparse_backward import input_grad, weight_grad
 from kernels.sparse_backward.dequantize import launch_dequantize
+from kernels.ternary_gemm import sparse_wgmma, sparse_wgmma_config
 from kernels.ternary_gemm.dense_config import default_config
 from kernels.ternary_gemm.dense_triton import Gemm, check, refusal, workspace
 
@@ -51,10 +52,6 @@ class Choice:
         return "+".join(astuple(self))
 
 
-BY_ITSELF = ("dense-triton", "sparse-wgmma")
-"""The forward kernels that `choose` may take."""
-
-
 def choose(problem: Problem, gpu: Gpu, master: torch.dtype = torch.bfloat16) -> Choice:
     """The exact variants that are expected to take the least time: the forward GEMM by `kernels.choose` among those of the catalogue that a
     layer can call, both gradients through workspaces (the faster ones on an H200: docs/kernels-backward.md).
@@ -62,7 +59,7 @@ def choose(problem: Problem, gpu: Gpu, master: torch.dtype = torch.bfloat16) -> 
     problem: a `step` or `layer`; its dtype is that of the activations. master: type of the weight, uint8 where only its pack is left.
     """
     gemm = problem.with_(op="gemm")
-    able = [kernel for kernel in kernels_for("gemm") if kernel.name in BY_ITSELF and not FORWARD[kernel.name].refusal(gemm, gpu, master)]
+    able = [kernel for kernel in kernels_for("gemm") if kernel.name in FORWARD and not FORWARD[kernel.name].refusal(gemm, gpu, master)]
     return Choice(rank(able, gemm, gpu)[0].kernel.name, "unpack-cublas", "dequantize-cublas")
 
 
@@ -121,8 +118,6 @@ def _dense_refusal(problem: Problem, gpu: Gpu, master: torch.dtype) -> str | Non
 
 
 def _sparse_wgmma(call: Call) -> torch.Tensor:
-    from kernels.ternary_gemm import sparse_wgmma, sparse_wgmma_config  # here: Gluon where it is used
-
     if not call.problem.tokens:
         return call.x.new_empty((0, call.problem.out_features))
     _quantize(call)
@@ -135,8 +130,6 @@ def _sparse_wgmma(call: Call) -> torch.Tensor:
 
 
 def _sparse_refusal(problem: Problem, gpu: Gpu, master: torch.dtype) -> str | None:
-    from kernels.ternary_gemm import sparse_wgmma_config  # here: Gluon where it is used
-
     if str(problem.sparsity) != "2:4" or master == torch.float32:
         return f"fragments are packed from 2:4 masters in bf16 or fp16, not from {problem.sparsity} in {master}"
     return sparse_wgmma_config.unavailable(problem, gpu)

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kernels.bitlinear import BitLinear, Choice, PackedLinear, Schedule, check, freeze, freeze_model, from_linear, ops, packs
 from kernels.bitlinear.packs import packs_of
-from kernels.bitlinear.variants import BY_ITSELF, FORWARD, choose
+from kernels.bitlinear.variants import FORWARD, choose
 from kernels.catalogue import kernels_for
 from kernels.errors import NonFiniteError, ShapeError, SparsityError, UsageError
 from kernels.gpu import GPUS
@@ -394,8 +394,8 @@ def test_it_says_what_it_chose() -> None:
 
 def test_the_choice_is_among_what_a_layer_can_call_and_the_catalogue_holds() -> None:
     step = Problem("step", 9728, 896, 4096, Sparsity(2, 4))
-    offered = {kernel.name for kernel in kernels_for("gemm")} & set(BY_ITSELF)
-    assert set(BY_ITSELF) <= FORWARD.keys()
+    offered = {kernel.name for kernel in kernels_for("gemm")} & FORWARD.keys()
+    assert offered == FORWARD.keys()
     for gpu in GPUS:
         choice = choose(step, gpu)
         assert choice.forward in offered
