@@ -38,7 +38,6 @@ class Group:
     comparisons: tuple[Comparison, ...]
     summary: Summary
     cusparselt: Summary
-    cusparselt_name: str
 
     @property
     def name(self) -> str:
@@ -83,7 +82,7 @@ def _group(suite: str, op: str, sparsity: str, cases: Iterable[Case], comparer: 
     comparisons = tuple(comparer(case, STRONGEST) for case in own)
     name = next((n for n in CUSPARSELT if any((r := case.record.result(n)) and r.status == "ok" for case in own)), "")
     over = [comparer(case, name) for case in own if case.record.result(name)] if name else []
-    return Group(suite, op, sparsity, comparisons, summarize(comparisons), summarize(over), name)
+    return Group(suite, op, sparsity, comparisons, summarize(comparisons), summarize(over))
 
 
 @dataclass(frozen=True)
