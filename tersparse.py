@@ -1,7 +1,7 @@
 """The distribution's own name: its version, and the check that its top-level packages are really ours.
 
 TerSparse installs the packages reference, kernels, autotune, suites and reports. Other distributions use some of these names too
-(PyPI has a `kernels`), and Python would then import whichever comes first, or a mixture of both.
+(`kernels`, for one), and Python would then import whichever comes first, or a mixture of both.
 """
 
 from __future__ import annotations
