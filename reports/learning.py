@@ -1,15 +1,23 @@
-"""Do our kernels learn what fake quantization learns? Loss curves of examples/train_tiny.py: read, judged by the spread of seeds, drawn."""
+"""Do our kernels learn what fake quantization learns? Loss curves of examples/train_tiny.py: read, judged by the spread of seeds, drawn.
+
+    python -m reports.learning runs/learning.json --out curves        (one SVG file for each sparsity)
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autotune.command import Parser, guarded
 from kernels.errors import RecordError
+from suites.command import EXIT_CODES
+from suites.store import write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -161,3 +169,35 @@ def curves(learning: Learning, sparsity: str) -> Figure:
 def figures(learning: Learning) -> tuple[Figure, ...]:
     """One panel for each sparsity that was trained."""
     return tuple(curves(learning, sparsity) for sparsity in learning.sparsities)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `python -m reports.learning`."""
+    made = Parser(prog="python -m reports.learning", description="Judge and draw the loss curves of examples.train_tiny.",
+                  epilog=f"example: python -m reports.learning runs/learning.json --out curves · {EXIT_CODES}")
+    made.add_argument("file", type=Path, help="what examples.train_tiny wrote")
+    made.add_argument("--out", type=Path, metavar="FOLDER", help="where the SVG files go, one for each sparsity; left out: beside the file")
+    return made
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    return guarded("reports.learning", lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
+    options = parser().parse_args(argv)
+    learning = load(options.file)
+    for verdict in verdicts(learning):
+        print(verdict)
+    from reports.svg import standalone  # here: what trains and judges the curves needs no drawing
+
+    for figure in figures(learning):
+        path = (options.out or options.file.parent) / f"{figure.id}.svg"
+        write_text(path, standalone(figure))
+        print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -14,6 +14,7 @@ import pytest
 LAYERS = ("reference", "kernels", "autotune", "suites", "reports")
 COMMANDS = (
     "suites.run", "suites.gate", "suites.calibrate", "autotune.run", "autotune.export_t4", "reports.build", "reports.speedups",
+    "reports.learning",
 )
 WITHOUT_TORCH = ("suites/record.py", "suites/statistics.py", "kernels/errors.py", "kernels/problem.py", "kernels/gpu.py")
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kernels.errors import RecordError
-from reports.learning import SCHEMA, figures, load, parse, verdicts
+from reports.learning import SCHEMA, figures, load, main, parse, verdicts
 from tests.reports.htmlcheck import Page
 
 
@@ -52,6 +52,18 @@ def test_figures_say_what_they_show() -> None:
         assert "agree" in figure.description
         assert "NVIDIA H200" in figure.title
     assert drawn[0].svg == figures(parse(golden()))[0].svg, "the same on every build"
+
+
+def test_the_command_judges_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "learning.json"
+    file.write_text(json.dumps(golden()))
+    assert main([str(file), "--out", str(tmp_path / "curves")]) == 0
+    drawn = [tmp_path / "curves" / f"learning-{sparsity}.svg" for sparsity in ("2-4", "dense-to-2-4")]
+    said = capsys.readouterr().out.splitlines()
+    assert said[2:] == [str(path) for path in drawn]
+    assert all("agree" in line for line in said[:2])
+    assert all(path.read_text().startswith("<svg") for path in drawn)
+    assert main([str(tmp_path / "none.json")]) == 2
 
 
 @pytest.mark.parametrize(
