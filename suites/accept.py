@@ -33,7 +33,7 @@ def accept(file: Path, run: Sequence[Record], accepted: Sequence[Record], most_b
     for samples in SAMPLES:
         cases = [thinned(case, samples) for case in {**old, **new}.values()]
         used = {case.run for case in cases} | {roof.run for roof in roofs}
-        kept = list({head.id: replace(head, planned=()) for head in heads if head.id in used}.values())
+        kept = list({head.id: replace(head, planned=(), arguments=shareable(head.arguments)) for head in heads if head.id in used}.values())
         records: list[Record] = [*kept, *roofs, *cases]
         size = sum(len(to_line(record).encode()) + 1 for record in records)
         if size <= most_bytes:
@@ -41,6 +41,13 @@ def accept(file: Path, run: Sequence[Record], accepted: Sequence[Record], most_b
             print(f"suites.gate: accepted {len(new)} cases into {file} ({size / 1e6:.2f} MB, at most {samples} samples each)")
             return
     raise OutputError(f"{file}: would hold {size / 1e6:.1f} MB, the most is {most_bytes / 1e6:.0f}; accept fewer cases (--suite …)")
+
+
+def shareable(arguments: Sequence[str]) -> tuple[str, ...]:
+    """A command line without the folder of its results, which is of one machine only."""
+    folders = {place + 1 for place, word in enumerate(arguments) if word == "--out"}
+    kept = (word for place, word in enumerate(arguments) if place not in folders)
+    return tuple(word for word in kept if word != "--out" and not word.startswith("--out="))
 
 
 def changes(old: Mapping[str, CaseRecord], new: Mapping[str, CaseRecord]) -> Iterable[str]:

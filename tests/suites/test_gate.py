@@ -13,7 +13,7 @@ from kernels.errors import NoGpu, OutputError, RecordError
 from kernels.gpu import by_name
 from kernels.problem import Problem, Sparsity
 from suites import gate, verdicts
-from suites.accept import accept, thinned
+from suites.accept import accept, shareable, thinned
 from suites.calibration import Calibration, Noise
 from suites.gate import judge_run
 from suites.judging import Judge, Judgement, Verdict, judge_case, ratio_of, settled, verdict_of
@@ -170,6 +170,10 @@ def test_accepting_replaces_adds_and_keeps(tmp_path: Path, capsys: pytest.Captur
     assert "3.200×    1.600×   -50.0%  prefill/m/W2" in out
     assert "new  prefill/m/W13" in out
     assert "1 accepted cases were not measured" in out
+
+
+def test_an_accepted_command_line_names_no_folder() -> None:
+    assert shareable(("--gpu", "h200", "--out", "/home/me/run", "--resume", "--out=elsewhere")) == ("--gpu", "h200", "--resume")
 
 
 def test_accepting_thins_until_it_fits_and_refuses_beyond(tmp_path: Path) -> None:
