@@ -93,9 +93,11 @@ class Results:
         return best
 
     def roof_us(self, case: Case) -> float | None:
-        """The least time at the measured roofs, µs: the larger of the compulsory bytes at the best bandwidth and the operations at the
-        best rate of any type; None where no roof was measured."""
-        own = [roof for roof in self.roofs if roof.run == case.record.run] or self.roofs
+        """The least time at the measured roofs (of its run, else of its card, else of any), µs: the larger of the compulsory bytes at the
+        best bandwidth and the operations at the best rate of any type; None where no roof was measured."""
+        card = {run.id: run.device.get("uuid") for run in self.runs}
+        same = [roof for roof in self.roofs if card.get(roof.run) == card.get(case.record.run)]
+        own = [roof for roof in same if roof.run == case.record.run] or same or self.roofs
         bandwidth = max((roof.value for roof in own if roof.unit == "B/s"), default=0.0)
         rate = max((roof.value for roof in own if roof.unit == "op/s"), default=0.0)
         if not bandwidth or (case.record.operations and not rate):

@@ -23,13 +23,16 @@ DIGITS = 5
 def accept(file: Path, run: Sequence[Record], accepted: Sequence[Record], most_bytes: int = MOST_BYTES) -> None:
     """Write the accepted file anew with this run's measured cases in the place of the old ones, and print what changes.
 
-    Accepted cases that the run did not measure stay; roofs of the run replace all older ones. OutputError where the file would exceed
-    `most_bytes` at the fewest samples, or cannot be written.
+    Accepted cases that the run did not measure stay; roofs of the run replace those of the same card. OutputError where the file would
+    exceed `most_bytes` at the fewest samples, or cannot be written.
     """
     old, new = latest(accepted), latest(run)
     print("\n".join(changes(old, new)))
-    roofs = [record for record in run if isinstance(record, RoofRecord)] or [r for r in accepted if isinstance(r, RoofRecord)]
     heads = [record for record in (*accepted, *run) if isinstance(record, RunRecord)]
+    card = {head.id: head.device.get("uuid") for head in heads}
+    roofs = [record for record in run if isinstance(record, RoofRecord)]
+    measured = {card.get(roof.run) for roof in roofs}
+    roofs = [r for r in accepted if isinstance(r, RoofRecord) and (not roofs or card.get(r.run) not in measured)] + roofs
     for samples in SAMPLES:
         cases = [thinned(case, samples) for case in {**old, **new}.values()]
         used = {case.run for case in cases} | {roof.run for roof in roofs}

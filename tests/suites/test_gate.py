@@ -172,6 +172,17 @@ def test_accepting_replaces_adds_and_keeps(tmp_path: Path, capsys: pytest.Captur
     assert "1 accepted cases were not measured" in out
 
 
+def test_accepting_keeps_the_roofs_of_other_cards(tmp_path: Path) -> None:
+    file = tmp_path / "h200.jsonl"
+    one, two = replace(head("r0"), device={"uuid": "one"}), replace(head("r1"), device={"uuid": "two"})
+    old = [one, RoofRecord("r0", "copy", 1.0, "B/s"), case(OURS, FAST, layer="Wo", run="r0")]
+    accept(file, [two, RoofRecord("r1", "copy", 2.0, "B/s"), GOOD], old)
+    assert [r.value for r in read(file) if isinstance(r, RoofRecord)] == [1.0, 2.0]
+    again = replace(head("r2"), device={"uuid": "one"})
+    accept(file, [again, RoofRecord("r2", "copy", 3.0, "B/s"), case(OURS, SLOW, layer="W13", run="r2")], list(read(file)))
+    assert [r.value for r in read(file) if isinstance(r, RoofRecord)] == [2.0, 3.0]
+
+
 def test_an_accepted_command_line_names_no_folder() -> None:
     assert shareable(("--gpu", "h200", "--out", "/home/me/run", "--resume", "--out=elsewhere")) == ("--gpu", "h200", "--resume")
 
