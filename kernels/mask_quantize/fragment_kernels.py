@@ -71,6 +71,23 @@ def _values(u0, u1, u2, u3, FIELD: tl.constexpr):
 
 
 @triton.jit
+def _all_values(u0, u1, u2, u3):
+    """`_values` of the four fields, which are the last axes."""
+    return _four(_values(u0, u1, u2, u3, 0), _values(u0, u1, u2, u3, 1), _values(u0, u1, u2, u3, 2), _values(u0, u1, u2, u3, 3))
+
+
+@triton.jit
+def _all_metadata(r0, r1, r2, r3, quad):
+    """The words of metadata of a quad's threads, for the four fields: [4, 8, 4, 2, 2], the fields last.
+
+    Chunk j is the metadata of thread j of the quad: adding up over the threads leaves the words in the order of the threads.
+    """
+    parts = _four(_metadata(r0, r1, r2, r3, quad, 0), _metadata(r0, r1, r2, r3, quad, 1), _metadata(r0, r1, r2, r3, quad, 2),
+                  _metadata(r0, r1, r2, r3, quad, 3))  # fmt: skip
+    return tl.reshape(tl.sum(parts, axis=2), [4, 8, 4, 2, 2])
+
+
+@triton.jit
 def pack_fragments_kernel(
     w_ptr, blocks_ptr, row_scale_ptr, fake_ptr, bound_ptr, limit_ptr, w_scale_ptr, out_features, in_features, row_stride, column_pairs,
     column_blocks, BF16: tl.constexpr, SPLITS: tl.constexpr,
@@ -131,11 +148,7 @@ def pack_fragments_kernel(
         else:
             u2, u3 = _bytes_of_row(first, second, 0), _bytes_of_row(first, second, 1)
             r2, r3 = _bytes_of_row(low, high, 0), _bytes_of_row(low, high, 1)
-    value = _four(_values(u0, u1, u2, u3, 0), _values(u0, u1, u2, u3, 1), _values(u0, u1, u2, u3, 2), _values(u0, u1, u2, u3, 3))
-    # Chunk j is the metadata of thread j of the quad: adding up over the threads leaves the words in the order of the threads.
-    parts = _four(_metadata(r0, r1, r2, r3, quad, 0), _metadata(r0, r1, r2, r3, quad, 1), _metadata(r0, r1, r2, r3, quad, 2),
-                  _metadata(r0, r1, r2, r3, quad, 3))  # fmt: skip
-    meta = tl.reshape(tl.sum(parts, axis=2), [4, 8, 4, 2, 2])
+    value, meta = _all_values(u0, u1, u2, u3), _all_metadata(r0, r1, r2, r3, quad)
     thread = 32 * tl.arange(0, 4)[:, None, None] + 4 * tl.arange(0, 8)[None, :, None] + quad
     side = tl.arange(0, 2)[None, None, None, :, None, None]
     step = tl.arange(0, 2)[None, None, None, None, :, None]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.mask_quantize.fragment_kernels import _EVEN, _bytes_of_row, _compressed, _four, _metadata, _values
+from kernels.mask_quantize.fragment_kernels import _EVEN, _all_metadata, _all_values, _bytes_of_row, _compressed, _four
 
 
 @triton.jit
@@ -67,10 +67,7 @@ def _sparse_words(packed_ptr, stride, rows, first_row, first, quad, TRANSPOSED: 
         else:
             u2, u3 = _bytes_of_row(one, two, 0), _bytes_of_row(one, two, 1)
             r2, r3 = _bytes_of_row(low, high, 0), _bytes_of_row(low, high, 1)
-    value = _four(_values(u0, u1, u2, u3, 0), _values(u0, u1, u2, u3, 1), _values(u0, u1, u2, u3, 2), _values(u0, u1, u2, u3, 3))
-    parts = _four(_metadata(r0, r1, r2, r3, quad, 0), _metadata(r0, r1, r2, r3, quad, 1), _metadata(r0, r1, r2, r3, quad, 2),
-                  _metadata(r0, r1, r2, r3, quad, 3))  # fmt: skip
-    return value, tl.reshape(tl.sum(parts, axis=2), [4, 8, 4, 2, 2])
+    return _all_values(u0, u1, u2, u3), _all_metadata(r0, r1, r2, r3, quad)
 
 
 @triton.jit
@@ -80,7 +77,7 @@ def _dense_words(packed_ptr, stride, rows, first_row, first, quad, TRANSPOSED: t
     u1 = _along_rows(packed_ptr, stride, rows, first_row + 8, first, 4 * quad, TRANSPOSED)
     u2 = _along_rows(packed_ptr, stride, rows, first_row, first, 4 * quad + 16, TRANSPOSED)
     u3 = _along_rows(packed_ptr, stride, rows, first_row + 8, first, 4 * quad + 16, TRANSPOSED)
-    return _four(_values(u0, u1, u2, u3, 0), _values(u0, u1, u2, u3, 1), _values(u0, u1, u2, u3, 2), _values(u0, u1, u2, u3, 3))
+    return _all_values(u0, u1, u2, u3)
 
 
 @triton.jit
