@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -49,7 +49,7 @@ class Task:
     gpu: Gpu
     starts: tuple[int, ...] = (0,)
     functions: str = FUNCTIONS
-    rejected: Mapping[str, int] = ()  # type: ignore[assignment]  # an empty mapping that a frozen dataclass may hold
+    rejected: Mapping[str, int] = field(default_factory=dict)
     units: Callable[[Point], Sequence[CompileUnit]] = _nothing
     bound_us: Callable[[Point], float] = _no_bound
 

@@ -21,7 +21,7 @@ from kernels.inputs import DTYPES, Inputs
 from kernels.kernel import CompileUnit, Kernel, Note, Outputs, Prepared
 from kernels.problem import Problem
 from kernels.space import ConfigSpace
-from kernels.sparse_backward.dequantize import launch_dequantize as launch_dequantize
+from kernels.sparse_backward.dequantize import launch_dequantize
 from kernels.sparse_backward.input_grad import check_gradient, train_inputs, unavailable, warpgroup_mma
 
 FEWEST_TOKENS = 512

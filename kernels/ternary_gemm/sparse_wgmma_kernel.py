@@ -82,7 +82,7 @@ def _producer(x_desc, w_ptr, ring, barriers, steps, rounds, row_tiles, token_til
     for index in range(count):
         tile, begin, until = _piece(index, steps, rounds, SPLITS)
         row_tile, token_tile = tile % row_tiles, tile // row_tiles
-        gl.inline_asm_elementwise(point(TILES), "=r,l,r,r,r,r", [w, row_tile * (2 * TILES), row_blocks, steps, begin], dtype=gl.int32,
+        gl.inline_asm_elementwise(point(), "=r,l,r,r,r,r", [w, row_tile * (2 * TILES), row_blocks, steps, begin], dtype=gl.int32,
                                   is_pure=False, pack=1)
         for step in range(begin, until):
             mbarrier.wait(barriers.index(STAGES + at), parity)

@@ -73,7 +73,7 @@ def declare(tiles, block_t):
 
 
 @gluon.constexpr_function
-def point(tiles):
+def point():
     """The producer's: $1 packed weights, $2 first row block of the tile, $3 row blocks there are, $4 column blocks, $5 the first of them.
 
     Lane i points `from` at row block i. A row block behind the last is the last one again, and what it gives is not stored.
@@ -154,7 +154,7 @@ def load_words(m):
 
 
 @gluon.constexpr_function
-def product(index, tiles, block_t, sparse):
+def product(index, block_t, sparse):
     """One of a stage's products: unpack, load the next stage's words behind the last use of these, multiply, leave it in flight.
 
     A row block takes two products of 64 columns where it is sparse, four of 32 where it is dense. The fragments that a product overwrites
@@ -254,7 +254,7 @@ def stage(tiles, block_t, stages, sparse):
         mbarrier.try_wait.parity.shared::cta.b64 ready, [t+{full}], parity;
         @!ready bra WAIT_${{:uid}};
     GO_${{:uid}}:"""
-        text += product(index, tiles, block_t, sparse)
+        text += product(index, block_t, sparse)
         if index == steps * tiles - 1:
             text += f"""
         mov.b32 left, slot;
