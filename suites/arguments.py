@@ -20,12 +20,8 @@ EXAMPLES = """examples:
   python -m suites.run --gpu h200 --out runs/mine --resume          go on with an interrupted run"""
 
 
-def parser() -> Parser:
-    """The parser of `suites.run`."""
-    made = Parser(
-        prog="python -m suites.run", description="Measure the suites; without the device, do what can honestly be done without it.",
-        epilog=f"{EXAMPLES}\n\n{EXIT_CODES}", formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_choice(made: argparse.ArgumentParser) -> None:
+    """The arguments that say what is measured and on which device, alike for every command that measures."""
     made.add_argument("--gpu", default="auto", help="the GPU that the device is claimed to be, or auto")
     made.add_argument("--device", type=int, default=0, metavar="N", help="index of the CUDA device")
     made.add_argument("--suite", nargs="+", default=[], metavar="NAME", help="suites; all by default")
@@ -34,6 +30,15 @@ def parser() -> Parser:
     made.add_argument("--tokens", nargs="+", default=[], metavar="T", help="tokens, separated by commas or blanks")
     made.add_argument("--sparsity", nargs="+", default=[], metavar="n:m", help="dense, 2:4, 6:8 …")
     made.add_argument("--kernel", nargs="+", default=[], metavar="NAME", help="only these variants and baselines")
+
+
+def parser() -> Parser:
+    """The parser of `suites.run`."""
+    made = Parser(
+        prog="python -m suites.run", description="Measure the suites; without the device, do what can honestly be done without it.",
+        epilog=f"{EXAMPLES}\n\n{EXIT_CODES}", formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_choice(made)
     made.add_argument("--state", choices=("interleaved", "sustained"), default="interleaved", help="how speed-ups are paired")
     made.add_argument("--data", nargs="+", default=[], choices=("ternary", "uniform", "zero"), help="what operands hold (default: ternary)")
     made.add_argument("--quick", action="store_true", help="a few cases of each suite, fewer samples")

@@ -12,7 +12,7 @@ from autotune.command import Parser, guarded
 from kernels.errors import NoGpu, UsageError
 from kernels.gpu import Gpu, claim
 from suites import catalogue
-from suites.arguments import selection
+from suites.arguments import add_choice, selection
 from suites.case import Case
 from suites.command import EXIT_CODES, accepted_file
 
@@ -31,14 +31,7 @@ def parser() -> Parser:
         f"  python -m suites.calibrate --gpu h200 --out runs/calibration --resume\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--gpu", default="auto", help="the GPU that the device is claimed to be, or auto")
-    made.add_argument("--device", type=int, default=0, metavar="N", help="index of the CUDA device")
-    made.add_argument("--suite", nargs="+", default=[], metavar="NAME", help="suites; all by default")
-    made.add_argument("--model", nargs="+", default=[], metavar="NAME", help="models by name")
-    made.add_argument("--shape", nargs="+", default=[], metavar="NxK", help="layers of your own: out_features x in_features")
-    made.add_argument("--tokens", nargs="+", default=[], metavar="T", help="tokens, separated by commas or blanks")
-    made.add_argument("--sparsity", nargs="+", default=[], metavar="n:m", help="dense, 2:4, 6:8 …")
-    made.add_argument("--kernel", nargs="+", default=[], metavar="NAME", help="only these variants and baselines")
+    add_choice(made)
     made.add_argument("--quick", action="store_true", help="as few rounds as a quick run has; limits for quick runs")
     made.add_argument("--cases", type=int, default=24, metavar="N", help="so many of the cases, spread evenly; 0 for all (default: 24)")
     made.add_argument("--processes", type=int, default=7, metavar="N", help="fresh processes, at least 5 (default: 7)")
