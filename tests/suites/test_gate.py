@@ -184,7 +184,7 @@ def test_accepting_keeps_the_roofs_of_other_cards(tmp_path: Path) -> None:
 
 
 def test_an_accepted_command_line_names_no_folder() -> None:
-    assert shareable(("--gpu", "h200", "--out", "/home/me/run", "--resume", "--out=elsewhere")) == ("--gpu", "h200", "--resume")
+    assert shareable(("--gpu", "h200", "--out", "somewhere", "--resume", "--out=elsewhere")) == ("--gpu", "h200", "--resume")
 
 
 def test_accepting_thins_until_it_fits_and_refuses_beyond(tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""What BitLinear refuses, and how it names what is not finite."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from kernels.bitlinear import BitLinear, check, freeze, from_linear
+from kernels.errors import NonFiniteError, ShapeError, UsageError
+from tests.kernels.test_bitlinear import make
+
+pytestmark = pytest.mark.filterwarnings("ignore:BitLinear runs on the CPU")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_spreads_and_is_named(bad: float) -> None:
+    module = make()
+    module.label = "model.layers.3.mlp.up_proj"
+    x, dy = torch.randn(4, 48), torch.randn(4, 24)
+    x[1, 5] = bad
+    y = module(x)
+    assert y[1].isnan().all()
+    assert y[[0, 2, 3]].isfinite().all()
+    with pytest.raises(NonFiniteError, match=r"^model.layers.3.mlp.up_proj: NaN or infinity in its activation$"):
+        module.check()
+    module.check()
+    dy[2, 3] = bad
+    clean = torch.randn(4, 48, requires_grad=True)
+    module(clean).backward(dy)
+    assert not clean.grad[2].isfinite().any()
+    assert clean.grad[[0, 1, 3]].isfinite().all()
+    module.zero_grad()
+    with pytest.raises(NonFiniteError, match="in its gradient"):
+        module.check()
+    with torch.no_grad():
+        module.weight[20, 3] = bad
+    y = module(clean)
+    assert y[:, 16:].isnan().all(), "the split that holds it"
+    assert y[:, :16].isfinite().all()
+    with pytest.raises(NonFiniteError, match="in its weight"):
+        module.check()
+    with pytest.raises(NonFiniteError, match="up_proj holds a NaN"):
+        freeze(module)
+
+
+def test_frozen_layers_are_checked_too() -> None:
+    model = nn.Sequential(freeze(make()))
+    model[0].label = "up_proj"
+    model(torch.full((2, 48), torch.inf))
+    with pytest.raises(NonFiniteError, match="up_proj: NaN or infinity in its activation"):
+        check(model)
+    check(model)
+
+
+def test_bad_input_is_refused_before_anything_runs() -> None:
+    for call, message in (
+        (lambda: BitLinear(30, 8, sparsity="2:4"), "not a multiple of the group of 4"),
+        (lambda: BitLinear(32, 8, splits=(4, 5)), "do not sum to out_features 8"),
+        (lambda: BitLinear(32, 8, splits=(8, 0)), "do not sum"),
+        (lambda: BitLinear(32, 8, dtype=torch.float64), "bf16, fp16 or fp32"),
+        (lambda: BitLinear(0, 8), "positive sizes"),
+        (lambda: make()(torch.randn(4, 47)), "is needed"),
+        (lambda: make()(torch.randn(4, 48).double()), "is needed"),
+        (lambda: make()(torch.ones(4, 48, dtype=torch.int64)), "is needed"),
+        (lambda: make()(torch.empty(4, 48, device="meta")), "must be together"),
+        (lambda: BitLinear(36, 8).set_sparsity("6:8"), "group of 8"),
+        (lambda: freeze(make())(torch.randn(4, 7)), "is needed"),
+    ):
+        with pytest.raises(ShapeError, match=message):
+            call()
+    for wrong in ("5:4", "sparse", "3:5"):
+        with pytest.raises(UsageError, match="unknown sparsity"):
+            BitLinear(60, 8, sparsity=wrong)
+    with pytest.raises(UsageError, match="three names"):
+        BitLinear(32, 8, variants="dense-triton")
+    with pytest.raises(UsageError, match="unknown input-grad kernel 'guess'"):
+        BitLinear(32, 8, variants="dense-triton+guess+convert-dot")
+    with pytest.raises(UsageError, match=r"Conv1d is no nn\.Linear"):
+        from_linear(nn.Conv1d(4, 4, 1))
