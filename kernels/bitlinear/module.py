@@ -103,7 +103,7 @@ class BitLinear(nn.Linear):
     def chosen(self, tokens: int) -> Choice:
         """The kernels that this many tokens run, by name, on the device of the weight."""
         problem = Problem("step", self.out_features, self.in_features, tokens, self.sparsity, tuple(self.splits))
-        return chosen(problem, self.weight.device.index, self.weight.dtype, self.variants)
+        return chosen(problem, self.weight.device.index, self.variants)
 
     def repack(self) -> None:
         """Pack the weight now, in place: after changes that leave no trace in its version (`Tensor.data`, replays of captured graphs)."""

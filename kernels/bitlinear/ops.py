@@ -25,22 +25,16 @@ from kernels.bitlinear.variants import (
     Choice,
     allocate_quantized,
     choose,
+    gpu_of,
     launch_flag,
 )
 from kernels.errors import UsageError
-from kernels.gpu import Gpu, by_name, detect
 from kernels.packed import PackedTernary
 from kernels.problem import DType, Problem, Sparsity
 from reference.linear import input_grad, linear, weight_grad
 from reference.quantize import quantize_activation
 
 _NAMES: Mapping[torch.dtype, DType] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-
-
-@functools.cache
-def gpu_of(index: int | None) -> Gpu:
-    """The GPU with this index; without one (Triton's interpreter) the portable choices of an A100."""
-    return (None if index is None else detect(index)) or by_name("a100")
 
 
 @functools.cache
@@ -59,15 +53,15 @@ def _tokens(rows: torch.Tensor) -> int:
 
 
 @functools.lru_cache(maxsize=4096)
-def chosen(problem: Problem, index: int | None, master: torch.dtype, variants: str) -> Choice:
+def chosen(problem: Problem, index: int | None, variants: str) -> Choice:
     """The kernels of a problem on the GPU with this index: the named ones, else those of `choose`.
 
     Raises UsageError where a named forward kernel cannot do it.
     """
     if not variants:
-        return choose(problem, gpu_of(index), master)
+        return choose(problem, gpu_of(index))
     choice = Choice.parse(variants)
-    reason = FORWARD[choice.forward].refusal(problem.with_(op="gemm"), gpu_of(index), master)
+    reason = FORWARD[choice.forward].refusal(problem.with_(op="gemm"), gpu_of(index))
     if reason:
         raise UsageError(f"{choice.forward} was named and cannot: {reason}")
     return choice
@@ -104,7 +98,7 @@ def _pack_and_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor 
                       variants: str, use: Use) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     problem = _problem(_tokens(x), *weight.shape, x.dtype, sparsity, tuple(splits))
     with _on(x):
-        choice = chosen(problem, x.device.index, weight.dtype, variants) if runs_kernels(x) else None
+        choice = chosen(problem, x.device.index, variants) if runs_kernels(x) else None
         fragments = choice is not None and FORWARD[choice.forward].fragments
         return _forward(x, pack_of(weight, problem.sparsity, problem.splits, use, fragments), bias, problem, choice)
 
@@ -152,7 +146,7 @@ def packed_linear(
     packed = PackedTernary(data.detach(), w_scale, tuple(splits), in_features, Sparsity.parse(sparsity))
     problem = _problem(_tokens(x), packed.out_features, in_features, x.dtype, sparsity, packed.splits)
     with _on(x):
-        choice = chosen(problem, x.device.index, data.dtype, variants) if runs_kernels(x) else None
+        choice = chosen(problem, x.device.index, variants) if runs_kernels(x) else None
         fragments = choice is not None and FORWARD[choice.forward].fragments
         return _forward(x, frozen_pack_of(data, packed, fragments), bias, problem, choice)[0]
 
@@ -171,7 +165,7 @@ def bitlinear_input_grad(dy: torch.Tensor, weight: torch.Tensor, sparsity: str, 
     with _on(dy):
         pack = pack_of(weight, problem.sparsity, problem.splits, "backward")
         if isinstance(pack, KernelPack):
-            kernel = INPUT_GRAD[chosen(problem, dy.device.index, weight.dtype, variants).input_grad]
+            kernel = INPUT_GRAD[chosen(problem, dy.device.index, variants).input_grad]
             dx = kernel(problem, gpu_of(dy.device.index), dy.contiguous(), pack.packed)
             launch_flag(dx[:, 0], pack.flags[GRADIENT:])  # a NaN or an infinity in a row of dy is in every column of its dx
             return dx.view(shape)
@@ -196,7 +190,7 @@ def bitlinear_weight_grad(
         return weight_grad(dy, codes, x_scale).to(dtype)
     problem = _problem(dy.shape[0], dy.shape[1], in_features, dy.dtype, "dense", ())
     with _on(dy):
-        name = (Choice.parse(variants) if variants else chosen(problem, dy.device.index, dtype, "")).weight_grad
+        name = (Choice.parse(variants) if variants else chosen(problem, dy.device.index, "")).weight_grad
         return WEIGHT_GRAD[name](problem, gpu_of(dy.device.index), dy.contiguous(), codes, x_scale, dtype)
 
 

@@ -19,12 +19,12 @@ import triton
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from kernels.errors import UsageError
-from kernels.mask_quantize.fragment_pack import FragmentBuffers, allocate_fragments, launch_fragments
-from kernels.mask_quantize.two_pass import PrepareBuffers, TwoPassConfig, allocate_prepare, launch_prepare, two_pass_config
+from kernels.mask_quantize.repack import fragments_shape, launch_repack
+from kernels.mask_quantize.two_pass import PrepareBuffers, allocate_prepare, launch_prepare, two_pass_config
 from kernels.mask_quantize.two_pass_kernels import pack_kernel
 from kernels.packed import PackedTernary, unpack
 from kernels.problem import Sparsity
-from kernels.ternary_gemm.sparse_wgmma import ROW_PADDING, FragmentWeight, fragment_weight
+from kernels.ternary_gemm.sparse_wgmma import FragmentWeight, fragment_weight, padded_rows
 from reference.quantize import ternary_quantize
 from reference.sparsity import nm_mask
 
@@ -73,7 +73,7 @@ class KernelPack(Pack):
         super().__init__(packed.data.device)
         self.packed, self.buffers = packed, buffers
         self.fragments: FragmentWeight | None = None
-        self._fragment_buffers: FragmentBuffers | None = None
+        self._split_of_row: torch.Tensor | None = None
         self.packed.split_ends  # noqa: B018 (made here, outside of any graph capture)
         self._made: tuple[torch.cuda.Stream, torch.cuda.Event] | None = None
 
@@ -83,21 +83,25 @@ class KernelPack(Pack):
         if self.buffers is None:
             self.fragments = fragment_weight(unpack(packed), packed.w_scale, packed.splits, packed.sparsity)
             return
-        made = self._fragment_buffers = allocate_fragments(rows, columns, packed.splits, self.device, ROW_PADDING)
-        self.fragments = FragmentWeight(made.blocks, made.row_scale, rows, columns, columns, sparse=True)
+        blocks = torch.empty(fragments_shape(packed, transposed=False), dtype=torch.int32, device=self.device)
+        scales = padded_rows(torch.zeros(rows, device=self.device), rows)
+        counts = torch.tensor(packed.splits, device=self.device)
+        self._split_of_row = torch.arange(len(packed.splits), device=self.device).repeat_interleave(counts)
+        self.fragments = FragmentWeight(blocks, scales, rows, columns, columns, sparse=True)
         self.stamp = self.recorded = None
 
     def fill(self, weight: torch.Tensor) -> None:
-        """Two launches into the same buffers, and two more for fragments."""
+        """Two launches into the same buffers, and three more for fragments: they come from the packed bytes, the weight is not read again."""
         sparsity, splits, buffers = self.packed.sparsity, self.packed.splits, self.buffers
         assert buffers is not None
         rows = weight.detach() if weight.stride(1) == 1 or weight.shape[1] == 1 else weight.detach().contiguous()
         launch_prepare(rows, buffers.packed, buffers.w_scale, buffers.inv_scale, buffers.workspace, sparsity, splits,
                        two_pass_config(sparsity))  # fmt: skip
-        if self._fragment_buffers is not None:
-            aligned = rows.stride(0) % 2 == 0 and rows.data_ptr() % 4 == 0
-            rows = rows if aligned else rows.clone(memory_format=torch.contiguous_format)
-            launch_fragments(rows, self._fragment_buffers, TwoPassConfig())
+        if self.fragments is not None and self._split_of_row is not None:
+            launch_repack(self.packed, self.fragments.blocks, sparse=True)
+            scales = self.fragments.row_scale[: self.packed.out_features]
+            torch.index_select(buffers.w_scale, 0, self._split_of_row, out=scales)
+            scales.mul_(1 / 64)
         self.count += 1
         if weight.is_cuda and not capturing(weight):
             stream = torch.cuda.current_stream()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
 from typing import TypeAlias
@@ -14,7 +15,7 @@ from kernels.bitlinear.packs import KernelPack
 from kernels.catalogue import kernels_for
 from kernels.choose import rank
 from kernels.errors import UsageError
-from kernels.gpu import Gpu
+from kernels.gpu import Gpu, by_name, detect
 from kernels.inputs import ROW_ALIGNMENT
 from kernels.mask_quantize.activation import activation_config, launch_activation
 from kernels.packed import PackedTernary
@@ -24,6 +25,12 @@ from kernels.sparse_backward.dequantize import launch_dequantize
 from kernels.ternary_gemm import sparse_wgmma, sparse_wgmma_config
 from kernels.ternary_gemm.dense_config import default_config
 from kernels.ternary_gemm.dense_triton import Gemm, check, refusal, workspace
+
+
+@functools.cache
+def gpu_of(index: int | None) -> Gpu:
+    """The GPU with this index; without one (Triton's interpreter) the portable choices of an A100."""
+    return (None if index is None else detect(index)) or by_name("a100")
 
 
 @dataclass(frozen=True)
@@ -52,14 +59,14 @@ class Choice:
         return "+".join(astuple(self))
 
 
-def choose(problem: Problem, gpu: Gpu, master: torch.dtype = torch.bfloat16) -> Choice:
+def choose(problem: Problem, gpu: Gpu) -> Choice:
     """The exact variants that are expected to take the least time: the forward GEMM by `kernels.choose` among those of the catalogue that a
     layer can call, both gradients through workspaces (the faster ones on an H200: docs/kernels-backward.md).
 
-    problem: a `step` or `layer`; its dtype is that of the activations. master: type of the weight, uint8 where only its pack is left.
+    problem: a `step` or `layer`; its dtype is that of the activations.
     """
     gemm = problem.with_(op="gemm")
-    able = [kernel for kernel in kernels_for("gemm") if kernel.name in FORWARD and not FORWARD[kernel.name].refusal(gemm, gpu, master)]
+    able = [kernel for kernel in kernels_for("gemm") if kernel.name in FORWARD and not FORWARD[kernel.name].refusal(gemm, gpu)]
     return Choice(rank(able, gemm, gpu)[0].kernel.name, "unpack-cublas", "dequantize-cublas")
 
 
@@ -79,10 +86,10 @@ class Call:
 @dataclass(frozen=True)
 class Forward:
     """A forward kernel. run: fills x_q and x_scale and returns y [T, N] in x's type, on the current stream without synchronizing.
-    refusal(gemm problem, gpu, type of the master weight): why it cannot, or None. fragments: whether it reads that layout."""
+    refusal(gemm problem, gpu): why it cannot, or None. fragments: whether it reads that layout."""
 
     run: Callable[[Call], torch.Tensor]
-    refusal: Callable[[Problem, Gpu, torch.dtype], str | None]
+    refusal: Callable[[Problem, Gpu], str | None]
     fragments: bool = False
 
 
@@ -113,25 +120,27 @@ def _dense_triton(call: Call) -> torch.Tensor:
     return y
 
 
-def _dense_refusal(problem: Problem, gpu: Gpu, master: torch.dtype) -> str | None:
-    return refusal(problem, gpu)
-
-
 def _sparse_wgmma(call: Call) -> torch.Tensor:
     if not call.problem.tokens:
         return call.x.new_empty((0, call.problem.out_features))
     _quantize(call)
     assert call.pack.fragments is not None
-    config = sparse_wgmma_config.default_config(call.problem.with_(op="gemm"), call.gpu)
-    processors = sparse_wgmma.multiprocessors(call.x.device)
+    config, processors = _sparse_config(call.problem, call.x.device)
     gemm = sparse_wgmma.bind(call.x_q, call.x_scale, call.pack.fragments, call.bias, call.x.dtype, config, processors)
     gemm.launch()
     return gemm.out
 
 
-def _sparse_refusal(problem: Problem, gpu: Gpu, master: torch.dtype) -> str | None:
-    if str(problem.sparsity) != "2:4" or master == torch.float32:
-        return f"fragments are packed from 2:4 masters in bf16 or fp16, not from {problem.sparsity} in {master}"
+@functools.lru_cache(maxsize=4096)
+def _sparse_config(problem: Problem, device: torch.device) -> tuple[sparse_wgmma_config.SparseConfig, int]:
+    """The config of a problem and the multiprocessors of a device; choosing takes the host 140 µs, as long as many a GEMM."""
+    config = sparse_wgmma_config.default_config(problem.with_(op="gemm"), gpu_of(device.index))
+    return config, sparse_wgmma.multiprocessors(device)
+
+
+def _sparse_refusal(problem: Problem, gpu: Gpu) -> str | None:
+    if str(problem.sparsity) != "2:4":
+        return f"fragments are packed of 2:4 weights, not of {problem.sparsity}"
     return sparse_wgmma_config.unavailable(problem, gpu)
 
 
@@ -166,7 +175,7 @@ def _convert_dot(problem: Problem, gpu: Gpu, dy: torch.Tensor, x_q: torch.Tensor
 
 
 FORWARD: Mapping[str, Forward] = {
-    "dense-triton": Forward(_dense_triton, _dense_refusal),
+    "dense-triton": Forward(_dense_triton, refusal),
     "sparse-wgmma": Forward(_sparse_wgmma, _sparse_refusal, fragments=True),
 }
 INPUT_GRAD: Mapping[str, InputGrad] = {"unpack-cublas": _unpack_cublas, "unpack-dot": _unpack_dot}
@@ -175,12 +184,10 @@ WEIGHT_GRAD: Mapping[str, WeightGrad] = {"dequantize-cublas": _dequantize_cublas
 
 @triton.jit  # type: ignore[untyped-decorator] # Triton has no types
 def _flag_kernel(values, flag, count, stride, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def] # typed by Triton's compiler
-    """flag = 1 where one of `count` values, `stride` apart, is NaN or infinite; else the flag stays as it is."""
-    bad = tl.zeros([BLOCK], tl.int32)
-    for start in range(0, count, BLOCK):
-        place = start + tl.arange(0, BLOCK)
-        value = tl.load(values + place.to(tl.int64) * stride, mask=place < count, other=0.0).to(tl.float32)
-        bad |= ((value.to(tl.int32, bitcast=True) & 0x7FFFFFFF) >= 0x7F800000).to(tl.int32)
+    """flag = 1 where one of `count` values, `stride` apart, is NaN or infinite; else the flag stays as it is. Programs write the same 1."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    value = tl.load(values + place.to(tl.int64) * stride, mask=place < count, other=0.0).to(tl.float32)
+    bad = ((value.to(tl.int32, bitcast=True) & 0x7FFFFFFF) >= 0x7F800000).to(tl.int32)
     if tl.max(bad, axis=0) > 0:
         tl.store(flag, 1)
 
@@ -188,4 +195,4 @@ def _flag_kernel(values, flag, count, stride, BLOCK: tl.constexpr):  # type: ign
 def launch_flag(values: torch.Tensor, flag: torch.Tensor) -> None:
     """Set flag (int32 [1]) where values [n], any float type and stride, hold a NaN or an infinity; one launch, no synchronization."""
     if values.numel():
-        _flag_kernel[(1,)](values, flag, values.shape[0], values.stride(0), BLOCK=1024, num_warps=8)
+        _flag_kernel[(triton.cdiv(values.shape[0], 512),)](values, flag, values.shape[0], values.stride(0), BLOCK=512, num_warps=4)

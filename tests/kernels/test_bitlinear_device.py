@@ -89,9 +89,10 @@ def test_interpreted_flags() -> None:
 
 
 @pytest.mark.interpreter
-def test_interpreted_fragments_follow_the_weight() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_interpreted_fragments_follow_the_weight(dtype: torch.dtype) -> None:
     """The layout of the sparse tensor cores is made when it is asked for, and again with every change of the weight."""
-    weight = torch.nn.Parameter(torch.randn(70, 132).bfloat16())
+    weight = torch.nn.Parameter(torch.randn(70, 132).to(dtype))
     key = Sparsity(2, 4), (6, 64)
     plain = pack_of(weight, *key)
     assert isinstance(plain, KernelPack)
@@ -116,9 +117,10 @@ def test_interpreted_fragments_follow_the_weight() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("tokens", [1, 63, 1000])
 @pytest.mark.parametrize("shape", [(1152, 896), (136, 264), (2048, 11008)])
-def test_sparse_forward(shape: tuple[int, int], tokens: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_sparse_forward(shape: tuple[int, int], tokens: int, dtype: torch.dtype) -> None:
     splits = (896, 128, 128) if shape[0] == 1152 else ()
-    module = made(shape, "2:4", splits, torch.bfloat16, "cuda", "sparse-wgmma+unpack-cublas+dequantize-cublas")
+    module = made(shape, "2:4", splits, dtype, "cuda", "sparse-wgmma+unpack-cublas+dequantize-cublas")
     if torch.cuda.get_device_capability() != (9, 0):
         with pytest.raises(UsageError, match="was named and cannot"):
             module.chosen(tokens)
@@ -127,7 +129,7 @@ def test_sparse_forward(shape: tuple[int, int], tokens: int) -> None:
     for _ in range(2):
         assert_exact(module, x.detach().clone(), dy)
         with torch.no_grad():
-            dense = made(shape, "2:4", splits, torch.bfloat16, "cuda", WORKSPACE)
+            dense = made(shape, "2:4", splits, dtype, "cuda", WORKSPACE)
             dense.load_state_dict(module.state_dict())
             assert torch.equal(freeze(module)(x), module(x))
             torch.testing.assert_close(module(x), dense(x))
