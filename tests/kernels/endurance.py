@@ -1,0 +1,267 @@
+"""Many kernels in one process: bound in guarded memory, recorded in CUDA graphs, replayed again and again in mixed order on two streams.
+
+Every replay poisons the outputs of its kernels, calls them one right after another, and counts on the device whose outputs have other bits
+than the first, judged ones. After every round each guard, each input and each output must be what it was. On a CPU a recording is a list of
+calls, so that what is here can itself be tested, with kernels that misbehave.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from itertools import cycle, zip_longest
+from typing import Any
+
+import torch
+
+from kernels.inputs import Inputs, make_inputs
+from kernels.judge import judge, poison
+from kernels.kernel import Kernel, Outputs, Prepared
+from kernels.problem import Problem
+from kernels.space import Config
+from tests.kernels.guarded import GuardedMemory
+
+LANES = 2
+"""Streams that replay at the same time. A bound kernel stays on one of them: its workspace serves one launch at a time."""
+LENGTHS = (1, 2, 3, 5)
+"""Kernels in a graph, in turn."""
+MOST = 12
+"""Complaints that are told."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A kernel bound to inputs in guarded memory. dangerous: programs of a launch meet in device memory, or a launch begins before the
+    one ahead has ended."""
+
+    kernel: Kernel
+    problem: Problem
+    inputs: Inputs
+    prepared: Prepared
+    lane: int
+    dangerous: bool
+
+    def __str__(self) -> str:
+        return f"{self.kernel} on {self.problem}"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Calls of several kernels, one after another on a lane's stream. outputs: what every replay writes again, by member; right: copies of
+    what they must be; wrong: int64 [members], in how many replays they were not."""
+
+    lane: int
+    members: tuple[Bound, ...]
+    outputs: tuple[Outputs, ...]
+    right: tuple[Outputs, ...]
+    wrong: torch.Tensor
+    replay: Callable[[], object]
+
+    def __str__(self) -> str:
+        return " then ".join(map(str, self.members))
+
+
+class Endurance:
+    """device: "cuda", or "cpu" for kernels that run there. Call `bind` for every kernel, `record` once, then `run`."""
+
+    def __init__(self, device: str, seed: int = 0) -> None:
+        self.memory = GuardedMemory(device)
+        self.bound: list[Bound] = []
+        self.recordings: list[Recording] = []
+        self._device, self._random = device, random.Random(seed)
+        self._lanes: list[Any] = [torch.cuda.Stream() for _ in range(LANES)] if device == "cuda" else [None] * LANES
+        self._inputs: dict[Problem, tuple[Inputs, dict[str, torch.Tensor]]] = {}
+
+    def bind(self, kernel: Kernel, problem: Problem, config: Config) -> None:
+        """Bind a kernel and call it once; kernels on the same problem read the same inputs."""
+        label, inputs, lane = f"{kernel} on {problem}", self._made(problem), len(self.bound) % LANES
+        with self.memory.of(label):
+            prepared = kernel.prepare(problem, inputs, config)
+        self.memory.name({f"{name} of {label}": tensor for name, tensor in prepared.buffers.items()})
+        self.synchronize()
+        with self._on(lane):
+            prepared.run()
+        self.synchronize()
+        self.bound.append(Bound(kernel, problem, inputs, prepared, lane, is_dangerous(prepared, config)))
+
+    def _made(self, problem: Problem) -> Inputs:
+        if problem not in self._inputs:
+            with self.memory.of(f"inputs of {problem}"):
+                inputs = make_inputs(problem, self._device, seed=len(self._inputs))
+            tensors = {entry.name: value for entry in fields(inputs) if (value := getattr(inputs, entry.name)) is not None}
+            self.memory.name({f"input {name} of {problem}": tensor for name, tensor in tensors.items()})
+            self._inputs[problem] = inputs, {name: tensor.clone() for name, tensor in tensors.items()}
+        return self._inputs[problem][0]
+
+    def record(self) -> None:
+        """Every kernel once in a graph with others, in random order; and the dangerous ones once more, among themselves. The first replay
+        of each graph is judged."""
+        for lane in range(LANES):
+            members = [bound for bound in self.bound if bound.lane == lane]
+            for some in (members, [bound for bound in members if bound.dangerous]):
+                self._random.shuffle(some)
+                lengths = cycle(LENGTHS)
+                while some:
+                    count = next(lengths)
+                    self.recordings.append(self._judged(self._recorded(lane, tuple(some[:count]))))
+                    del some[:count]
+
+    def _recorded(self, lane: int, members: tuple[Bound, ...]) -> Recording:
+        wrong = torch.zeros(len(members), dtype=torch.int64, device=self._device)
+        if self._device != "cuda":
+            outputs = called(members)
+            right = copied(outputs)
+
+            def replay() -> None:
+                called(members)
+                count(outputs, right, wrong)
+
+            return Recording(lane, members, outputs, right, wrong, replay)
+        graph = torch.cuda.CUDAGraph()
+        self.synchronize()
+        with self._on(lane):
+            graph.capture_begin(capture_error_mode="thread_local")
+            outputs = called(members)
+            right = copied(outputs)
+            count(outputs, right, wrong)
+            graph.capture_end()
+        return Recording(lane, members, outputs, right, wrong, graph.replay)
+
+    def _judged(self, recording: Recording) -> Recording:
+        self._replay_alone(recording)
+        for member, outputs, right in zip(recording.members, recording.outputs, recording.right, strict=True):
+            mismatch = judge(member.problem, member.inputs, outputs, member.kernel)
+            assert mismatch is None, f"{member}, when {recording} was replayed for the first time: {mismatch}"
+            for name, tensor in right.items():
+                tensor.copy_(outputs[name])
+        return recording
+
+    def _replay_alone(self, recording: Recording) -> None:
+        self.synchronize()
+        with self._on(recording.lane):
+            recording.replay()
+        self.synchronize()
+
+    def run(self, replays: int, rounds: int) -> list[str]:
+        """Replay every graph that often, looking at everything after each of the rounds. What was found wrong, and who does it; empty
+        where nothing was."""
+        for number in range(rounds):
+            self._forget(self.recordings)
+            for _ in range(replays // rounds):
+                self._replay_all()
+            found = self._complaints(self.recordings)
+            if found:
+                return [f"in round {number + 1} of {rounds}: {line}" for line in found[:MOST]] + self._culprits()
+        return []
+
+    def _replay_all(self) -> None:
+        """Every graph once, in a random order, the lanes side by side."""
+        orders = [[entry for entry in self.recordings if entry.lane == lane] for lane in range(LANES)]
+        for order in orders:
+            self._random.shuffle(order)
+        for side_by_side in zip_longest(*orders):
+            for lane, entry in enumerate(side_by_side):
+                if entry is not None:
+                    with self._on(lane):
+                        entry.replay()
+
+    def _forget(self, recordings: Sequence[Recording]) -> None:
+        for entry in recordings:
+            entry.wrong.zero_()
+        self.synchronize()
+
+    def _complaints(self, recordings: Sequence[Recording]) -> list[str]:
+        """What is not as it was: guards, inputs, and the outputs of these graphs."""
+        self.synchronize()
+        found = [str(hit) for hit in self.memory.hits()]
+        for problem, (inputs, copies) in self._inputs.items():
+            wrong = [name for name, copy in copies.items() if not bool((bits(getattr(inputs, name)) == bits(copy)).all())]
+            found += [f"input {name} of {problem} was written" for name in wrong]
+        for entry in recordings:
+            counts = entry.wrong.tolist()
+            for member, outputs, right, wrong_replays in zip(entry.members, entry.outputs, entry.right, counts, strict=True):
+                wrong = [name for name, tensor in right.items() if not bool((bits(outputs[name]) == bits(tensor)).all())]
+                if wrong_replays or wrong:
+                    now = f"; now {', '.join(wrong)}" if wrong else ""
+                    found.append(f"{member} gave other bits in {wrong_replays} replays{now}")
+        return found
+
+    def _culprits(self) -> list[str]:
+        """Which graphs, and which kernels of them, do such a thing alone. (A kernel whose weights were overwritten stays wrong: it is named
+        too.)"""
+        found: list[str] = []
+        for entry in self.recordings:
+            if not self._guilty(entry):
+                continue
+            names = [str(member) for index, member in enumerate(entry.members) if self._guilty(self._alone(entry, index))]
+            found.append(f"again when it runs alone: {', '.join(names) or f'no kernel of the graph {entry}, but the graph'}")
+        return found or ["no graph does so when it is replayed alone"]
+
+    def _alone(self, recording: Recording, index: int) -> Recording:
+        """One kernel of a graph in a graph of its own, with the same idea of what is right."""
+        alone = self._recorded(recording.lane, (recording.members[index],))
+        for name, tensor in recording.right[index].items():
+            alone.right[0][name].copy_(tensor)
+        return alone
+
+    def _guilty(self, recording: Recording) -> bool:
+        self._restore()
+        self._forget([recording])
+        self._replay_alone(recording)
+        return bool(self._complaints([recording]))
+
+    def _restore(self) -> None:
+        """Guards and inputs as they were."""
+        self.synchronize()
+        self.memory.heal()
+        for inputs, copies in self._inputs.values():
+            for name, copy in copies.items():
+                getattr(inputs, name).copy_(copy)
+
+    def synchronize(self) -> None:
+        """Wait for the device."""
+        if self._device == "cuda":
+            torch.cuda.synchronize()
+
+    def _on(self, lane: int) -> AbstractContextManager[Any]:
+        return torch.cuda.stream(self._lanes[lane]) if self._device == "cuda" else nullcontext()
+
+
+def is_dangerous(prepared: Prepared, config: Config) -> bool:
+    """Whether parts of a tile meet (any config with several, or of a part of it), or the launch is a dependent one."""
+    return bool(prepared.notes.get("dependent_launch")) or any(parts > 1 for parts in _parts(config))
+
+
+def _parts(config: Any) -> Iterator[int]:
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if entry.name in ("splits", "split_k"):
+            yield int(value)
+        elif hasattr(value, "__dataclass_fields__"):
+            yield from _parts(value)
+
+
+def called(members: Sequence[Bound]) -> tuple[Outputs, ...]:
+    """Poison what the kernels write, then call one right after another."""
+    for member in members:
+        poison(member.prepared)
+    return tuple(member.prepared.run() for member in members)
+
+
+def copied(outputs: Sequence[Outputs]) -> tuple[Outputs, ...]:
+    """The same tensors elsewhere."""
+    return tuple({name: tensor.clone() for name, tensor in entry.items()} for entry in outputs)
+
+
+def count(outputs: Sequence[Outputs], right: Sequence[Outputs], wrong: torch.Tensor) -> None:
+    """Add one for every member whose outputs are not right, without a synchronization."""
+    for index, (found, wanted) in enumerate(zip(outputs, right, strict=True)):
+        differs = [(bits(found[name]) != bits(tensor)).any() for name, tensor in wanted.items()]
+        wrong[index] += torch.stack(differs).any()
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    """The same elements as integers: NaNs equal themselves, and the signs of zeros count."""
+    return tensor.view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()])

@@ -1,0 +1,235 @@
+"""All kernels together for a long time: nothing written beside a buffer, no input touched, the same bits after every replay."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from autotune.tuned import lookup
+from kernels.catalogue import KERNELS, kernels_for
+from kernels.gpu import Gpu, by_name, detect
+from kernels.inputs import GemmInputs, Inputs
+from kernels.kernel import Kernel, Outputs, Prepared
+from kernels.problem import Op, Problem, Sparsity
+from kernels.space import Config, NoConfig
+from suites.ahead import compilations, compile_ahead
+from suites.case import Case
+from suites.catalogue import Selection, plan
+from tests.kernels.endurance import Endurance, bits, is_dangerous
+from tests.kernels.guarded import GUARD, GuardedMemory
+
+REPLAYS, ROUNDS = 1000, 10
+MOST_OPERATIONS, MOST_WEIGHTS = 6e10, 40e6
+"""What one call of a case in the sample may compute and hold: so that a thousand replays of all take seconds."""
+
+
+def fake(name: str, harm: Callable[[int, GemmInputs, torch.Tensor], None] | None = None) -> Kernel:
+    """A GEMM on any device, right but for what `harm` does after a call, given the number of the call, the inputs and y."""
+
+    def prepare(problem: Problem, inputs: Inputs, config: Config) -> Prepared:
+        assert isinstance(inputs, GemmInputs)
+        y = torch.empty((problem.tokens, problem.out_features), dtype=torch.int32, device=inputs.x_q.device)
+        w, calls = inputs.w_ternary.float().t().contiguous(), 0
+
+        def run() -> Outputs:
+            nonlocal calls
+            calls += 1
+            y.copy_(inputs.x_q.float() @ w)
+            if harm is not None:
+                harm(calls, inputs, y)
+            return {"y": y}
+
+        return Prepared(run, {"y": y})
+
+    return Kernel(name, "gemm", "variant", prepare)
+
+
+def beside(tensor: torch.Tensor, distance: int) -> torch.Tensor:
+    """One byte at that distance behind the end of a tensor (in bytes), or before its start where that is negative."""
+    start = tensor.storage_offset() * tensor.element_size()
+    at = start + (tensor.nbytes + distance if distance >= 0 else distance)
+    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage(), at, (1,), (1,))
+
+
+def company(device: str, harm: Callable[[int, GemmInputs, torch.Tensor], None] | None) -> Endurance:
+    """Six well-behaved kernels and one that is not."""
+    endurance = Endurance(device)
+    for tokens in (3, 5):
+        case = Problem("gemm", 24, 32, tokens, Sparsity(2, 4), dtype="int32")
+        for index in range(3):
+            endurance.bind(fake(f"fine-{index}"), case, NoConfig())
+    endurance.bind(fake("harmful", harm), Problem("gemm", 16, 64, 4, Sparsity(2, 4), dtype="int32"), NoConfig())
+    endurance.record()
+    return endurance
+
+
+def behind(calls: int, inputs: GemmInputs, y: torch.Tensor) -> None:
+    beside(y, 5).fill_(1)
+
+
+def before(calls: int, inputs: GemmInputs, y: torch.Tensor) -> None:
+    beside(inputs.w_scale, -3).fill_(1)
+
+
+def rarely_wrong(calls: int, inputs: GemmInputs, y: torch.Tensor) -> None:
+    if calls % 4 == 0:
+        y[1, 2] += 1
+
+
+def writes_its_input(calls: int, inputs: GemmInputs, y: torch.Tensor) -> None:
+    if calls == 6:
+        inputs.x_q[0, 0] += 1
+
+
+def silent(calls: int, inputs: GemmInputs, y: torch.Tensor) -> None:
+    if calls > 6:
+        y.fill_(torch.iinfo(torch.int32).min)
+
+
+@pytest.mark.parametrize(("harm", "words"), [
+    (behind, ("1 bytes behind y of harmful (gemm) on gemm 16x64 T=4 2:4 int32, the nearest 5 bytes",)),
+    (before, ("1 bytes before input w_scale of gemm 16x64 T=4 2:4 int32, the nearest 2 bytes",)),
+    (rarely_wrong, ("harmful (gemm) on gemm 16x64", "other bits in 1 replays")),
+    (writes_its_input, ("input x_q of gemm 16x64", "was written")),
+    (silent, ("harmful (gemm) on gemm 16x64", "other bits in 1 replays; now y")),
+])  # fmt: skip
+def test_a_kernel_that_misbehaves_is_caught_and_named(harm: Any, words: Sequence[str]) -> None:
+    found = company("cpu", harm).run(replays=8, rounds=2)
+    assert found
+    assert all(word in found[0] for word in words), found
+    assert not any("fine" in line for line in found if "again" in line)
+    if harm in (behind, before, silent):
+        assert found[-1] == "again when it runs alone: harmful (gemm) on gemm 16x64 T=4 2:4 int32"
+
+
+def test_kernels_that_behave_are_left_alone() -> None:
+    endurance = company("cpu", None)
+    assert endurance.run(replays=8, rounds=2) == []
+    assert [len(entry.members) for entry in endurance.recordings] == [1, 2, 1, 1, 2]
+    assert {entry.lane for entry in endurance.recordings} == {0, 1}
+
+
+def test_a_first_replay_that_is_wrong_is_told_at_once() -> None:
+    def zero(calls: int, inputs: GemmInputs, y: torch.Tensor) -> None:
+        y.zero_()
+
+    with pytest.raises(AssertionError, match=r"harmful .* replayed for the first time"):
+        company("cpu", zero)
+
+
+def test_memory_is_watched_as_long_as_it_lives() -> None:
+    memory = GuardedMemory("cpu")
+    with memory.of("me"):
+        made = torch.empty(5, 3), torch.tensor([1, 2]), torch.ones(4, dtype=torch.bool), torch.zeros(7)[2:4]
+    assert len(memory) == 4
+    assert memory.hits() == []
+    assert made[1].tolist() == [1, 2]
+    assert made[2].all()
+    assert made[0].untyped_storage().nbytes() == 60 + 2 * GUARD
+    beside(made[0], GUARD - 1).fill_(0)
+    beside(made[0], -GUARD).fill_(0)
+    hits = memory.hits()
+    assert [(hit.side, hit.count, hit.distance) for hit in hits] == [("before", 1, GUARD - 1), ("behind", 1, GUARD - 1)]
+    assert "by empty at" in hits[0].buffer
+    assert hits[0].buffer.endswith("for me")
+    memory.heal()
+    assert memory.hits() == []
+    del made
+    assert len(memory) == 0
+
+
+def test_views_and_outputs_given_stay_where_they_are() -> None:
+    memory, outside = GuardedMemory("cpu"), torch.zeros(4, 4)
+    with memory.of("me"):
+        inside = torch.zeros(4, 4)
+        assert inside[1:].untyped_storage().data_ptr() == inside.untyped_storage().data_ptr()
+        assert torch.add(inside, 1, out=outside) is outside
+        assert outside.t().untyped_storage().data_ptr() == outside.untyped_storage().data_ptr()
+        assert inside.add_(1) is inside
+    assert len(memory) == 1
+
+
+def test_what_is_dangerous() -> None:
+    case, gpu = Problem("gemm", 2560, 6912, 128, Sparsity(2, 4)), by_name("h200")
+    configs = {kernel.name: kernel.default_config(case, gpu) for kernel in kernels_for("gemm") if kernel.kind == "variant"}
+    assert is_dangerous(Prepared(dict), configs["sparse-wgmma"])
+    assert is_dangerous(Prepared(dict, notes={"dependent_launch": True}), NoConfig())
+    assert not is_dangerous(Prepared(dict, notes={"dependent_launch": False}), NoConfig())
+    step = next(kernel for kernel in kernels_for("step") if kernel.name == "exact-sparse")
+    config = step.default_config(case.with_(op="step", tokens=4096), gpu)
+    assert is_dangerous(Prepared(dict), config) == (config.gemm.splits > 1)
+
+
+def test_bits_are_bits() -> None:
+    nans, zeros = torch.full((3,), torch.nan), torch.tensor([0.0, -0.0], dtype=torch.bfloat16)
+    assert torch.equal(bits(nans), bits(nans.clone()))
+    assert bits(zeros).ne(bits(zeros.abs())).tolist() == [False, True]
+    assert bits(torch.ones(3, 4)[:, :2]).shape == (3, 2)
+
+
+def ours(op: Op) -> list[Kernel]:
+    """The kernels of an op whose code is this project's: variants, and baselines that launch Triton functions and search for nothing."""
+    return [kernel for kernel in kernels_for(op) if kernel.resolve is None and (kernel.kind == "variant" or kernel.name in NEIGHBOURS)]
+
+
+NEIGHBOURS = ("dense-int8-triton", "dense-int8", "mask-only")
+
+
+def sample() -> list[Case]:
+    """Of the default cases of every suite one for each op, sparsity and number of tokens, of another size each time."""
+    groups: dict[object, dict[Problem, Case]] = {}
+    for case in plan(Selection()):
+        problem = case.problem
+        small = problem.operations <= MOST_OPERATIONS and problem.out_features * problem.in_features <= MOST_WEIGHTS
+        if small and not problem.refusal:
+            groups.setdefault((case.suite, problem.op, problem.sparsity, problem.tokens), {})[problem] = case
+    chosen = {}
+    for index, group in enumerate(groups.values()):
+        by_size = sorted(group, key=lambda problem: (problem.operations, problem.out_features * problem.in_features))
+        problem = by_size[index % len(by_size)]
+        chosen[problem] = group[problem]
+    return list(chosen.values())
+
+
+def bindings(gpu: Gpu) -> list[tuple[Kernel, Problem]]:
+    return [(kernel, case.problem) for case in sample() for kernel in ours(case.problem.op)
+            if kernel.unavailable(case.problem, gpu) is None]
+
+
+def test_the_sample_holds_every_op_and_every_variant() -> None:
+    gpu = by_name("h200")
+    held = {(kernel.op, kernel.name) for kernel, _ in bindings(gpu)}
+    assert held >= {(kernel.op, kernel.name) for kernel in KERNELS if kernel.kind == "variant"}
+    assert {case.suite for case in sample()} == {"prefill", "decode", "layer", "prepare", "train", "square"}
+    assert len({(problem.out_features, problem.in_features) for _, problem in bindings(gpu)}) >= 15
+
+
+@pytest.mark.gpu
+def test_a_byte_out_of_bounds_is_caught_and_named_on_the_device() -> None:
+    assert company("cuda", None).run(replays=8, rounds=2) == []
+    found = company("cuda", behind).run(replays=8, rounds=2)
+    assert "1 bytes behind y of harmful (gemm) on gemm 16x64 T=4 2:4 int32, the nearest 5 bytes" in found[0]
+    assert found[-1] == "again when it runs alone: harmful (gemm) on gemm 16x64 T=4 2:4 int32"
+
+
+@pytest.mark.gpu
+def test_a_thousand_replays_of_all_kernels_in_one_process() -> None:
+    gpu, start = detect() or by_name("h200"), time.perf_counter()
+    compile_ahead(compilations(sample(), ours, gpu), gpu, torch.cuda.current_device())
+    endurance, times = Endurance("cuda"), [time.perf_counter()]
+    for kernel, problem in bindings(gpu):
+        endurance.bind(kernel, problem, lookup(kernel, problem, gpu)[0])
+    times.append(time.perf_counter())
+    endurance.record()
+    times.append(time.perf_counter())
+    found = endurance.run(REPLAYS, ROUNDS)
+    times.append(time.perf_counter())
+    parts = ", ".join(f"{name} {end - begin:.0f} s" for name, begin, end in
+                      zip(("compiled in", "bound in", "recorded and judged in", "replayed in"), [start, *times], times, strict=False))
+    print(f"{len(endurance.bound)} kernels ({sum(bound.dangerous for bound in endurance.bound)} dangerous) in {len(endurance.recordings)} "
+          f"graphs, {len(endurance.memory)} guarded buffers, {REPLAYS} replays of each; {parts}")
+    assert found == [], "\n".join(found)
