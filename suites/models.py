@@ -26,7 +26,7 @@ class Layer:
 @dataclass(frozen=True)
 class Model:
     """A transformer. hidden, intermediate: widths; q, kv: rows of the query and of each of the key and value projections; blocks: how often
-    its four layers occur."""
+    its four layers occur; head: width of an attention head; vocabulary: rows of the embedding."""
 
     name: str
     hidden: int
@@ -35,6 +35,8 @@ class Model:
     kv: int
     alias: str = ""
     blocks: int = 1
+    head: int = 128
+    vocabulary: int = 151936
 
     @property
     def layers(self) -> tuple[Layer, ...]:
@@ -50,14 +52,14 @@ class Model:
 
 # From each model's published config.json.
 MODELS: tuple[Model, ...] = (
-    Model("qwen2.5-0.5b", 896, 4864, 896, 128, "0.5b", 24),
+    Model("qwen2.5-0.5b", 896, 4864, 896, 128, "0.5b", 24, 64),
     Model("qwen2.5-1.5b", 1536, 8960, 1536, 256, "1.5b", 28),
     Model("qwen2.5-3b", 2048, 11008, 2048, 256, "3b", 36),
-    Model("qwen2.5-7b", 3584, 18944, 3584, 512, "7b", 28),
-    Model("bitnet-2b", 2560, 6912, 2560, 640, "bitnet", 30),
-    Model("llama3.2-1b", 2048, 8192, 2048, 512, "1b", 16),
-    Model("llama3.2-3b", 3072, 8192, 3072, 1024, blocks=28),
-    Model("llama3-70b", 8192, 28672, 8192, 1024, "70b", 80),
+    Model("qwen2.5-7b", 3584, 18944, 3584, 512, "7b", 28, vocabulary=152064),
+    Model("bitnet-2b", 2560, 6912, 2560, 640, "bitnet", 30, vocabulary=128256),
+    Model("llama3.2-1b", 2048, 8192, 2048, 512, "1b", 16, 64, 128256),
+    Model("llama3.2-3b", 3072, 8192, 3072, 1024, blocks=28, vocabulary=128256),
+    Model("llama3-70b", 8192, 28672, 8192, 1024, "70b", 80, vocabulary=128256),
 )
 
 
@@ -89,13 +91,16 @@ def from_config(path: Path) -> Model:
     kv_heads = _size(path, data, "num_key_value_heads", heads)
     head = _size(path, data, "head_dim", hidden // heads)
     blocks = _size(path, data, "num_hidden_layers", 1)
-    return Model(path.resolve().parent.name or "config", hidden, intermediate, heads * head, kv_heads * head, blocks=blocks)
+    vocabulary = _size(path, data, "vocab_size", Model.vocabulary)
+    name = path.resolve().parent.name or "config"
+    return Model(name, hidden, intermediate, heads * head, kv_heads * head, blocks=blocks, head=head, vocabulary=vocabulary)
 
 
 def _size(path: Path, data: Mapping[str, Any], name: str, default: int | None = None) -> int:
     value = default if data.get(name) is None else data[name]
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        wanted = "hidden_size, intermediate_size, num_attention_heads; optional num_key_value_heads, head_dim, num_hidden_layers"
+        wanted = ("hidden_size, intermediate_size, num_attention_heads; optional num_key_value_heads, head_dim, num_hidden_layers, "
+                  "vocab_size")
         raise UsageError(f"{path}: {name} is {value!r}, a positive integer is needed (read are {wanted})")
     return value
 

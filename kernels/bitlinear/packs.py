@@ -2,9 +2,9 @@
 
 A pack is a pure function of its weight, so the operators take the weight and look its pack up. The table is weak: a pack lives as long
 as its weight, is in no state_dict and in no pickle. A pack is stale when the weight's version counter or address is not the one that it
-was made from, which an optimizer step, `load_state_dict`, `to` and every other in-place change do; `Tensor.data` and replays of a captured
-optimizer change values without a trace: call `repack` after them. Stale packs are made again in place, so that captured graphs that read
-them see the new values.
+was made from, which `load_state_dict`, `to` and every other in-place change do, and after every step of an optimizer that holds the weight
+(a hook: fused ones leave the version as it is); `Tensor.data` and replays of a captured optimizer change values without a trace: call
+`repack` after them. Stale packs are made again in place, so that captured graphs that read them see the new values.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, TypeAlias, TypeVar, cast
+from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import torch
 import triton
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from kernels.errors import UsageError
@@ -91,7 +92,7 @@ class KernelPack(Pack):
         self.stamp = self.recorded = None
 
     def fill(self, weight: torch.Tensor) -> None:
-        """Two launches into the same buffers, and three more for fragments: they come from the packed bytes, the weight is not read again."""
+        """Two launches into the same buffers, and three more for fragments, which are made from the packed bytes."""
         sparsity, splits, buffers = self.packed.sparsity, self.packed.splits, self.buffers
         assert buffers is not None
         rows = weight.detach() if weight.stride(1) == 1 or weight.shape[1] == 1 else weight.detach().contiguous()
@@ -130,8 +131,15 @@ class ReferencePack(Pack):
 
 @functools.cache
 def _table() -> MutableMapping[torch.Tensor, dict[Key, Pack]]:
-    """The packs of every weight; the only table of a process."""
+    """The packs of every weight; the only table of a process. It hears of optimizer steps from its first pack on."""
+    register_optimizer_step_post_hook(_stepped)
     return cast("MutableMapping[torch.Tensor, dict[Key, Pack]]", WeakTensorKeyDictionary())
+
+
+def _stepped(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            forget(parameter)
 
 
 def packs_of(weight: torch.Tensor) -> Mapping[Key, Pack]:

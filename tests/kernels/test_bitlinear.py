@@ -96,9 +96,11 @@ def test_no_tokens_and_other_layouts() -> None:
     module(x.t()).sum().backward()  # an expanded gradient, without strides
 
 
-def test_packed_once_per_optimizer_step_whatever_is_accumulated() -> None:
+@pytest.mark.parametrize("how", [{"foreach": True}, {"foreach": False}, {"fused": True}])
+def test_packed_once_per_optimizer_step_whatever_is_accumulated(how: dict[str, bool]) -> None:
+    """Fused optimizers, too, which leave the version counter of what they change as it is."""
     model, x = two_layers(), torch.randn(7, 32)
-    optimizer = torch.optim.AdamW(model.parameters(), 0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.1, **how)
     for step in range(1, 4):
         for _ in range(3):
             model(x).square().mean().backward()
