@@ -208,6 +208,21 @@ def test_the_sample_holds_every_op_and_every_variant() -> None:
     assert len({(problem.out_features, problem.in_features) for _, problem in bindings(gpu)}) >= 15
 
 
+@pytest.mark.interpreter
+def test_plain_triton_kernels_stay_inside_their_memory() -> None:
+    gpu, endurance = by_name("h200"), Endurance("cpu")
+    for kernel in KERNELS:
+        if kernel.kind == "variant" and kernel.interpreted:
+            tokens, rows = 0 if kernel.op == "prepare" else 3, 0 if kernel.op == "activation" else 18
+            case = Problem(kernel.op, rows, 40, tokens, Sparsity(2, 4), (10, 8) if rows else ())
+            if kernel.unavailable(case, gpu) is None:
+                endurance.bind(kernel, case, kernel.default_config(case, gpu))
+    endurance.record()
+    assert endurance.run(replays=1, rounds=1) == []
+    assert len(endurance.bound) >= 8
+    assert len(endurance.memory) >= 40
+
+
 @pytest.mark.gpu
 def test_a_byte_out_of_bounds_is_caught_and_named_on_the_device() -> None:
     assert company("cuda", None).run(replays=8, rounds=2) == []

@@ -13,16 +13,15 @@ from autotune.compile import Compiled, compile_unit
 from kernels.errors import ShapeError
 from kernels.gpu import GPUS, by_name
 from kernels.inputs import GemmInputs, make_inputs
-from kernels.judge import judge, poison
-from kernels.kernel import Kernel
-from kernels.problem import DENSE, Problem, Sparsity
+from kernels.judge import judge
+from kernels.problem import DENSE, DType, Problem, Sparsity
 from kernels.ternary_gemm.sparse_mma import GEMM, bind, compile_units, space, unavailable
 from kernels.ternary_gemm.sparse_mma_config import MmaConfig, default_config, reject
 from kernels.ternary_gemm.sparse_mma_layer import FORWARD, LAYER
 from kernels.ternary_gemm.sparse_wgmma import dense_fragment_weight, fragment_weight
+from tests.kernels.on_device import AWKWARD, SIX_EIGHT, TWO_FOUR, assert_all_right, assert_right, assert_same_bits, problems
 
 A100, H200 = by_name("a100"), by_name("h200")
-TWO_FOUR, SIX_EIGHT = Sparsity(2, 4), Sparsity(6, 8)
 CONFIGS = (MmaConfig(4, 2, 8, 4, 4), MmaConfig(2, 4, 8, 4, 4), MmaConfig(2, 2, 8, 4, 4, 2), MmaConfig(4, 2, 4, 4, 3, band=2),
            MmaConfig(4, 1, 4, 2, 6), MmaConfig(2, 2, 4, 1, 4), MmaConfig(4, 1, 1, 1, 6, 2), MmaConfig(2, 4, 4, 2, 3, 2))
 CUT = MmaConfig(4, 2, 4, 2, 3, 1, 2, 3)
@@ -141,39 +140,18 @@ def test_inputs_that_do_not_fit_are_refused_before_anything_runs() -> None:
             kernel.prepare(case, make_inputs(Problem("prepare", 64, 64, 0, TWO_FOUR)), CONFIGS[0])
 
 
-SHAPES = ((1, 130, 64), (7, 1152, 896), (63, 136, 320), (1000, 896, 4864), (129, 7, 128), (20000, 384, 256), (300, 8448, 1024))
-
-
-def assert_right(kernel: Kernel, case: Problem, config: MmaConfig) -> None:
-    inputs = make_inputs(case, "cuda", seed=case.tokens)
-    prepared = kernel.prepare(case, inputs, config)
-    poison(prepared)
-    mismatch = judge(case, inputs, prepared.run(), kernel)
-    assert mismatch is None, f"{case}: {mismatch}"
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize("dtype", ["int32", "bf16", "fp16", "fp32"])
-def test_exact_on_the_device(config: MmaConfig, dtype: str) -> None:
-    for tokens, rows, width in SHAPES:
-        for sparsity in (TWO_FOUR, SIX_EIGHT):
-            assert_right(GEMM, problem(rows, width, tokens, sparsity, splits=(rows - rows // 3, rows // 3), dtype=dtype,
-                                       bias=dtype != "int32"), config)
+def test_exact_on_the_device(config: MmaConfig, dtype: DType) -> None:
+    assert_all_right(GEMM, problems(AWKWARD, (TWO_FOUR, SIX_EIGHT), dtype), config)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("config", [MmaConfig(2, 2, 4, 4, 4, 2, splits=4), MmaConfig(4, 1, 2, 1, 6, 2, splits=8), CUT], ids=str)
-def test_parts_meet_to_the_same_bits_launch_after_launch(config: MmaConfig) -> None:
-    for tokens, rows, width in ((1, 130, 4864), (129, 1152, 1344), (700, 384, 1024)):
-        for dtype in ("int32", "bf16"):
-            case = problem(rows, width, tokens, dtype=dtype)
-            inputs = make_inputs(case, "cuda", seed=tokens)
-            prepared = GEMM.prepare(case, inputs, config)
-            for _ in range(20):
-                poison(prepared)
-                mismatch = judge(case, inputs, prepared.run(), GEMM)
-                assert mismatch is None, f"{case}: {mismatch}"
+@pytest.mark.parametrize("dtype", ["int32", "bf16"])
+def test_parts_meet_to_the_same_bits_launch_after_launch(config: MmaConfig, dtype: DType) -> None:
+    assert_all_right(GEMM, problems(((1, 130, 4864), (129, 1152, 1344), (700, 384, 1024)), dtype=dtype), config, launches=20)
 
 
 @pytest.mark.gpu
@@ -209,19 +187,6 @@ def test_no_tokens_and_more_than_two_gigabytes() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("config", CONFIGS[:3], ids=str)
-def test_the_same_bits_a_hundred_times_and_nothing_beside_the_output(config: MmaConfig) -> None:
+def test_the_same_bits_a_hundred_times(config: MmaConfig) -> None:
     case = problem(1152, 896, 333, splits=(896, 128, 128))
-    inputs = make_inputs(case, "cuda")
-    assert isinstance(inputs, GemmInputs)
-    weight = fragment_weight(inputs.w_ternary, inputs.w_scale, case.splits, TWO_FOUR)
-    gemm = bind(inputs.x_q, inputs.x_scale, weight, None, torch.bfloat16, config)
-    guarded = torch.full((333 + 64, 1152), 7.0, dtype=torch.bfloat16, device="cuda")
-    gemm = replace(gemm, out=guarded[32:-32])
-    gemm.launch()
-    first = gemm.out.clone()
-    for _ in range(100):
-        gemm.out.fill_(float("nan"))
-        gemm.launch()
-        assert torch.equal(gemm.out, first)
-    assert guarded[:32].eq(7).all()
-    assert guarded[-32:].eq(7).all()
+    assert_same_bits(GEMM, case, lambda inputs: [GEMM.prepare(case, inputs, config)])

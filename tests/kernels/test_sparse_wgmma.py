@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,22 +11,18 @@ import torch
 from autotune.compile import Compiled, compile_unit
 from kernels.errors import NonFiniteError, ShapeError, SparsityError
 from kernels.gpu import by_name
-from kernels.inputs import GemmInputs, Inputs, make_inputs
-from kernels.judge import judge, poison
-from kernels.kernel import Prepared
-from kernels.problem import Problem, Sparsity
-from kernels.ternary_gemm import sparse_wgmma as module
-from kernels.ternary_gemm.sparse_wgmma import bind, compile_units, fragment_weight
+from kernels.problem import DENSE, DType, Problem, Sparsity
+from kernels.ternary_gemm.sparse_wgmma import KERNELS, bind, compile_units, fragment_weight
 from kernels.ternary_gemm.sparse_wgmma_config import COST, SparseConfig, default_config, most_stages, reject, space, unavailable
 from kernels.ternary_gemm.sparse_wgmma_epilogue import Y_DESCRIPTOR
 from kernels.ternary_gemm.sparse_wgmma_ptx import shared_offsets
+from tests.kernels.on_device import AWKWARD, SIX_EIGHT, TWO_FOUR, assert_all_right, assert_same_bits, problems
 
 H200 = by_name("h200")
-TWO_FOUR, SIX_EIGHT = Sparsity(2, 4), Sparsity(6, 8)
 CONFIGS = tuple(SparseConfig(*tile, most_stages(*tile, H200.shared_bytes)) for tile in (*COST, (4, 64), (2, 64)))
 PARTS = (SparseConfig(1, 128, 9, 6), SparseConfig(1, 128, 9, 3), SparseConfig(2, 128, 7, 4), SparseConfig(3, 128, 6, 2),
          SparseConfig(1, 256, 5, 3), SparseConfig(4, 64, 7, 2), SparseConfig(1, 64, 15, 2))
-KERNEL = module.KERNELS[0]
+SPARSE, DENSE_WEIGHTS = KERNELS
 
 
 def problem(out_features: int, in_features: int, tokens: int, sparsity: Sparsity = TWO_FOUR, **changes: Any) -> Problem:
@@ -109,7 +103,7 @@ def test_the_space_is_refused_with_reasons() -> None:
     assert 4 <= len(list(space.allowed(case, H200))) <= 60
     assert 8 <= len(list(space.allowed(case.with_(tokens=128), H200))) <= 60
     assert "sm_90" in str(unavailable(case, by_name("a100")))
-    assert "not dense" in str(unavailable(case.with_(sparsity=Sparsity(1, 1)), H200))
+    assert "not dense" in str(unavailable(case.with_(sparsity=DENSE), H200))
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
@@ -145,66 +139,32 @@ def test_scales_are_those_of_the_rows() -> None:
     assert fragment_weight(w, torch.ones(1), (70,), SIX_EIGHT).columns == 96
 
 
-def shapes() -> Iterator[tuple[int, int, int]]:
-    yield from ((1, 130, 64), (7, 1152, 896), (63, 136, 320), (1000, 896, 4864), (129, 7, 128), (20000, 384, 256), (300, 8448, 1024))
-
-
-def assert_right(case: Problem, prepare: Callable[[Problem, Inputs, SparseConfig], Prepared], config: SparseConfig) -> None:
-    inputs = make_inputs(case, "cuda", seed=case.tokens)
-    prepared = prepare(case, inputs, config)
-    poison(prepared)
-    mismatch = judge(case, inputs, prepared.run(), KERNEL)
-    assert mismatch is None, f"{case}: {mismatch}"
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize("dtype", ["int32", "bf16", "fp16", "fp32"])
-def test_exact_on_the_device(config: SparseConfig, dtype: str) -> None:
-    for tokens, rows, width in shapes():
-        for sparsity in (TWO_FOUR, SIX_EIGHT):
-            case = problem(rows, width, tokens, sparsity, splits=(rows - rows // 3, rows // 3), dtype=dtype, bias=dtype != "int32")
-            if "registers" in (reject(case, H200, config) or ""):
-                continue
-            assert_right(case, module.prepare, config)
+def test_exact_on_the_device(config: SparseConfig, dtype: DType) -> None:
+    cases = problems(AWKWARD, (TWO_FOUR, SIX_EIGHT), dtype)
+    assert_all_right(SPARSE, (case for case in cases if "registers" not in (reject(case, H200, config) or "")), config)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("config", PARTS, ids=str)
 @pytest.mark.parametrize("dtype", ["int32", "bf16", "fp32"])
-def test_parts_of_tiles_meet_exactly_launch_after_launch(config: SparseConfig, dtype: str) -> None:
+def test_parts_of_tiles_meet_exactly_launch_after_launch(config: SparseConfig, dtype: DType) -> None:
     sizes = ((100, 2560, 6912), (130, 768, 896), (1000, 2560, 2560), (63, 1000, 1024), (700, 3000, 640), (256, 130, 4864),
              (512, 9728, 896), (2048, 9728, 384), (8192, 896, 896))
-    for tokens, rows, width in sizes:
-        case = problem(rows, width, tokens, splits=(rows - 64, 64), dtype=dtype, bias=dtype != "int32")
-        if reject(case, H200, config) is None:
-            for _ in range(2):
-                assert_right(case, module.prepare, config)
+    assert_all_right(SPARSE, (case for case in problems(sizes, dtype=dtype) if reject(case, H200, config) is None), config, launches=2)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("config", CONFIGS[:5], ids=str)
-def test_dense_weights_are_exact_on_the_device(config: SparseConfig) -> None:
-    for tokens, rows, width in shapes():
-        for dtype in ("int32", "bf16"):
-            assert_right(problem(rows, width, tokens, Sparsity(1, 1), dtype=dtype), module.prepare_dense, config)
+@pytest.mark.parametrize("dtype", ["int32", "bf16"])
+def test_dense_weights_are_exact_on_the_device(config: SparseConfig, dtype: DType) -> None:
+    assert_all_right(DENSE_WEIGHTS, problems(AWKWARD, (DENSE,), dtype), config)
 
 
 @pytest.mark.gpu
-def test_the_same_bits_a_hundred_times_and_nothing_beside_the_output() -> None:
+def test_the_same_bits_a_hundred_times_whole_and_in_parts() -> None:
     case = problem(1152, 896, 333, splits=(896, 128, 128))
-    inputs = make_inputs(case, "cuda")
-    assert isinstance(inputs, GemmInputs)
-    weight = fragment_weight(inputs.w_ternary, inputs.w_scale, case.splits, TWO_FOUR)
-    gemm = bind(inputs.x_q, inputs.x_scale, weight, None, torch.bfloat16, CONFIGS[0], 132)
-    guarded = torch.full((333 + 64, 1152), 7.0, dtype=torch.bfloat16, device="cuda")
-    gemm = replace(gemm, out=guarded[32:-32], y=module.out_descriptor(guarded[32:-32]))
-    gemm.launch()
-    first = gemm.out.clone()
-    parts = replace(bind(inputs.x_q, inputs.x_scale, weight, None, torch.bfloat16, SparseConfig(1, 128, 9, 4), 132), out=gemm.out, y=gemm.y)
-    for launch in (gemm.launch, parts.launch) * 50:
-        gemm.out.fill_(float("nan"))
-        launch()
-        assert torch.equal(gemm.out, first)
-    assert guarded[:32].eq(7).all()
-    assert guarded[-32:].eq(7).all()
+    configs = (CONFIGS[0], SparseConfig(1, 128, 9, 4))
+    assert_same_bits(SPARSE, case, lambda inputs: [SPARSE.prepare(case, inputs, config) for config in configs])
