@@ -8,7 +8,7 @@ from torch import nn
 
 from kernels.bitlinear import BitLinear, check, freeze, from_linear
 from kernels.errors import NonFiniteError, ShapeError, UsageError
-from tests.kernels.test_bitlinear import make
+from tests.kernels.bitlinear_layers import make
 
 pytestmark = pytest.mark.filterwarnings("ignore:BitLinear runs on the CPU")
 
