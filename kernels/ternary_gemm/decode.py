@@ -19,7 +19,8 @@ from kernels.inputs import DTYPES, GemmInputs, Inputs, LayerInputs
 from kernels.kernel import CompileUnit, Kernel, Outputs, Prepared
 from kernels.mask_quantize.activation import activation_config, allocate_activation, launch_activation
 from kernels.problem import Problem, Sparsity
-from kernels.ternary_gemm.decode_config import MAX_TOKENS, DecodeConfig, Plan, default_config, is_sparse, plan, space, tokens_at_once
+from kernels.ternary_gemm.decode_config import MAX_TOKENS, DecodeConfig, Plan, breaks_rounds, is_sparse, plan, tokens_at_once
+from kernels.ternary_gemm.decode_estimate import default_config, space
 from kernels.ternary_gemm.decode_kernel import decode_gemm
 from kernels.ternary_gemm.dense_triton import MAX_IN_FEATURES, aligned_rows, is_aligned
 
@@ -83,34 +84,38 @@ class Decode:
         return plan(self.out.shape[1], self.weight.in_features, self.out.shape[0], self.config)
 
     @cached_property
-    def _arguments(self) -> tuple[tuple[object, ...], tuple[object, ...]]:
+    def _arguments(self) -> tuple[tuple[object, ...], tuple[int, ...]]:
         """What follows the activations and their scales, and what follows their stride."""
         weight, (tokens, out_features), found = self.weight, self.out.shape, self._plan
         bias = weight.row_scale if self.bias is None else self.bias  # an address that is not used
         pointers = (weight.blocks, weight.row_scale, bias, self.out, self.sums, self.counters)
         row_blocks, blocks = weight.blocks.shape[:2]
-        return (*pointers, tokens, out_features, weight.in_features), (row_blocks, blocks, found.share, found.chunks, found.steps)
+        sizes = (row_blocks, blocks, found.share, found.chunks, found.steps, found.row_tiles, found.group)
+        return (*pointers, tokens, out_features, weight.in_features), sizes
 
     def launch(self, x: torch.Tensor, x_scale: torch.Tensor | None) -> None:
         """One launch on the current stream. x: int8 rows as `aligned_rows` gives them with their scales, or what `fuses` with None."""
         if not self.out.numel():
             return
         found, (pointers, sizes) = self._plan, self._arguments
-        constants = _constants(self.config, found, self.out.shape[0], self.weight.sparse, self.bias is not None, self.out.dtype,
-                               self.dependent, None if x_scale is not None else KINDS[x.dtype], self.weight.in_features)
+        fused = None if x_scale is not None else KINDS[x.dtype]
+        constants = _constants(self.config, found, self.weight.sparse, self.bias is not None, self.out.dtype, self.dependent, fused,
+                               self.weight.in_features)
         with torch.cuda.device_of(self.out):
-            decode_gemm[(found.row_tiles, found.splits)](
+            decode_gemm[found.grid](
                 x, self.weight.row_scale if x_scale is None else x_scale, *pointers, x.stride(0), *sizes, **constants,
-                num_warps=self.config.warps, launch_pdl=self.dependent,
+                num_warps=self.config.warps, num_ctas=found.cluster, launch_pdl=self.dependent,
             )
 
 
-def _constants(config: DecodeConfig, found: Plan, tokens: int, sparse: bool, bias: bool, dtype: torch.dtype,
-               dependent: bool, fused: str | None, in_features: int) -> dict[str, object]:
+def _constants(config: DecodeConfig, found: Plan, sparse: bool, bias: bool, dtype: torch.dtype, dependent: bool, fused: str | None,
+               in_features: int) -> dict[str, object]:
     """What the kernel is specialized for. fused: type of activations that it quantizes."""
+    tokens = found.group
     rows = 1 if tokens == 1 else config.warps if fused else tokens_at_once(tokens, config)
     return {"TILES": config.tiles, "TOKENS8": max(1, -(-tokens // 8)), "DEPTH": config.depth, "WARPS_M": config.warps_m,
-            "WARPS_K": config.warps_k, "ROWS": rows, "SPLITS": found.splits, "SHARED": found.shared_kib,
+            "WARPS_K": config.warps_k, "ROWS": rows, "GROUPS": found.groups, "ROUNDS": config.rounds,
+            "SPLITS": 1 if config.clustered else found.splits, "CLUSTER": found.cluster, "SHARED": found.shared_kib,
             "PENDING": found.pending if found.chunks > 1 else 0, "SPARSE": sparse, "BIAS": bias, "OUT": KINDS[dtype], "PDL": dependent,
             "FUSED": fused, "PIECES": min(4, -(-in_features * rows // (256 * config.warps))) if fused else 0}
 
@@ -126,13 +131,18 @@ def bind(tokens: int, weight: DecodeWeight, bias: torch.Tensor | None, dtype: to
         raise ShapeError(f"out_dtype is {dtype}; one of {', '.join(map(str, KINDS))} is needed")
     if bias is not None:
         need("bias", bias, torch.float32, (rows,), device)
+    found = plan(rows, weight.in_features, tokens, config)
+    refusal = breaks_rounds(found, config)
+    if refusal is not None:
+        raise ShapeError(f"{config.rounds} rounds: {refusal}")
     if device.type != "cuda":
         raise ShapeError(f"tensors are on {device}; a CUDA device is needed")
-    found = plan(rows, weight.in_features, tokens, config)
-    split = found.splits > 1
-    sums = torch.zeros((tokens, rows) if split else (1,), dtype=torch.int32, device=device)
-    counters = torch.zeros(found.row_tiles if split else 1, dtype=torch.int32, device=device)
     dependent = torch.cuda.get_device_capability(device) >= (9, 0)
+    if config.clustered and not dependent:
+        raise ShapeError("a clustered config needs sm_90 or later")
+    split = found.splits > 1 and not config.clustered
+    sums = torch.zeros((tokens, rows) if split else (1,), dtype=torch.int32, device=device)
+    counters = torch.zeros(found.row_tiles * found.groups if split else 1, dtype=torch.int32, device=device)
     out = torch.empty((tokens, rows), dtype=dtype, device=device)
     return Decode(weight, None if bias is None else bias.contiguous(), out, config, sums, counters, dependent)
 
@@ -148,7 +158,8 @@ def fuses(x: torch.Tensor, config: DecodeConfig, out_features: int) -> bool:
     tokens, in_features = x.shape
     row_bytes = x.stride(0) * x.element_size()
     pieces = in_features % 8 == 0 and x.stride(1) == 1 and row_bytes % 16 == 0 and x.data_ptr() % 16 == 0
-    found, nbytes = plan(out_features, in_features, tokens, config), in_features * tokens * x.element_size()
+    found = plan(out_features, in_features, tokens, config)
+    nbytes = in_features * found.group * x.element_size()
     return pieces and found.chunks == 1 and nbytes <= FUSED_BYTES and nbytes * found.programs <= FUSED_TRAFFIC
 
 
@@ -220,12 +231,12 @@ def compile_units(problem: Problem, config: DecodeConfig) -> Sequence[CompileUni
     layer = problem.op == "layer"
     pointers = {"x_ptr": kind if layer else "*i8", "x_scale_ptr": "*fp32", "w_ptr": "*i32", "row_scale_ptr": "*fp32", "bias_ptr": "*fp32",
                 "y_ptr": kind, "sums_ptr": "*i32", "counter_ptr": "*i32"}
-    names = ("tokens", "out_features", "in_features", "x_stride", "row_blocks", "blocks", "share", "chunks", "steps")
+    names = ("tokens", "out_features", "in_features", "x_stride", "row_blocks", "blocks", "share", "chunks", "steps", "row_tiles", "group")
     sparse = is_sparse(problem)
-    constants = _constants(config, found, tokens, sparse, problem.bias, dtype, False, KINDS[dtype] if layer else None, problem.in_features)
+    constants = _constants(config, found, sparse, problem.bias, dtype, False, KINDS[dtype] if layer else None, problem.in_features)
     signature = {**pointers, **dict.fromkeys(names, "i32"), **dict.fromkeys(constants, "constexpr")}
     expects = {80: "IMMA.SP" if sparse else "IMMA"}
-    options = {"num_warps": config.warps, "launch_pdl": False}
+    options = {"num_warps": config.warps, "num_ctas": found.cluster, "launch_pdl": False}
     since = {90: {"PDL": True, "launch_pdl": True}}
     return [CompileUnit(decode_gemm, signature, constants, tuple(pointers), options, expects, since)]
 

@@ -1,28 +1,31 @@
-"""Configs of the decode GEMM: how warps and programs share rows and in_features, what that needs, and an estimate of its time."""
+"""Configs of the decode GEMM: how warps and programs share rows, tokens and in_features, and what that needs."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from math import ceil, exp
+from dataclasses import dataclass
+from math import ceil
 
 from kernels.gpu import Gpu
 from kernels.problem import Problem
-from kernels.space import ConfigSpace
+from kernels.ternary_gemm.decode_cluster import kept_bytes
 from kernels.ternary_gemm.decode_ptx import COLUMNS, HEADER, ROW_PADDING, ring_bytes
 from kernels.ternary_gemm.decode_sums import sum_bytes
 
 MAX_TOKENS = 64
 REGISTERS = 65_536
 """32-bit registers of a multiprocessor, sm_80 and up."""
+CLUSTERS = (2, 4, 8)
+"""Programs of a cluster that every card with clusters can run."""
 
 
 @dataclass(frozen=True)
 class DecodeConfig:
     """tiles: times 16 rows of a warp. warps_m, warps_k: warps along out_features, and along in_features. depth: steps of 128 columns that a
     warp has on their way. splits: programs that share a row tile's in_features. x_kib: shared memory for activations at once; what does
-    not fit it is brought in chunks, two at a time."""
+    not fit it is brought in chunks, two at a time. group: most tokens of a program; further ones are other programs', which read the
+    same weights. rounds: row tiles that a program does one after the other with the same activations. clustered: the shares of a row tile
+    are one thread block cluster (2, 4 or 8) and meet in its shared memory; otherwise they meet in device memory."""
 
     tiles: int
     warps_m: int
@@ -30,6 +33,9 @@ class DecodeConfig:
     depth: int
     splits: int = 1
     x_kib: int = 96
+    group: int = 64
+    rounds: int = 1
+    clustered: bool = False
 
     @property
     def rows(self) -> int:
@@ -44,48 +50,69 @@ class DecodeConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """A config on a problem's sizes: the grid, blocks of a program, chunks of activations, steps in one, KiB of shared memory,
-    groups of copies that may be on their way when a chunk begins."""
+    """A config on a problem's sizes: groups of tokens and tokens of one, row tiles, row tiles of a program, shares of in_features and their
+    blocks, programs of a cluster, chunks of activations, steps in one, KiB of shared memory, groups of copies that may be on their way when
+    a chunk begins."""
 
+    groups: int
+    group: int
     row_tiles: int
+    rounds: int
     splits: int
     share: int
+    cluster: int
     chunks: int
     steps: int
     shared_kib: int
     pending: int
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Programs along the launch's axes, clusters for one each. Groups of the same weights are neighbours: the L2 serves all but one."""
+        return ceil(self.row_tiles / self.rounds) * self.groups, 1 if self.cluster > 1 else self.splits
+
+    @property
     def programs(self) -> int:
         """Programs of the launch."""
-        return self.row_tiles * self.splits
+        return self.grid[0] * self.splits
 
 
 @functools.cache
-def _bytes(tiles: int, warps_m: int, warps_k: int, depth: int) -> tuple[int, int]:
+def _bytes(tiles: int, warps_m: int, warps_k: int, depth: int, tokens8: int, clustered: bool) -> tuple[int, int]:
     """Bytes of the ring and of the sums (a function that kernels call too is slow to call from here)."""
-    return ring_bytes(tiles, warps_m * warps_k, depth), sum_bytes(tiles, warps_m, warps_k)
+    kept = kept_bytes(tiles, warps_m, tokens8) if clustered else 0
+    return ring_bytes(tiles, warps_m * warps_k, depth), sum_bytes(tiles, warps_m, warps_k, tokens8) + kept
+
+
+def token_groups(tokens: int, most: int) -> tuple[int, int]:
+    """(groups, tokens of each but perhaps the last): as few groups of at most `most` as there can be, in eights where there are several."""
+    groups = ceil(max(1, tokens) / most)
+    group = max(1, tokens) if groups == 1 else 8 * ceil(tokens / groups / 8)
+    return ceil(max(1, tokens) / group), group
 
 
 def plan(out_features: int, in_features: int, tokens: int, config: DecodeConfig) -> Plan:
     """The split of the blocks along in_features is even; no program is left without one. Shared memory comes in steps of 8 KiB."""
+    groups, group = token_groups(tokens, config.group)
     blocks = ceil(in_features / COLUMNS)
     share = ceil(blocks / min(config.splits, blocks))
     steps, budget = ceil(share / config.warps_k), config.x_kib * 1024
 
     def buffer(count: int) -> int:
-        return max(1, tokens) * (count * config.warps_k * COLUMNS + ROW_PADDING)
+        return group * (count * config.warps_k * COLUMNS + ROW_PADDING)
 
     chunk = steps
     if buffer(steps) > budget:
-        fitting = (budget // 2 // max(1, tokens) - ROW_PADDING) // (config.warps_k * COLUMNS)
+        fitting = (budget // 2 // group - ROW_PADDING) // (config.warps_k * COLUMNS)
         chunk = ceil(steps / ceil(steps / min(steps, max(1, fitting))))
     chunks = ceil(steps / chunk)
     activations = buffer(chunk) * min(2, chunks)
-    ring, sums = _bytes(config.tiles, config.warps_m, config.warps_k, config.depth)
-    needed = max(ring + activations, sums)
+    ring, sums = _bytes(config.tiles, config.warps_m, config.warps_k, config.depth, ceil(group / 8), config.clustered)
+    needed = ring + activations + sums if config.rounds > 1 else max(ring + activations, sums)
     kib = HEADER // 1024 + ceil(needed / 8192) * 8
-    return Plan(ceil(out_features / config.rows), ceil(blocks / share), share, chunks, chunk, kib, min(chunk, config.depth) - 1)
+    splits, cluster = (config.splits, config.splits) if config.clustered else (ceil(blocks / share), 1)
+    return Plan(groups, group, ceil(out_features / config.rows), config.rounds, splits, share, cluster, chunks, chunk, kib,
+                min(chunk, config.depth) - 1)
 
 
 def tokens_at_once(tokens: int, config: DecodeConfig) -> int:
@@ -104,118 +131,36 @@ def is_sparse(problem: Problem) -> bool:
     return (problem.sparsity.n, problem.sparsity.m) == (2, 4)
 
 
+def breaks_rounds(found: Plan, config: DecodeConfig) -> str | None:
+    """Why a program cannot go on from a row tile to the next, or None: the ring runs on over the edge only where blocks lie in a row."""
+    if config.rounds == 1:
+        return None
+    if config.splits > 1 or found.chunks > 1:
+        return "several rounds need all in_features of their activations at once"
+    if config.warps_m > 1 or config.tiles != 4 or found.share % config.warps_k:
+        return f"several rounds need 64 rows of a program, and {found.share} blocks that {config.warps_k} warps share evenly"
+    return f"{found.row_tiles} row tiles, {config.rounds} rounds" if found.row_tiles < config.rounds else None
+
+
 def reject(problem: Problem, gpu: Gpu, config: DecodeConfig) -> str | None:
     """Shared memory, registers, and programs without work."""
     found = plan(problem.out_features, problem.in_features, problem.tokens, config)
     if found.shared_kib * 1024 > gpu.shared_bytes:
         return f"needs {found.shared_kib} KiB of shared memory, {gpu.shared_bytes // 1024} are there"
-    needed = registers(config, problem.tokens, is_sparse(problem))
+    needed = registers(config, found.group, is_sparse(problem))
     if needed > 248 or needed * 32 * config.warps > REGISTERS:
         return f"needs about {needed} registers a thread in {config.warps} warps"
-    if found.splits != config.splits:
-        return f"{ceil(problem.in_features / COLUMNS)} blocks of in_features give {found.splits} shares, not {config.splits}"
+    shares = ceil(ceil(problem.in_features / COLUMNS) / found.share)
+    if shares != config.splits:
+        return f"{ceil(problem.in_features / COLUMNS)} blocks of in_features give {shares} shares, not {config.splits}"
+    if config.group < 64 and found.groups == 1:
+        return f"{problem.tokens} tokens are one group"
+    if config.clustered and (gpu.capability < 90 or config.splits not in CLUSTERS or config.tiles > 2 * config.warps_k):
+        return f"clusters of {min(CLUSTERS)} to {max(CLUSTERS)} programs, at most {2 * config.warps_k} tiles a warp, from sm_90 on"
+    if breaks_rounds(found, config) is not None:
+        return breaks_rounds(found, config)
     if config.warps_k > max(1, found.share):
         return f"{found.share} blocks of in_features for {config.warps_k} warps"
     if config.warps_m > 1 and config.rows // 2 >= max(64, problem.out_features):
         return f"tiles of {config.rows} rows are mostly padding for {problem.out_features}"
     return None
-
-
-TRIED = 40
-"""Configs that a tuner tries for a problem, by estimated time."""
-
-AXES = {
-    "tiles": (1, 2, 4), "warps_m": (1, 2, 4, 8), "warps_k": (1, 2, 4, 8, 16), "depth": (1, 2, 4), "splits": (1, 2, 3, 4, 7, 8),
-    "x_kib": (32, 96),
-}
-
-
-def _worth(problem: Problem, gpu: Gpu, config: DecodeConfig) -> str | None:
-    """`reject`, and configs that the estimate does not put among the best: a tuner has better things to do."""
-    reason = reject(problem, gpu, config)
-    if reason is not None:
-        return reason
-    worth = _estimated(_Case.of(problem, gpu))[:TRIED]
-    if any(config == other for _, other in worth):
-        return None
-    return f"estimated at {estimate(problem, gpu, config):.1f} us, not among the {TRIED} best ({worth[-1][0]:.1f} us)"
-
-
-@dataclass(frozen=True)
-class _Case:
-    """What a choice depends on, hashable."""
-
-    problem: Problem
-    gpu: str
-    capability: int
-    sms: int
-    shared_bytes: int
-    bandwidth: float
-
-    @classmethod
-    def of(cls, problem: Problem, gpu: Gpu) -> _Case:
-        return cls(problem, gpu.name, gpu.capability, gpu.sms, gpu.shared_bytes, gpu.bandwidth)
-
-    def device(self) -> Gpu:
-        return Gpu(self.gpu, "", self.capability, self.sms, 0, self.shared_bytes, 0, self.bandwidth)
-
-
-def _candidates() -> Iterator[DecodeConfig]:
-    for found in ConfigSpace(DecodeConfig, AXES).candidates():
-        if found.warps in (4, 8, 16) and found.depth * found.tiles <= 8:
-            yield found
-
-
-@functools.lru_cache(maxsize=256)
-def _estimated(case: _Case) -> list[tuple[float, DecodeConfig]]:
-    """Allowed configs by estimated time."""
-    gpu = case.device()
-    sizes = (case.problem.out_features, case.problem.in_features, case.problem.tokens)
-    distinct: dict[tuple[Plan, DecodeConfig], DecodeConfig] = {}
-    for config in _candidates():
-        if reject(case.problem, gpu, config) is None:  # where all activations fit, more room for them changes nothing
-            distinct.setdefault((plan(*sizes, config), replace(config, x_kib=0)), config)
-    return sorted(((estimate(case.problem, gpu, config), config) for config in distinct.values()), key=lambda entry: entry[0])
-
-
-CLOCK, PORT, FLYING = 1.75e9, 40.0, 26_000.0
-"""Hz; bytes that a multiprocessor takes from the L2 per clock; bytes on their way per multiprocessor at which 1 − 1/e of the memory's rate
-is reached. Most constants of `estimate` are guesses: it ranks, no more."""
-
-
-def estimate(problem: Problem, gpu: Gpu, config: DecodeConfig) -> float:
-    """Microseconds, roughly: launch, then memory, L2 port, issue and tensor cores, of which the slowest counts most, then the sums."""
-    found = plan(problem.out_features, problem.in_features, problem.tokens, config)
-    sparse, tokens, sms = is_sparse(problem), max(1, problem.tokens), max(1, gpu.sms)
-    tokens8, parts, steps = ceil(tokens / 8), 1 if sparse else 2, found.chunks * found.steps
-    by_registers = REGISTERS // (32 * config.warps * registers(config, tokens, sparse))
-    per_sm = max(1, min(220 // found.shared_kib, by_registers, 48 // config.warps))
-    weights, activations = config.rows * found.share * 32, tokens * steps * config.warps_k * COLUMNS
-    ring = config.warps * config.tiles * 512 * min(config.depth, steps)
-
-    def stream(programs: int) -> float:
-        return programs * weights / (min(gpu.bandwidth, 1e13) * 0.95 * (1 - exp(-programs * ring / sms / FLYING))) if programs else 0.0
-
-    waves, rest = divmod(found.programs, sms * per_sm)
-    # Measured: a long launch that leaves places free crowds on some multiprocessors, by up to 1.4 times the time.
-    long = min(1.0, max(0.0, steps / config.depth - 2) / 4)
-    uneven = 0.0 if waves else 0.8 * long * (1 - rest / (sms * per_sm)) * min(1.0, found.programs / sms)
-    memory = waves * stream(sms * per_sm) + stream(rest) * (1 + uneven)
-    busiest = ceil(found.programs / sms)
-    port = busiest * (weights + activations) / PORT
-    tensor = busiest * config.warps * steps * config.tiles * tokens8 * parts * 4.6
-    issue = busiest * config.warps * steps * (26 + config.tiles * (17 + 14 * (parts - 1) + 2 * parts * tokens8) + 3 * tokens8) / 3
-    busy = sum(part**4 for part in (memory, port / CLOCK, tensor / CLOCK, issue / CLOCK)) ** 0.25
-    sums = busiest * tokens8 * (config.rows * 8 * (2 * config.warps_k + 12) / 128 + 150) / CLOCK
-    split = 1.2e-6 + found.programs * config.rows * tokens / 1e12 if found.splits > 1 else 0.0
-    chunk = (found.chunks - 1) * (0.15e-6 + 0.5e-6 * (1 - (found.pending + 1) / config.depth))
-    begin = 1.6e-6 + 0.3e-6 * min(waves, 4) + activations / found.chunks / PORT / CLOCK
-    return 1e6 * float(begin + busy + chunk + sums + split)
-
-
-def default_config(problem: Problem, gpu: Gpu) -> DecodeConfig:
-    """The config of the least estimated time."""
-    return _estimated(_Case.of(problem, gpu))[0][1]
-
-
-space = ConfigSpace(DecodeConfig, AXES, _worth)

@@ -1,15 +1,17 @@
-"""The decode kernel in Gluon: a program per row tile and share of in_features, its weights on their way before anything else happens."""
+"""The decode kernel in Gluon: a program per row tiles, tokens and share of in_features, its weights on their way before anything else."""
 
 from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from kernels.ternary_gemm.decode_cluster import gather, keep, meet, rank, turns
 from kernels.ternary_gemm.decode_ptx import (
     HEADER,
     aim,
     arrived,
     barrier,
+    clear,
     close,
     copy_columns,
     copy_in,
@@ -22,7 +24,7 @@ from kernels.ternary_gemm.decode_ptx import (
     step,
 )
 from kernels.ternary_gemm.decode_quantize import absmax, publish, quantize, scales, turn_columns
-from kernels.ternary_gemm.decode_sums import arrive, bring_scales, collect, combine, elements, row_constants, spill
+from kernels.ternary_gemm.decode_sums import arrive, bring_scales, classes, collect, combine, elements, row_constants, spill, sum_bytes
 
 UNROLL = gl.constexpr(4)
 """Copies of activations that a thread has on their way at once."""
@@ -34,9 +36,27 @@ def _asm(text: gl.constexpr, constraints: gl.constexpr, operands):
 
 
 @gluon.constexpr_function
-def _activations(tiles, warps, depth):
-    """Where the activations begin in shared memory."""
-    return HEADER + ring_bytes(tiles, warps, depth)
+def places(tiles, tokens8, warps_m, warps_k, depth, rounds):
+    """Where activations and sums begin in shared memory: sums lie over ring and activations, unless a next row tile needs these."""
+    ring = HEADER + ring_bytes(tiles, warps_m * warps_k, depth)
+    return (ring, HEADER) if rounds == 1 else (ring + sum_bytes(tiles, warps_m, warps_k, tokens8), ring)
+
+
+@gluon.constexpr_function
+def _place(index, *sizes):
+    return places(*sizes)[index]
+
+
+@gluon.constexpr_function
+def buffer_layout(cluster):
+    """Of shared memory, a copy of its own in every program of a cluster."""
+    return gl.SwizzledSharedLayout(1, 1, 1, [0], cga_layout=[[0]] * (cluster.bit_length() - 1))
+
+
+@gluon.constexpr_function
+def header_layout(warps, cluster):
+    """Of the registers that clear the header."""
+    return gl.BlockedLayout([1], [32], [warps], [0], cga_layout=[[0]] * (cluster.bit_length() - 1))
 
 
 @gluon.constexpr_function
@@ -73,45 +93,75 @@ def _quantize(x, x_stride, tokens, in_features, row_bytes, first, limit, columns
                  [x, x_stride, tokens, r, c, row_bytes, first, limit, columns])
 
 
-@gluon.jit(do_not_specialize=["tokens", "out_features", "in_features", "x_stride", "row_blocks", "blocks", "share", "chunks", "steps"])
+@gluon.jit
+def _sum(outputs, meet_at, TILES: gl.constexpr, TOKENS8: gl.constexpr, WARPS_M: gl.constexpr, WARPS_K: gl.constexpr, ROWS: gl.constexpr,
+         SPLITS: gl.constexpr, CLUSTER: gl.constexpr, OUT: gl.constexpr, BIAS: gl.constexpr, AT: gl.constexpr):
+    """Behind a row tile's last step: over the warps, over the programs that share its in_features, and to the output."""
+    THREADS: gl.constexpr = 32 * WARPS_M * WARPS_K
+    TILE: gl.constexpr = 16 * TILES * WARPS_M
+    _asm(barrier(), "=r,r,~{memory}", [meet_at])
+    for j in gl.static_range(TOKENS8):
+        _asm(spill(j, TILES, TOKENS8, WARPS_M, WARPS_K, AT), "=r,r,~{memory}", [meet_at])
+        _asm(barrier(), "=r,r,~{memory}", [meet_at])
+        for e in gl.static_range(((1 if ROWS == 1 else 8) * TILE + THREADS - 1) // THREADS):
+            if CLUSTER > 1:
+                _asm(keep(j, e, TILES, TOKENS8, WARPS_M, WARPS_K, AT), "=r,r,~{memory}", [meet_at])
+            else:
+                _asm(combine(j, e, TILES, WARPS_M, WARPS_K, OUT, BIAS, SPLITS > 1, AT), "=r,r,r,r,l,l,~{memory}", outputs)
+    if CLUSTER > 1:
+        _asm(meet(), "=r,r,~{memory}", [meet_at])
+        for i in gl.static_range(turns(CLUSTER, TILES, WARPS_M, WARPS_K, 1 if ROWS == 1 else 8 * TOKENS8)):
+            operands = outputs[:4] + [meet_at]  # noqa: RUF005 (Gluon knows no starred lists)
+            _asm(gather(i, CLUSTER, TILES, TOKENS8, WARPS_M, WARPS_K, OUT, BIAS, AT), "=r,r,r,r,l,r,~{memory}", operands)
+        _asm(meet(), "=r,r,~{memory}", [meet_at])
+
+
+@gluon.jit(do_not_specialize=["tokens", "out_features", "in_features", "x_stride", "row_blocks", "blocks", "share", "chunks", "steps",
+                              "row_tiles", "group"])
 def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_ptr, counter_ptr,
-                tokens, out_features, in_features, x_stride, row_blocks, blocks, share, chunks, steps,
+                tokens, out_features, in_features, x_stride, row_blocks, blocks, share, chunks, steps, row_tiles, group,
                 TILES: gl.constexpr, TOKENS8: gl.constexpr, DEPTH: gl.constexpr, WARPS_M: gl.constexpr, WARPS_K: gl.constexpr,
-                ROWS: gl.constexpr, SPLITS: gl.constexpr, SHARED: gl.constexpr, PENDING: gl.constexpr,
-                SPARSE: gl.constexpr, FUSED: gl.constexpr, BIAS: gl.constexpr, OUT: gl.constexpr, PDL: gl.constexpr, PIECES: gl.constexpr):
-    """y[tokens, out_features] of one row tile (program 0) from one share of in_features (program 1).
+                ROWS: gl.constexpr, GROUPS: gl.constexpr, ROUNDS: gl.constexpr, SPLITS: gl.constexpr, CLUSTER: gl.constexpr,
+                SHARED: gl.constexpr, PENDING: gl.constexpr, SPARSE: gl.constexpr, FUSED: gl.constexpr, BIAS: gl.constexpr,
+                OUT: gl.constexpr, PDL: gl.constexpr, PIECES: gl.constexpr):
+    """y[tokens, out_features]: ROUNDS row tiles and a group of tokens (program 0) from one share of in_features (program 1, or the rank in
+    a cluster of CLUSTER programs).
 
     x: int8 rows, x_stride bytes apart, with x_scale float32 [tokens]; or FUSED ("bf16", "f16", "f32"): rows of that type, x_stride
     elements apart, quantized here. w: blocks in fragment order, row_blocks × blocks of them. row_scale: float32, w_scale / 64 per row.
-    sums: int32 [tokens, out_features] and a counter per row tile, zero before and after (SPLITS > 1). share: blocks of a program.
-    chunks, steps: of activations, and of every warp in a chunk. ROWS: tokens copied (or
-    quantized) at once, 1 for a single one. SHARED: KiB. PENDING: groups of copies that may be on their way when a chunk begins.
+    sums: int32 [tokens, out_features] and a counter per row tile and group, zero before and after (SPLITS > 1). share: blocks of a program.
+    chunks, steps: of activations, and of every warp in a chunk. group: tokens of each of the GROUPS; the last may be smaller. ROWS: tokens
+    copied (or quantized) at once, 1 for a single one. SHARED: KiB. PENDING: groups of copies that may be on their way when a chunk begins.
     PIECES: eight activations each, that a thread quantizes at once.
     """
     THREADS: gl.constexpr = 32 * WARPS_M * WARPS_K
-    TILE: gl.constexpr = 16 * TILES * WARPS_M
-    BASE: gl.constexpr = _activations(TILES, WARPS_M * WARPS_K, DEPTH)
+    BASE: gl.constexpr = _place(0, TILES, TOKENS8, WARPS_M, WARPS_K, DEPTH, ROUNDS)
+    AT: gl.constexpr = _place(1, TILES, TOKENS8, WARPS_M, WARPS_K, DEPTH, ROUNDS)
     EARLY: gl.constexpr = early(DEPTH)
-    _asm(declare(TILES, TOKENS8), "=r,r", [tokens])
+    _asm(declare(TILES, TOKENS8, classes(TILES, WARPS_M, WARPS_K)), "=r,r", [tokens])
     if PDL:
         _asm(follow(), "=r,r,~{memory}", [tokens])
-    row_tile = gl.program_id(0)
-    first = gl.program_id(1) * share
+    row_tile = gl.program_id(0) // GROUPS * ROUNDS
+    rounds = gl.minimum(ROUNDS, row_tiles - row_tile)
+    member = _asm(rank(), "=r,r", [tokens]) if CLUSTER > 1 else gl.program_id(1)
+    first = member * share
     end = gl.minimum(first + share, blocks)
-    _asm(prime(TILES, TOKENS8, DEPTH, WARPS_M, WARPS_K), "=r,l,r,r,r,r,r,~{memory}",
-         [w_ptr.to(gl.int64, bitcast=True), row_tile, row_blocks, blocks, first, end])
+    _asm(prime(TILES, DEPTH, WARPS_M, WARPS_K), "=r,l,r,r,r,r,r,~{memory}",
+         [w_ptr.to(gl.int64, bitcast=True), row_tile, row_blocks, blocks, first, end + (rounds - 1) * share])
     _asm(preload(0, EARLY, TILES, WARPS_K), "=r,r,~{memory}", [tokens])
-    if OUT != "s32":
-        _asm(row_constants(TILES, WARPS_M, WARPS_K, BIAS), "=r,r,r,l,l,~{memory}",
-             [row_tile, out_features, row_scale_ptr.to(gl.int64, bitcast=True), bias_ptr.to(gl.int64, bitcast=True)])
+    constants = [row_tile, out_features, row_scale_ptr.to(gl.int64, bitcast=True), bias_ptr.to(gl.int64, bitcast=True)]
+    if OUT != "s32" and ROUNDS == 1:
+        _asm(row_constants(TILES, WARPS_M, WARPS_K, BIAS), "=r,r,r,l,l,~{memory}", constants)
     # One buffer, so that it starts at `global_smem`; its header, the absmax of every token, has to start from zero.
-    shared = gl.allocate_shared_memory(gl.int32, [SHARED, 256], gl.SwizzledSharedLayout(1, 1, 1, [0]))
-    header: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS_M * WARPS_K], [0])
-    shared.index(0).store(gl.zeros([256], gl.int32, header))
+    shared = gl.allocate_shared_memory(gl.int32, [SHARED, 256], buffer_layout(CLUSTER))
+    shared.index(0).store(gl.zeros([256], gl.int32, header_layout(WARPS_M * WARPS_K, CLUSTER)))
     columns = steps * (WARPS_K * 128)
     row_bytes = columns + 16
     limit = gl.minimum(end * 128, (in_features + 15) // 16 * 16)
-    x = x_ptr.to(gl.int64, bitcast=True)
+    token = gl.program_id(0) % GROUPS * group
+    tokens = gl.minimum(group, tokens - token)
+    x = (x_ptr + token * x_stride).to(gl.int64, bitcast=True)
+    y, sums = (y_ptr + token * out_features).to(gl.int64, bitcast=True), (sums_ptr + token * out_features).to(gl.int64, bitcast=True)
     if PDL:
         _asm(depend(), "=r,r,~{memory}", [tokens])
     if FUSED is not None:
@@ -125,31 +175,41 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
         _asm(close(), "=r,r,~{memory}", [tokens])
         _asm(preload(EARLY, DEPTH, TILES, WARPS_K), "=r,r,~{memory}", [tokens])
         if OUT != "s32":
-            _asm(bring_scales(), "=r,l,r,~{memory}", [x_scale_ptr.to(gl.int64, bitcast=True), tokens])
+            _asm(bring_scales(), "=r,l,r,~{memory}", [(x_scale_ptr + token).to(gl.int64, bitcast=True), tokens])
         _asm(arrived(DEPTH - EARLY), "=r,r,~{memory}", [tokens])
-    for chunk in range(chunks):
-        buffer = (chunk & 1) * tokens * row_bytes
-        if FUSED is None:
-            if chunk > 0:
-                _asm(arrived(PENDING), "=r,r,~{memory}", [tokens])
-            if chunk + 1 < chunks:
-                # A part of the next step's group: when the chunk ends, its other steps' groups are younger.
-                start = first * 128 + (chunk + 1) * columns
-                _copy(x, x_stride, tokens, tokens * row_bytes - buffer, row_bytes, start, gl.minimum(columns, limit - start),
-                      THREADS, ROWS, BASE)
-        _asm(aim(TOKENS8, WARPS_M, BASE), "=r,r,r,r,~{memory}", [tokens, row_bytes, buffer])
-        for _ in range(steps):
-            _asm(step(TILES, TOKENS8, DEPTH, WARPS_K, SPARSE), "=r,r,~{memory}", [tokens])
-    _asm(barrier(), "=r,r,~{memory}", [tokens])
-    outputs = [row_tile, tokens, out_features, y_ptr.to(gl.int64, bitcast=True), sums_ptr.to(gl.int64, bitcast=True)]
-    for j in gl.static_range(TOKENS8):
-        _asm(spill(j, TILES, TOKENS8, WARPS_M, WARPS_K), "=r,r,~{memory}", [tokens])
-        _asm(barrier(), "=r,r,~{memory}", [tokens])
-        for e in gl.static_range(((1 if ROWS == 1 else 8) * TILE + THREADS - 1) // THREADS):
-            _asm(combine(j, e, TILES, WARPS_M, WARPS_K, OUT, BIAS, SPLITS > 1), "=r,r,r,r,l,l,~{memory}", outputs)
-    if SPLITS > 1:
-        count = _asm(arrive(SPLITS), "=r,l,r,r,~{memory}", [counter_ptr.to(gl.int64, bitcast=True), row_tile, tokens * TILE])
-        TURN: gl.constexpr = elements(TILE, 1 if ROWS == 1 else 8 * TOKENS8, THREADS)
-        for start in range(0, count, TURN * THREADS):
-            operands = outputs + [start]  # noqa: RUF005 (Gluon knows no starred lists)
-            _asm(collect(TURN, TILES, WARPS_M, WARPS_K, OUT, BIAS), "=r,r,r,r,l,l,r,~{memory}", operands)
+    if ROUNDS > 1:
+        for turn in range(rounds):
+            if OUT != "s32":
+                constants = [row_tile + turn, out_features, row_scale_ptr.to(gl.int64, bitcast=True), bias_ptr.to(gl.int64, bitcast=True)]
+                _asm(row_constants(TILES, WARPS_M, WARPS_K, BIAS), "=r,r,r,l,l,~{memory}", constants)
+            _asm(clear(TILES, TOKENS8), "=r,r,~{memory}", [tokens])
+            _asm(aim(TOKENS8, WARPS_M, BASE), "=r,r,r,r,~{memory}", [tokens, row_bytes, 0])
+            for _ in range(steps):
+                _asm(step(TILES, TOKENS8, DEPTH, WARPS_K, SPARSE), "=r,r,~{memory}", [tokens])
+            _sum([row_tile + turn, tokens, out_features, y, sums], member, TILES, TOKENS8, WARPS_M, WARPS_K, ROWS, SPLITS, CLUSTER, OUT,
+                 BIAS, AT)
+    else:
+        _asm(clear(TILES, TOKENS8), "=r,r,~{memory}", [tokens])
+        for chunk in range(chunks):
+            buffer = (chunk & 1) * tokens * row_bytes
+            if FUSED is None:
+                if chunk > 0:
+                    _asm(arrived(PENDING), "=r,r,~{memory}", [tokens])
+                if chunk + 1 < chunks:
+                    # A part of the next step's group: when the chunk ends, its other steps' groups are younger.
+                    start = first * 128 + (chunk + 1) * columns
+                    _copy(x, x_stride, tokens, tokens * row_bytes - buffer, row_bytes, start, gl.minimum(columns, limit - start),
+                          THREADS, ROWS, BASE)
+            _asm(aim(TOKENS8, WARPS_M, BASE), "=r,r,r,r,~{memory}", [tokens, row_bytes, buffer])
+            for _ in range(steps):
+                _asm(step(TILES, TOKENS8, DEPTH, WARPS_K, SPARSE), "=r,r,~{memory}", [tokens])
+        outputs = [row_tile, tokens, out_features, y, sums]
+        _sum(outputs, member, TILES, TOKENS8, WARPS_M, WARPS_K, ROWS, SPLITS, CLUSTER, OUT, BIAS, AT)
+        if SPLITS > 1:
+            TILE: gl.constexpr = 16 * TILES * WARPS_M
+            counter = (counter_ptr + gl.program_id(0) % GROUPS * row_tiles).to(gl.int64, bitcast=True)
+            count = _asm(arrive(SPLITS), "=r,l,r,r,~{memory}", [counter, row_tile, tokens * TILE])
+            TURN: gl.constexpr = elements(TILE, 1 if ROWS == 1 else 8 * TOKENS8, THREADS)
+            for start in range(0, count, TURN * THREADS):
+                operands = outputs + [start]  # noqa: RUF005 (as above)
+                _asm(collect(TURN, TILES, WARPS_M, WARPS_K, OUT, BIAS), "=r,r,r,r,l,l,r,~{memory}", operands)

@@ -37,11 +37,13 @@ def ring_bytes(tiles, warps, depth):
 
 
 @gluon.constexpr_function
-def declare(tiles, tokens8):
-    """Registers: accumulators, this lane's rows of activations and place in the ring, steps left, where the weights are, absmax."""
+def declare(tiles, tokens8, row_classes):
+    """Registers: accumulators, this lane's rows of activations and place in the ring, steps left, where the weights are, absmax, and
+    scale and bias of the rows that this thread finishes."""
     return f"""
         .reg .b32 acc<{4 * tiles * tokens8}>;
         .reg .b32 xrow<{tokens8}>;
+        .reg .f32 rscale<{row_classes}>, rbias<{row_classes}>;
         .reg .b32 left, slot, ring, amax;
         .reg .b64 next;
         {DONE}"""
@@ -58,8 +60,9 @@ def load_step(slot, ahead, tiles, warps_k):
 
 
 @gluon.constexpr_function
-def prime(tiles, tokens8, depth, warps_m, warps_k):
-    """$1 weights, $2 row tile, $3 blocks of 64 rows, $4 blocks along in_features, $5 this program's first block, $6 its end.
+def prime(tiles, depth, warps_m, warps_k):
+    """$1 weights, $2 row tile, $3 blocks of 64 rows, $4 blocks along in_features, $5 this program's first block, $6 its end (of the last
+    row tile, where it does several: they lie one behind the other).
 
     Points `next` at this warp's first block, `slot` at the first place of its ring. Rows behind the last are the last again, never stored.
     """
@@ -91,8 +94,13 @@ def prime(tiles, tokens8, depth, warps_m, warps_k):
         and.b32 row, row, 3;
         mad.wide.u32 next, row, {TILE_BYTES}, next;
         mad.wide.u32 next, lane, 16, next;"""
-    text += "".join(f"\nmov.b32 acc{i}, 0;" for i in range(4 * tiles * tokens8))
     return text + f"\nmov.b32 amax, 0;\n{DONE}\n}}"
+
+
+@gluon.constexpr_function
+def clear(tiles, tokens8):
+    """A row tile begins: accumulators are zero."""
+    return "".join(f"mov.b32 acc{i}, 0;\n" for i in range(4 * tiles * tokens8)) + DONE
 
 
 @gluon.constexpr_function

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 
-from kernels.ternary_gemm.decode_ptx import DONE, HEADER, log2
+from kernels.ternary_gemm.decode_ptx import DONE, log2
 
 FLAG = 768
 SCALES = 512
@@ -18,14 +18,14 @@ SIZES = {"bf16": 2, "f16": 2, "f32": 4, "s32": 4}
 
 
 @gluon.constexpr_function
-def sum_bytes(tiles, warps_m, warps_k):
-    """Shared memory for the exchange of partial sums: eight tokens of all rows for every warp along in_features, twice."""
-    return 2 * warps_k * 8 * (16 * tiles * warps_m + SUM_PADDING) * 4
+def sum_bytes(tiles, warps_m, warps_k, tokens8):
+    """Shared memory for the exchange of partial sums: eight tokens of all rows for every warp along in_features, twice where more come."""
+    return min(2, tokens8) * warps_k * 8 * (16 * tiles * warps_m + SUM_PADDING) * 4
 
 
 @gluon.constexpr_function
-def spill(j, tiles, tokens8, warps_m, warps_k):
-    """Every warp's accumulators of tokens 8j … 8j + 7 to shared memory, rows side by side."""
+def spill(j, tiles, tokens8, warps_m, warps_k, base):
+    """Every warp's accumulators of tokens 8j … 8j + 7 to shared memory from `base` on, rows side by side."""
     stride = 16 * tiles * warps_m + SUM_PADDING
     text = f"""{{
         .reg .b32 warp, lane, t, at;
@@ -44,7 +44,7 @@ def spill(j, tiles, tokens8, warps_m, warps_k):
         add.u32 at, at, t;"""
     for m in range(tiles):
         for i in range(4):
-            offset = HEADER + (j % 2) * warps_k * 8 * stride * 4 + (i & 1) * stride * 4 + (16 * m + 8 * (i >> 1)) * 4
+            offset = base + (j % 2) * warps_k * 8 * stride * 4 + (i & 1) * stride * 4 + (16 * m + 8 * (i >> 1)) * 4
             text += f"\nst.shared.b32 [at+{offset}], acc{4 * (m * tokens8 + j) + i};"
     return text + f"\n{DONE}\n}}"
 
@@ -62,9 +62,7 @@ def row_constants(tiles, warps_m, warps_k, bias):
     They come from device memory, and cold: asked for at the end, they would be waited for.
     """
     rows, count = 16 * tiles * warps_m, classes(tiles, warps_m, warps_k)
-    text = f"""
-        .reg .f32 rscale<{count}>, rbias<{count}>;
-        {{
+    text = """{
         .reg .b32 t, row;
         .reg .b64 from;
         .reg .pred here;"""
@@ -148,14 +146,11 @@ REGISTERS = """
 
 
 @gluon.constexpr_function
-def combine(j, e, tiles, warps_m, warps_k, kind, bias, split):
-    """Adds the warps' sums of the thread's element e, and finishes it, or adds it to the workspace (split).
-
-    $1 row tile, $2 tokens, $3 out_features, $4 y, $5 workspace.
-    """
+def warp_sum(j, e, tiles, warps_m, warps_k, base):
+    """`sum` of `token` (of these eight) and `row` (of the tile) over the warps: the thread's element e, `here` where there is one."""
     rows = 16 * tiles * warps_m
     stride = rows + SUM_PADDING
-    text = f"""{{{REGISTERS}{place(e * 32 * warps_m * warps_k, rows)}
+    text = f"""{REGISTERS}{place(e * 32 * warps_m * warps_k, rows)}
         setp.lt.u32 here, token, 8;
         mad.lo.u32 v, token, {stride}, row;
         shl.b32 v, v, 2;
@@ -163,11 +158,20 @@ def combine(j, e, tiles, warps_m, warps_k, kind, bias, split):
         add.u32 v, v, t;
         mov.b32 sum, 0;"""
     for k in range(warps_k):
-        offset = HEADER + ((j % 2) * warps_k + k) * 8 * stride * 4
+        offset = base + ((j % 2) * warps_k + k) * 8 * stride * 4
         text += f"\nmov.b32 t, 0;\n@here ld.shared.b32 t, [v+{offset}];\nadd.u32 sum, sum, t;"
-    text += f"""
+    return text
+
+
+@gluon.constexpr_function
+def combine(j, e, tiles, warps_m, warps_k, kind, bias, split, base):
+    """Adds the warps' sums of the thread's element e, and finishes it, or adds it to the workspace (split).
+
+    $1 row tile, $2 tokens, $3 out_features, $4 y, $5 workspace.
+    """
+    text = "{" + warp_sum(j, e, tiles, warps_m, warps_k, base) + f"""
         add.u32 token, token, {8 * j};
-        mad.lo.u32 row, $1, {rows}, row;
+        mad.lo.u32 row, $1, {16 * tiles * warps_m}, row;
         setp.lt.and.u32 here, token, $2, here;
         setp.lt.and.u32 here, row, $3, here;
         mad.lo.u32 at, token, $3, row;"""
@@ -182,13 +186,13 @@ def combine(j, e, tiles, warps_m, warps_k, kind, bias, split):
 def arrive(splits):
     """This program's sums are in the workspace. Returns $3 to the last of a row tile's `splits`, 0 to the others.
 
-    $1 counters, $2 row tile, $3 any number. The counter is zero again behind the last.
+    $1 counters, $2 row tile, $3 any number. The counter is zero again behind the last. One thread releases what all have added before the
+    barrier, and acquires for all behind the next one; a fence of every thread would be one more wait for memory each.
     """
     return f"""{{
         .reg .b32 t, old, zero;
         .reg .b64 at;
         .reg .pred first, last;
-        fence.acq_rel.gpu;
         bar.sync 0;
         mov.u32 t, %tid.x;
         setp.eq.u32 first, t, 0;
@@ -202,7 +206,6 @@ def arrive(splits):
         @last st.relaxed.gpu.global.b32 [at], zero;
         bar.sync 0;
         ld.shared.b32 old, [t+{FLAG}];
-        fence.acq_rel.gpu;
         setp.eq.u32 last, old, {splits - 1};
         selp.b32 $0, $3, 0, last;
     }}"""

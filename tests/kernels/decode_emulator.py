@@ -14,7 +14,7 @@ import numpy as np
 from tests.kernels.ptx_emulator import bf16_bits, f16_bits, signed, split_operands, statements
 
 Array = np.ndarray[Any, Any]
-SKIPPED = ("bar.sync", "fence", "griddepcontrol", "ret")
+SKIPPED = ("bar.sync", "barrier.cluster", "fence", "griddepcontrol", "ret")
 COMPARE = {"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
 WIDTH = {"b16": 2, "b32": 4, "u32": 4, "s32": 4, "f32": 4, "b64": 8}
 
@@ -28,10 +28,12 @@ def raw(values: Array) -> Array:
 
 
 class Program:
-    """memory: shared memory of this program from 0 on, global memory behind it, bytes."""
+    """memory: shared memory of this program from 0 on, global memory behind it, bytes. cluster: the shared memory of every program of its
+    cluster as it was at the barrier before, and rank: which of them this one is."""
 
-    def __init__(self, memory: Array, threads: int) -> None:
-        self.memory, self.threads = memory, threads
+    def __init__(self, memory: Array, threads: int, rank: int = 0) -> None:
+        self.memory, self.threads, self.rank = memory, threads, rank
+        self.cluster: list[Array] = []
         self.registers: dict[str, Array] = {}
         self.groups: list[list[tuple[Array, Array, Array]]] = [[]]
 
@@ -62,6 +64,8 @@ class Program:
     def value(self, name: str) -> Array:
         if name == "%tid.x":
             return np.arange(self.threads, dtype=np.uint64)
+        if name == "%cluster_ctarank":
+            return np.full(self.threads, self.rank, np.uint64)
         if name == "global_smem":
             return np.zeros(self.threads, np.uint64)
         if re.fullmatch(r"-?\d+|0x[0-9A-Fa-f]+|0f[0-9A-F]{8}", name):
@@ -102,6 +106,7 @@ class Program:
             "mov": lambda: a[0], "shr": lambda: a[0] >> a[1], "shl": lambda: a[0] << a[1], "and": lambda: a[0] & a[1],
             "add": lambda: a[0] + a[1], "sub": lambda: a[0] - a[1], "min": lambda: np.minimum(a[0], a[1]), "mul": lambda: a[0] * a[1],
             "max": lambda: np.maximum(a[0], a[1]), "mad": lambda: a[0] * a[1] + a[2],
+            "mapa": lambda: a[0] | a[1] << np.uint64(24),
             "selp": lambda: np.where(a[2].astype(bool), a[0], a[1]),
         }[name]()
         wide = last in ("b64", "s64", "u64") or "wide" in kind or last == "pred"
@@ -146,6 +151,10 @@ class Program:
     def _load(self, kind: list[str], operands: list[str], guard: Array) -> None:
         names, size = operands[0].strip("{}").replace(" ", "").split(","), WIDTH[kind[-1]]
         at = np.where(guard, self._address(operands[1]), 0)
+        if kind[1] == "shared::cluster":
+            found = [int.from_bytes(self.cluster[one >> 24][one & 0xFFFFFF :][:size].tobytes(), "little") for one in at]
+            self._set(names[0], np.array(found, np.uint64), guard)
+            return
         assert not len(names) > 1 or (at % (size * len(names)) == 0).all(), "misaligned"
         for index, name in enumerate(names):
             self._set(name, self._read(at + size * index, size), guard)

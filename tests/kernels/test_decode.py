@@ -15,12 +15,16 @@ from kernels.inputs import GemmInputs, LayerInputs, make_inputs
 from kernels.judge import judge, poison
 from kernels.problem import DENSE, Problem, Sparsity
 from kernels.ternary_gemm.decode import GEMM, LAYER, bind, compile_units, decode_weight, fuses, unavailable
-from kernels.ternary_gemm.decode_config import DecodeConfig, default_config, is_sparse, plan, registers, reject, space
+from kernels.ternary_gemm.decode_config import DecodeConfig, is_sparse, plan, registers, reject
+from kernels.ternary_gemm.decode_estimate import default_config, space
 
 H200, A100 = by_name("h200"), by_name("a100")
 TWO_FOUR, SIX_EIGHT = Sparsity(2, 4), Sparsity(6, 8)
 CONFIGS = (DecodeConfig(4, 4, 2, 4), DecodeConfig(4, 1, 8, 3), DecodeConfig(1, 1, 8, 4), DecodeConfig(2, 2, 4, 3, 2),
-           DecodeConfig(4, 2, 4, 3, 3, 32), DecodeConfig(1, 1, 16, 2, 1, 32), DecodeConfig(4, 8, 1, 3, 1, 64))
+           DecodeConfig(4, 2, 4, 3, 3, 32), DecodeConfig(1, 1, 16, 2, 1, 32), DecodeConfig(4, 8, 1, 3, 1, 64),
+           DecodeConfig(1, 1, 4, 4, group=16), DecodeConfig(2, 2, 4, 3, 2, group=8), DecodeConfig(4, 1, 4, 3, rounds=3),
+           DecodeConfig(4, 1, 2, 4, rounds=2, group=16), DecodeConfig(4, 2, 4, 3, 2, clustered=True),
+           DecodeConfig(2, 1, 4, 4, 4, 32, group=16, clustered=True), DecodeConfig(1, 4, 2, 3, 8, clustered=True))
 SHAPES = ((1, 1152, 896), (7, 130, 64), (9, 7, 128), (16, 2048, 2048), (33, 384, 776), (63, 136, 320), (64, 896, 4864), (1, 520, 12000),
           (0, 64, 128), (5, 200, 2504))
 
@@ -33,6 +37,8 @@ COMPILED = [
     (problem(57344, 8192, 1), CONFIGS[0], "h200"), (problem(57344, 8192, 1), CONFIGS[0], "a100"),
     (problem(8192, 28672, 64), DecodeConfig(4, 4, 2, 3, 2), "h200"),
     (problem(8192, 8192, 64, DENSE, bias=True), DecodeConfig(2, 4, 2, 3), "a100"),
+    (problem(57344, 8192, 16), DecodeConfig(4, 1, 8, 3, 1, 144, rounds=7), "h200"),
+    (problem(8192, 28672, 64), DecodeConfig(4, 2, 4, 3, 4, 96, 32, clustered=True), "h200"),
     (problem(2560, 2560, 4, op="layer", dtype="fp16"), CONFIGS[3], "a100"),
     (problem(2560, 2560, 4, SIX_EIGHT, op="layer", dtype="fp32"), CONFIGS[2], "b200"),
 ]
@@ -69,6 +75,11 @@ def test_the_space_is_refused_with_reasons() -> None:
     assert "shares" in str(reject(problem(8192, 256, 1), H200, DecodeConfig(1, 1, 1, 1, 8)))
     assert "warps" in str(reject(problem(8192, 256, 1), H200, DecodeConfig(1, 1, 8, 1)))
     assert "padding" in str(reject(problem(64, 8192, 1), H200, DecodeConfig(4, 4, 2, 2)))
+    assert "one group" in str(reject(problem(8192, 8192, 16), H200, DecodeConfig(1, 1, 4, 2, group=16)))
+    assert "clusters" in str(reject(case, A100, DecodeConfig(2, 1, 4, 2, 4, clustered=True)))
+    assert "clusters" in str(reject(case, H200, DecodeConfig(2, 1, 4, 2, 3, clustered=True)))
+    assert "at once" in str(reject(case, H200, DecodeConfig(4, 1, 4, 2, rounds=2)))
+    assert "evenly" in str(reject(problem(8192, 2560, 1), H200, DecodeConfig(4, 1, 8, 2, rounds=2)))
     assert "estimated" in str(space.reject(problem(57344, 8192, 1), H200, DecodeConfig(1, 1, 4, 1)))
     assert 3 <= len(list(space.allowed(problem(57344, 8192, 1), H200))) <= 40
     assert "64 tokens" in str(unavailable(problem(64, 64, 65), H200))
@@ -82,7 +93,10 @@ def test_a_plan_covers_all_of_in_features_within_its_budget(config: DecodeConfig
     for rows, width in ((2560, 2048), (8192, 28672), (130, 64)):
         found = plan(rows, width, tokens, config)
         assert found.row_tiles * config.rows >= rows
-        assert found.splits * found.share * 128 >= width > (found.splits - 1) * found.share * 128
+        assert found.splits * found.share * 128 >= width
+        assert config.clustered or width > (found.splits - 1) * found.share * 128
+        assert found.groups * found.group >= tokens > (found.groups - 1) * found.group
+        assert found.group <= config.group
         assert found.chunks * found.steps * config.warps_k >= found.share
         assert found.pending < found.steps
         assert found.pending < config.depth
@@ -101,6 +115,8 @@ def test_weights_and_inputs_that_do_not_fit_are_refused() -> None:
     for tokens, bias, dtype in ((65, None, torch.bfloat16), (1, torch.ones(63), torch.bfloat16), (1, None, torch.int8)):
         with pytest.raises(ShapeError):
             bind(tokens, weight, bias, dtype, CONFIGS[0])
+    with pytest.raises(ShapeError, match="rounds"):
+        bind(1, weight, None, torch.bfloat16, DecodeConfig(2, 1, 4, 2, rounds=2))
     with pytest.raises(ShapeError, match="CUDA"):
         bind(1, weight, None, torch.bfloat16, CONFIGS[0])
     case = problem(64, 64, 3)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +13,12 @@ import torch
 
 from kernels.problem import DENSE, Sparsity
 from kernels.ternary_gemm.decode import KINDS, decode_weight
-from kernels.ternary_gemm.decode_config import DecodeConfig, plan, tokens_at_once
-from kernels.ternary_gemm.decode_kernel import early
-from kernels.ternary_gemm.decode_ptx import HEADER, aim, arrived, close, copy_columns, copy_in, declare, preload, prime, ring_bytes, step
+from kernels.ternary_gemm.decode_cluster import gather, keep, rank, turns
+from kernels.ternary_gemm.decode_config import DecodeConfig, breaks_rounds, plan, tokens_at_once
+from kernels.ternary_gemm.decode_kernel import early, places
+from kernels.ternary_gemm.decode_ptx import HEADER, aim, arrived, clear, close, copy_columns, copy_in, declare, preload, prime, step
 from kernels.ternary_gemm.decode_quantize import absmax, publish, quantize, scales, turn_columns
-from kernels.ternary_gemm.decode_sums import arrive, bring_scales, collect, combine, elements, row_constants, spill
+from kernels.ternary_gemm.decode_sums import arrive, bring_scales, classes, collect, combine, elements, row_constants, spill
 from reference.linear import accumulate, linear
 from reference.quantize import quantize_activation
 from tests.kernels.decode_emulator import Program
@@ -49,7 +52,7 @@ class Launch:
         self.x_at, self.xs_at = self.add(self.x if fused else padded), self.add(self.x_scale)
         self.w_at, self.rs_at, self.bias_at = self.add(self.weight.blocks), self.add(self.weight.row_scale), self.add(self.bias)
         self.y_at, self.sums_at = self.add(self.out), self.add(torch.zeros(tokens, rows, dtype=torch.int32))
-        self.counter_at = self.add(torch.zeros(self.plan.row_tiles, dtype=torch.int32))
+        self.counter_at = self.add(torch.zeros(self.plan.row_tiles * self.plan.groups, dtype=torch.int32))
         self.memory = np.concatenate(self.parts)
 
     def add(self, tensor: torch.Tensor) -> int:
@@ -60,85 +63,122 @@ class Launch:
 
     def run(self, order: Iterable[tuple[int, int]] | None = None) -> torch.Tensor:
         """All programs; y."""
-        for row_tile, share in order or itertools.product(range(self.plan.row_tiles), range(self.plan.splits)):
-            self.memory[: self.shared] = 0xAB
-            self.memory[:HEADER] = 0
-            self.program(row_tile, share)
+        across, shares = self.plan.grid
+        for place, share in order or itertools.product(range(across), range(shares)):
+            if self.config.clustered:
+                self.cluster(place)
+            else:
+                self.memory[: self.shared] = 0xAB
+                self.program(Program(self.memory, 32 * self.config.warps), place, share)
         size = self.out.numel() * self.out.element_size()
         assert (self.memory[self.y_at + size : self.y_at + size + 256] == 0xCD).all(), "something was written behind the output"
         sums = self.memory[self.sums_at : self.sums_at + 4 * self.tokens * self.rows]
         assert not sums.any(), "the workspace is not zero again"
-        assert not self.memory[self.counter_at : self.counter_at + 4 * self.plan.row_tiles].any()
+        assert not self.memory[self.counter_at : self.counter_at + 4 * self.plan.row_tiles * self.plan.groups].any()
         return torch.from_numpy(self.memory[self.y_at : self.y_at + size].copy()).view(self.out.dtype).view(self.tokens, self.rows)
 
-    def program(self, row_tile: int, share: int) -> None:
-        c, found = self.config, self.plan
-        threads, tokens8, sparse = 32 * c.warps, -(-self.tokens // 8), self.weight.sparse
-        machine = Program(self.memory, threads)
+    def cluster(self, place: int) -> None:
+        """Every program of a cluster to where they meet, then every one on from there."""
+        c, machines = self.config, [Program(self.memory, 32 * self.config.warps, member) for member in range(self.plan.cluster)]
+        left: list[np.ndarray[Any, Any]] = []
+        for machine in machines:
+            self.memory[: self.shared] = 0xAB
+            self.program(machine, place, machine.run(rank(), [0]))
+            left.append(self.memory[: self.shared].copy())
+        for machine in machines:
+            self.memory[: self.shared] = left[machine.rank]
+            machine.cluster = left
+            row_tile, token, tokens = self.part(place)
+            tokens8 = -(-self.plan.group // 8)
+            _, at = places(c.tiles, tokens8, c.warps_m, c.warps_k, c.depth, c.rounds)
+            for i in range(turns(c.splits, c.tiles, c.warps_m, c.warps_k, 1 if self.plan.group == 1 else 8 * tokens8)):
+                machine.run(gather(i, c.splits, c.tiles, tokens8, c.warps_m, c.warps_k, self.kind, True, at),
+                            [row_tile, tokens, self.rows, self.y_at + token * self.rows * self.out.element_size(), machine.rank])
+
+    def part(self, place: int) -> tuple[int, int, int]:
+        """First row tile, first token and tokens of a program at that place of the grid."""
+        token = place % self.plan.groups * self.plan.group
+        return place // self.plan.groups * self.plan.rounds, token, min(self.plan.group, self.tokens - token)
+
+    def program(self, machine: Program, place: int, share: int) -> None:
+        self.memory[:HEADER] = 0
+        c, found, threads = self.config, self.plan, machine.threads
+        tokens8, sparse = -(-found.group // 8), self.weight.sparse
+        row_tile, token, tokens = self.part(place)
+        rounds = min(found.rounds, found.row_tiles - row_tile)
         row_blocks, blocks = self.weight.blocks.shape[:2]
         first = share * found.share
         end = min(first + found.share, blocks)
-        base, at_once = HEADER + ring_bytes(c.tiles, c.warps, c.depth), 1 if self.tokens == 1 else c.warps
-        copied = tokens_at_once(self.tokens, c)
+        base, at = places(c.tiles, tokens8, c.warps_m, c.warps_k, c.depth, c.rounds)
+        copied, at_once = tokens_at_once(found.group, c), 1 if found.group == 1 else c.warps
         columns = found.steps * c.warps_k * 128
         row_bytes, limit = columns + 16, min(end * 128, -(-self.width // 16) * 16)
-        machine.run(declare(c.tiles, tokens8), [0])
-        machine.run(prime(c.tiles, tokens8, c.depth, c.warps_m, c.warps_k), [self.w_at, row_tile, row_blocks, blocks, first, end])
+        x_at = self.x_at + token * self.stride * (self.x.element_size() if self.fused else 1)
+        machine.run(declare(c.tiles, tokens8, classes(c.tiles, c.warps_m, c.warps_k)), [0])
+        machine.run(prime(c.tiles, c.depth, c.warps_m, c.warps_k),
+                    [self.w_at, row_tile, row_blocks, blocks, first, end + (rounds - 1) * found.share])
         machine.run(preload(0, early(c.depth), c.tiles, c.warps_k), [0])
-        if self.kind != "s32":
-            machine.run(row_constants(c.tiles, c.warps_m, c.warps_k, True), [row_tile, self.rows, self.rs_at, self.bias_at])
 
         def copy(buffer: int, chunk: int) -> None:
             start, turn = first * 128 + chunk * columns, copy_columns(UNROLL, threads, copied)
             wanted = min(columns, limit - start)
-            for r, piece in itertools.product(range(-(-self.tokens // copied)), range(-(-wanted // turn))):
-                machine.run(copy_in(UNROLL, threads, copied, base),
-                            [self.x_at, self.stride, self.tokens, r, piece, buffer, row_bytes, start, wanted])
+            for r, piece in itertools.product(range(-(-tokens // copied)), range(-(-wanted // turn))):
+                machine.run(copy_in(UNROLL, threads, copied, base), [x_at, self.stride, tokens, r, piece, buffer, row_bytes, start, wanted])
 
         if self.fused:
             machine.run(preload(early(c.depth), c.depth, c.tiles, c.warps_k), [0])
-            self.quantize(machine, threads, at_once, base, row_bytes, first * 128, limit, columns)
+            self.quantize(machine, x_at, tokens, at_once, base, row_bytes, first * 128, limit, columns)
         else:
             copy(0, 0)
             machine.run(close(), [0])
             machine.run(preload(early(c.depth), c.depth, c.tiles, c.warps_k), [0])
-            machine.run(bring_scales(), [self.xs_at, self.tokens])
+            machine.run(bring_scales(), [self.xs_at + 4 * token, tokens])
             machine.run(arrived(c.depth - early(c.depth)), [0])
-        for chunk in range(found.chunks):
-            buffer = (chunk & 1) * self.tokens * row_bytes
-            if chunk > 0:
-                machine.run(arrived(found.pending), [0])
-            if chunk + 1 < found.chunks:
-                copy(self.tokens * row_bytes - buffer, chunk + 1)
-            machine.run(aim(tokens8, c.warps_m, base), [self.tokens, row_bytes, buffer])
-            for _ in range(found.steps):
-                machine.run(step(c.tiles, tokens8, c.depth, c.warps_k, sparse), [0])
-        self.finish(machine, row_tile, threads, tokens8, at_once)
+        for turn in range(rounds):
+            if self.kind != "s32":
+                machine.run(row_constants(c.tiles, c.warps_m, c.warps_k, True), [row_tile + turn, self.rows, self.rs_at, self.bias_at])
+            machine.run(clear(c.tiles, tokens8), [0])
+            for chunk in range(found.chunks):
+                buffer = (chunk & 1) * tokens * row_bytes
+                if chunk > 0:
+                    machine.run(arrived(found.pending), [0])
+                if chunk + 1 < found.chunks:
+                    copy(tokens * row_bytes - buffer, chunk + 1)
+                machine.run(aim(tokens8, c.warps_m, base), [tokens, row_bytes, buffer])
+                for _ in range(found.steps):
+                    machine.run(step(c.tiles, tokens8, c.depth, c.warps_k, sparse), [0])
+            self.finish(machine, place, row_tile + turn, tokens8, at)
 
-    def quantize(
-        self, machine: Program, threads: int, at_once: int, base: int, row_bytes: int, first: int, limit: int, columns: int
-    ) -> None:
-        pieces, turns, kind = min(4, -(-self.width * at_once // (8 * threads))), range(-(-self.tokens // at_once)), self.fused
+    def quantize(self, machine: Program, x_at: int, tokens: int, at_once: int, base: int, row_bytes: int, first: int, limit: int,
+                 columns: int) -> None:
+        threads = machine.threads
+        pieces, turns, kind = min(4, -(-self.width * at_once // (8 * threads))), range(-(-tokens // at_once)), self.fused
         turn = turn_columns(pieces, threads, at_once)
         for r in turns:
             for piece in range(-(-self.width // turn)):
-                machine.run(absmax(pieces, threads, at_once, kind), [self.x_at, self.stride, self.tokens, r, piece, self.width])
-            machine.run(publish(threads, at_once), [self.tokens, r])
-        machine.run(scales(), [self.tokens])
+                machine.run(absmax(pieces, threads, at_once, kind), [x_at, self.stride, tokens, r, piece, self.width])
+            machine.run(publish(threads, at_once), [tokens, r])
+        machine.run(scales(), [tokens])
         for r, piece in itertools.product(turns, range(-(-columns // turn))):
             machine.run(quantize(pieces, threads, at_once, kind, base),
-                        [self.x_at, self.stride, self.tokens, r, piece, row_bytes, first, limit, columns])
+                        [x_at, self.stride, tokens, r, piece, row_bytes, first, limit, columns])
 
-    def finish(self, machine: Program, row_tile: int, threads: int, tokens8: int, together: int) -> None:
-        c, splits = self.config, self.plan.splits
-        outputs = [row_tile, self.tokens, self.rows, self.y_at, self.sums_at]
+    def finish(self, machine: Program, place: int, row_tile: int, tokens8: int, at: int) -> None:
+        c, splits, threads = self.config, self.plan.splits, machine.threads
+        _, token, tokens = self.part(place)
+        y_at, sums_at = self.y_at + token * self.rows * self.out.element_size(), self.sums_at + 4 * token * self.rows
+        outputs = [row_tile, tokens, self.rows, y_at, sums_at]
         for j in range(tokens8):
-            machine.run(spill(j, c.tiles, tokens8, c.warps_m, c.warps_k), [0])
-            for e in range(-(-(1 if together == 1 else 8) * c.rows // threads)):
-                machine.run(combine(j, e, c.tiles, c.warps_m, c.warps_k, self.kind, True, splits > 1), outputs)
-        if splits > 1:
-            count = machine.run(arrive(splits), [self.counter_at, row_tile, self.tokens * c.rows])
-            turn = elements(c.rows, 1 if self.tokens == 1 else 8 * tokens8, threads)
+            machine.run(spill(j, c.tiles, tokens8, c.warps_m, c.warps_k, at), [0])
+            for e in range(-(-(1 if self.plan.group == 1 else 8) * c.rows // threads)):
+                if c.clustered:
+                    machine.run(keep(j, e, c.tiles, tokens8, c.warps_m, c.warps_k, at), [0])
+                else:
+                    machine.run(combine(j, e, c.tiles, c.warps_m, c.warps_k, self.kind, True, splits > 1, at), outputs)
+        if splits > 1 and not c.clustered:
+            counter = self.counter_at + 4 * (place % self.plan.groups) * self.plan.row_tiles
+            count = machine.run(arrive(splits), [counter, row_tile, tokens * c.rows])
+            turn = elements(c.rows, 1 if self.plan.group == 1 else 8 * tokens8, threads)
             for start in range(0, count, turn * threads):
                 machine.run(collect(turn, c.tiles, c.warps_m, c.warps_k, self.kind, True), [*outputs, start])
 
@@ -170,6 +210,13 @@ CASES = [
     (DecodeConfig(1, 1, 4, 4, x_kib=32), TWO_FOUR, 16, 3584, 17),
     (DecodeConfig(4, 1, 4, 2), DENSE, 64, 777, 2),
     (DecodeConfig(2, 2, 2, 2, x_kib=32), DENSE, 64, 512, 59),
+    (DecodeConfig(1, 1, 4, 2, group=16), TWO_FOUR, 40, 900, 41),
+    (DecodeConfig(2, 1, 4, 2, 2, group=8), TWO_FOUR, 40, 900, 19),
+    (DecodeConfig(4, 1, 2, 3, rounds=3), TWO_FOUR, 300, 1024, 1),
+    (DecodeConfig(4, 1, 4, 3, rounds=2, group=16), TWO_FOUR, 130, 1536, 18),
+    (DecodeConfig(4, 1, 4, 2, splits=2, clustered=True), TWO_FOUR, 130, 1500, 1),
+    (DecodeConfig(2, 2, 2, 2, splits=4, clustered=True, group=16), DENSE, 70, 1300, 21),
+    (DecodeConfig(1, 1, 4, 2, splits=8, clustered=True), TWO_FOUR, 20, 2048, 9),
 ]
 
 
@@ -196,6 +243,10 @@ def test_shares_meet_in_any_order_and_leave_zeros(kind: str, order: str) -> None
 
 
 @pytest.mark.parametrize("kind", ["bf16", "f16", "f32"])
-@pytest.mark.parametrize(("tokens", "splits"), [(1, 1), (5, 2)])
-def test_a_layer_quantizes_for_itself(kind: str, tokens: int, splits: int) -> None:
-    assert_right(Launch(DecodeConfig(2, 1, 4, 3, splits=splits), TWO_FOUR, 40, 1096, tokens, kind, kind))
+@pytest.mark.parametrize(("tokens", "changes"), [(1, {}), (5, {"splits": 2}), (11, {"group": 8}), (3, {"splits": 2, "clustered": True}),
+                                                 (1, {"tiles": 4, "rounds": 2, "warps_k": 2})], ids=str)
+def test_a_layer_quantizes_for_itself(kind: str, tokens: int, changes: dict[str, Any]) -> None:
+    config = replace(DecodeConfig(2, 1, 4, 3), **changes)
+    rows, width = (100, 1280) if config.rounds > 1 else (40, 1096)
+    assert breaks_rounds(plan(rows, width, tokens, config), config) is None
+    assert_right(Launch(config, TWO_FOUR, rows, width, tokens, kind, kind))
