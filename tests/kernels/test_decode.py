@@ -11,15 +11,15 @@ import torch
 from autotune.compile import Compiled, compile_unit
 from kernels.errors import NonFiniteError, ShapeError, SparsityError
 from kernels.gpu import by_name
-from kernels.inputs import GemmInputs, LayerInputs, make_inputs
-from kernels.judge import judge, poison
-from kernels.problem import DENSE, Problem, Sparsity
+from kernels.inputs import GemmInputs, Inputs, Kind, LayerInputs, make_inputs
+from kernels.kernel import Outputs, Prepared
+from kernels.problem import DENSE, DType, Op, Problem, Sparsity
 from kernels.ternary_gemm.decode import GEMM, LAYER, bind, compile_units, decode_weight, fuses, unavailable
 from kernels.ternary_gemm.decode_config import DecodeConfig, is_sparse, plan, registers, reject
 from kernels.ternary_gemm.decode_estimate import default_config, space
+from tests.kernels.on_device import SIX_EIGHT, TWO_FOUR, assert_all_right, assert_right, assert_same_bits, problems
 
 H200, A100 = by_name("h200"), by_name("a100")
-TWO_FOUR, SIX_EIGHT = Sparsity(2, 4), Sparsity(6, 8)
 CONFIGS = (DecodeConfig(4, 4, 2, 4), DecodeConfig(4, 1, 8, 3), DecodeConfig(1, 1, 8, 4), DecodeConfig(2, 2, 4, 3, 2),
            DecodeConfig(4, 2, 4, 3, 3, 32), DecodeConfig(1, 1, 16, 2, 1, 32), DecodeConfig(4, 8, 1, 3, 1, 64),
            DecodeConfig(1, 1, 4, 4, group=16), DecodeConfig(2, 2, 4, 3, 2, group=8), DecodeConfig(4, 1, 4, 3, rounds=3),
@@ -140,29 +140,16 @@ def test_a_layer_quantizes_for_itself_where_that_is_cheap() -> None:
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize(("sparsity", "dtype", "op"), [(TWO_FOUR, "int32", "gemm"), (DENSE, "bf16", "gemm"), (SIX_EIGHT, "fp32", "gemm"),
                                                        (TWO_FOUR, "bf16", "layer"), (DENSE, "fp16", "layer")])
-def test_exact_on_the_device(config: DecodeConfig, sparsity: Sparsity, dtype: Any, op: Any) -> None:
-    for tokens, rows, width in SHAPES:
-        case = problem(rows, width, tokens, sparsity, op, dtype=dtype, splits=(rows - rows // 3, rows // 3), bias=dtype != "int32")
-        if reject(case, H200, config):
-            continue
-        inputs = make_inputs(case, "cuda", seed=tokens)
-        kernel = GEMM if op == "gemm" else LAYER
-        prepared = kernel.prepare(case, inputs, config)
-        for _ in range(3):
-            poison(prepared)
-            mismatch = judge(case, inputs, prepared.run(), kernel)
-            assert mismatch is None, f"{case}: {mismatch}"
+def test_exact_on_the_device(config: DecodeConfig, sparsity: Sparsity, dtype: DType, op: Op) -> None:
+    cases = (case for case in problems(SHAPES, (sparsity,), dtype, op) if reject(case, H200, config) is None)
+    assert_all_right(GEMM if op == "gemm" else LAYER, cases, config, launches=3)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["equal", "zero_rows", "ties", "outlier", "tiny"])
-def test_awkward_activations_through_the_layer(kind: Any) -> None:
-    case = problem(520, 2048, 7, op="layer")
-    inputs = make_inputs(case, "cuda", kind=kind)
-    prepared = LAYER.prepare(case, inputs, CONFIGS[3])
+def test_awkward_activations_through_the_layer(kind: Kind) -> None:
+    prepared = assert_right(LAYER, problem(520, 2048, 7, op="layer"), CONFIGS[3], kind=kind)
     assert prepared.notes["launches"] == 1
-    mismatch = judge(case, inputs, prepared.run(), LAYER)
-    assert mismatch is None, str(mismatch)
 
 
 @pytest.mark.gpu
@@ -179,30 +166,27 @@ def test_a_token_that_is_not_finite_gives_nan_and_leaves_the_others() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dependent", [False, True])
-def test_the_same_bits_a_hundred_times_in_a_graph_and_nothing_beside_the_output(dependent: bool) -> None:
-    case = problem(1152, 4864, 13, splits=(896, 128, 128))
-    inputs = make_inputs(case, "cuda")
-    assert isinstance(inputs, GemmInputs)
-    weight = decode_weight(inputs.w_ternary, inputs.w_scale, case.splits, TWO_FOUR)
-    gemm = bind(13, weight, None, torch.bfloat16, CONFIGS[4])
-    if dependent and not gemm.dependent:
-        pytest.skip("no programmatic dependent launch here")
-    guarded = torch.full((13 + 64, 1152), 7.0, dtype=torch.bfloat16, device="cuda")
-    gemm = replace(gemm, out=guarded[32:-32], dependent=dependent)
-    gemm.launch(inputs.x_q, inputs.x_scale)
-    first = gemm.out.clone()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(10):
+def test_the_same_bits_a_hundred_times_in_graphs_and_a_workspace_of_zeros(dependent: bool) -> None:
+    case, gemms = problem(1152, 4864, 13, splits=(896, 128, 128)), []
+
+    def bound(inputs: Inputs) -> list[Prepared]:
+        assert isinstance(inputs, GemmInputs)
+        weight = decode_weight(inputs.w_ternary, inputs.w_scale, case.splits, TWO_FOUR)
+        gemm = bind(case.tokens, weight, None, torch.bfloat16, CONFIGS[4])
+        if dependent and not gemm.dependent:
+            pytest.skip("no programmatic dependent launch here")
+        gemm = replace(gemm, dependent=dependent)
+        gemms.append(gemm)
+
+        def run() -> Outputs:
             gemm.launch(inputs.x_q, inputs.x_scale)
-    for _ in range(10):
-        gemm.out.fill_(float("nan"))
-        graph.replay()
-        assert torch.equal(gemm.out, first)
-    assert guarded[:32].eq(7).all()
-    assert guarded[-32:].eq(7).all()
-    assert not gemm.sums.any()
-    assert not gemm.counters.any()
+            return {"y": gemm.out}
+
+        return [Prepared(run, {"y": gemm.out})]
+
+    assert_same_bits(GEMM, case, bound, times=10, calls_per_graph=10)
+    assert not gemms[0].sums.any()
+    assert not gemms[0].counters.any()
 
 
 @pytest.mark.gpu
