@@ -10,7 +10,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from reports import breakeven, compiled, history, landscape, layers, memory, power, scatter, tables
+from reports import breakeven, compiled, history, landscape, layers, memory, model_step, power, scatter, tables
 from reports.answers import WORK, answers
 from reports.compare import Comparer, Comparison, in_order, sparsities
 from reports.figures import (
@@ -46,7 +46,7 @@ FAMILIES = (
 HEADLINE_OPS = ("gemm", "layer", "step", "prepare", "activation")
 OVER = "the strongest baseline"
 PANELS: tuple[PanelFunction, ...] = (
-    layers.panel, breakeven.panel, power.panel, memory.panel, scatter.panel, landscape.panel, compiled.panel,
+    layers.panel, model_step.panel, breakeven.panel, power.panel, memory.panel, scatter.panel, landscape.panel, compiled.panel,
 )  # fmt: skip
 """The sections that are a module each, in the order of the page; one without data is left out."""
 
