@@ -96,17 +96,18 @@ class Endurance:
         return self._inputs[problem][0]
 
     def record(self) -> None:
-        """Every kernel once in a graph with others, in random order; and the dangerous ones once more, among themselves. The first replay
-        of each graph is judged."""
+        """Every kernel once in a graph with others, in random order; and the dangerous ones once more, among themselves, each twice in a
+        row. The first replay of each graph is judged."""
         for lane in range(LANES):
             members = [bound for bound in self.bound if bound.lane == lane]
-            for some in (members, [bound for bound in members if bound.dangerous]):
+            for some, times in ((members, 1), ([bound for bound in members if bound.dangerous], 2)):
                 self._random.shuffle(some)
                 lengths = cycle(LENGTHS)
                 while some:
-                    count = next(lengths)
-                    self.recordings.append(self._judged(self._recorded(lane, tuple(some[:count]))))
-                    del some[:count]
+                    length = next(lengths)
+                    chain = tuple(bound for bound in some[:length] for _ in range(times))
+                    self.recordings.append(self._judged(self._recorded(lane, chain)))
+                    del some[:length]
 
     def _recorded(self, lane: int, members: tuple[Bound, ...]) -> Recording:
         wrong = torch.zeros(len(members), dtype=torch.int64, device=self._device)

@@ -30,17 +30,19 @@ def problems(
             yield Problem(op, rows, width, tokens, sparsity, (rows - rows // 3, rows // 3), dtype, bias=dtype != "int32")
 
 
-def assert_right(kernel: Kernel, case: Problem, config: Config, launches: int = 1, kind: Kind = "random") -> Prepared:
+def assert_right(
+    kernel: Kernel, case: Problem, config: Config, launches: int = 1, kind: Kind = "random", device: str = "cuda"
+) -> Prepared:
     """Launched that often, poisoned before each launch and judged after it, with nothing written beside any buffer."""
-    memory = GuardedMemory("cuda")
+    memory = GuardedMemory(device)
     with memory.of(f"{kernel} on {case}"):
-        inputs = make_inputs(case, "cuda", case.tokens, kind)
+        inputs = make_inputs(case, device, case.tokens, kind)
         prepared = kernel.prepare(case, inputs, config)
     for _ in range(launches):
         poison(prepared)
         mismatch = judge(case, inputs, prepared.run(), kernel)
         assert mismatch is None, f"{kernel} on {case}, {config}: {mismatch}"
-    assert memory.hits() == []
+    assert memory.hits() == [], str(memory.hits()[0])
     return prepared
 
 
@@ -51,12 +53,13 @@ def assert_all_right(kernel: Kernel, cases: Iterable[Problem], config: Config, l
 
 
 def assert_same_bits(
-    kernel: Kernel, case: Problem, bind: Callable[[Inputs], Sequence[Prepared]], times: int = 100, calls_per_graph: int = 0
+    kernel: Kernel, case: Problem, bind: Callable[[Inputs], Sequence[Prepared]], times: int = 100, calls_per_graph: int = 0,
+    device: str = "cuda",
 ) -> None:
     """All that `bind` gives, launched in turn, write the same bits every time: `times` launches of each, or of a graph of so many calls."""
-    memory = GuardedMemory("cuda")
+    memory = GuardedMemory(device)
     with memory.of(f"{kernel} on {case}"):
-        inputs = make_inputs(case, "cuda")
+        inputs = make_inputs(case, device)
         bound = bind(inputs)
     first = {name: tensor.clone() for name, tensor in bound[0].run().items()}
     mismatch = judge(case, inputs, first, kernel)
@@ -68,7 +71,7 @@ def assert_same_bits(
             outputs = launch()
             for name, right in first.items():
                 assert torch.equal(bits(outputs[name]), bits(right)), f"{name} of {kernel} on {case} in turn {turn}"
-    assert memory.hits() == []
+    assert memory.hits() == [], str(memory.hits()[0])
 
 
 def recorded(run: Callable[[], Outputs], calls: int) -> Callable[[], Outputs]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -12,50 +12,23 @@ import torch
 from autotune.tuned import lookup
 from kernels.catalogue import KERNELS, kernels_for
 from kernels.gpu import Gpu, by_name, detect
-from kernels.inputs import GemmInputs, Inputs
-from kernels.kernel import Kernel, Outputs, Prepared
+from kernels.inputs import GemmInputs
+from kernels.kernel import Kernel, Prepared
 from kernels.problem import Op, Problem, Sparsity
-from kernels.space import Config, NoConfig
+from kernels.space import NoConfig
 from suites.ahead import compilations, compile_ahead
 from suites.case import Case
 from suites.catalogue import Selection, plan
 from tests.kernels.endurance import Endurance, bits, is_dangerous
 from tests.kernels.guarded import GUARD, GuardedMemory
+from tests.kernels.harmful import Harm, before, behind, beside, fake, rarely_wrong, silent, writes_its_input
 
 REPLAYS, ROUNDS = 1000, 10
 MOST_OPERATIONS, MOST_WEIGHTS = 6e10, 40e6
 """What one call of a case in the sample may compute and hold: so that a thousand replays of all take seconds."""
 
 
-def fake(name: str, harm: Callable[[int, GemmInputs, torch.Tensor], None] | None = None) -> Kernel:
-    """A GEMM on any device, right but for what `harm` does after a call, given the number of the call, the inputs and y."""
-
-    def prepare(problem: Problem, inputs: Inputs, config: Config) -> Prepared:
-        assert isinstance(inputs, GemmInputs)
-        y = torch.empty((problem.tokens, problem.out_features), dtype=torch.int32, device=inputs.x_q.device)
-        w, calls = inputs.w_ternary.float().t().contiguous(), 0
-
-        def run() -> Outputs:
-            nonlocal calls
-            calls += 1
-            y.copy_(inputs.x_q.float() @ w)
-            if harm is not None:
-                harm(calls, inputs, y)
-            return {"y": y}
-
-        return Prepared(run, {"y": y})
-
-    return Kernel(name, "gemm", "variant", prepare)
-
-
-def beside(tensor: torch.Tensor, distance: int) -> torch.Tensor:
-    """One byte at that distance behind the end of a tensor (in bytes), or before its start where that is negative."""
-    start = tensor.storage_offset() * tensor.element_size()
-    at = start + (tensor.nbytes + distance if distance >= 0 else distance)
-    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage(), at, (1,), (1,))
-
-
-def company(device: str, harm: Callable[[int, GemmInputs, torch.Tensor], None] | None) -> Endurance:
+def company(device: str, harm: Harm | None) -> Endurance:
     """Six well-behaved kernels and one that is not."""
     endurance = Endurance(device)
     for tokens in (3, 5):
@@ -65,29 +38,6 @@ def company(device: str, harm: Callable[[int, GemmInputs, torch.Tensor], None] |
     endurance.bind(fake("harmful", harm), Problem("gemm", 16, 64, 4, Sparsity(2, 4), dtype="int32"), NoConfig())
     endurance.record()
     return endurance
-
-
-def behind(calls: int, inputs: GemmInputs, y: torch.Tensor) -> None:
-    beside(y, 5).fill_(1)
-
-
-def before(calls: int, inputs: GemmInputs, y: torch.Tensor) -> None:
-    beside(inputs.w_scale, -3).fill_(1)
-
-
-def rarely_wrong(calls: int, inputs: GemmInputs, y: torch.Tensor) -> None:
-    if calls % 4 == 0:
-        y[1, 2] += 1
-
-
-def writes_its_input(calls: int, inputs: GemmInputs, y: torch.Tensor) -> None:
-    if calls == 6:
-        inputs.x_q[0, 0] += 1
-
-
-def silent(calls: int, inputs: GemmInputs, y: torch.Tensor) -> None:
-    if calls > 6:
-        y.fill_(torch.iinfo(torch.int32).min)
 
 
 @pytest.mark.parametrize(("harm", "words"), [
