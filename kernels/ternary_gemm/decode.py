@@ -116,7 +116,8 @@ def _constants(config: DecodeConfig, found: Plan, sparse: bool, bias: bool, dtyp
     return {"TILES": config.tiles, "TOKENS8": max(1, -(-tokens // 8)), "DEPTH": config.depth, "WARPS_M": config.warps_m,
             "WARPS_K": config.warps_k, "ROWS": rows, "GROUPS": found.groups, "ROUNDS": config.rounds,
             "SPLITS": 1 if config.clustered else found.splits, "CLUSTER": found.cluster, "SHARED": found.shared_kib,
-            "PENDING": found.pending if found.chunks > 1 else 0, "SPARSE": sparse, "BIAS": bias, "OUT": KINDS[dtype], "PDL": dependent,
+            "CHUNKED": found.chunks > 1, "PENDING": found.pending if found.chunks > 1 else 0,
+            "SPARSE": sparse, "BIAS": bias, "OUT": KINDS[dtype], "PDL": dependent,
             "FUSED": fused, "PIECES": min(4, -(-in_features * rows // (256 * config.warps))) if fused else 0}
 
 

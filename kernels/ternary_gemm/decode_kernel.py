@@ -122,8 +122,8 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
                 tokens, out_features, in_features, x_stride, row_blocks, blocks, share, chunks, steps, row_tiles, group,
                 TILES: gl.constexpr, TOKENS8: gl.constexpr, DEPTH: gl.constexpr, WARPS_M: gl.constexpr, WARPS_K: gl.constexpr,
                 ROWS: gl.constexpr, GROUPS: gl.constexpr, ROUNDS: gl.constexpr, SPLITS: gl.constexpr, CLUSTER: gl.constexpr,
-                SHARED: gl.constexpr, PENDING: gl.constexpr, SPARSE: gl.constexpr, FUSED: gl.constexpr, BIAS: gl.constexpr,
-                OUT: gl.constexpr, PDL: gl.constexpr, PIECES: gl.constexpr):
+                SHARED: gl.constexpr, CHUNKED: gl.constexpr, PENDING: gl.constexpr, SPARSE: gl.constexpr, FUSED: gl.constexpr,
+                BIAS: gl.constexpr, OUT: gl.constexpr, PDL: gl.constexpr, PIECES: gl.constexpr):
     """y[tokens, out_features]: ROUNDS row tiles and a group of tokens (program 0) from one share of in_features (program 1, or the rank in
     a cluster of CLUSTER programs).
 
@@ -131,8 +131,8 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
     elements apart, quantized here. w: blocks in fragment order, row_blocks × blocks of them. row_scale: float32, w_scale / 64 per row.
     sums: int32 [tokens, out_features] and a counter per row tile and group, zero before and after (SPLITS > 1). share: blocks of a program.
     chunks, steps: of activations, and of every warp in a chunk. group: tokens of each of the GROUPS; the last may be smaller. ROWS: tokens
-    copied (or quantized) at once, 1 for a single one. SHARED: KiB. PENDING: groups of copies that may be on their way when a chunk begins.
-    PIECES: eight activations each, that a thread quantizes at once.
+    copied (or quantized) at once, 1 for a single one. SHARED: KiB. CHUNKED: whether there are several chunks, and PENDING: groups of copies
+    that may be on their way when one begins. PIECES: eight activations each, that a thread quantizes at once.
     """
     THREADS: gl.constexpr = 32 * WARPS_M * WARPS_K
     BASE: gl.constexpr = _place(0, TILES, TOKENS8, WARPS_M, WARPS_K, DEPTH, ROUNDS)
@@ -177,9 +177,24 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
         if OUT != "s32":
             _asm(bring_scales(), "=r,l,r,~{memory}", [(x_scale_ptr + token).to(gl.int64, bitcast=True), tokens])
         _asm(arrived(DEPTH - EARLY), "=r,r,~{memory}", [tokens])
-    if ROUNDS > 1:
-        for turn in range(rounds):
-            if OUT != "s32":
+    if CHUNKED:
+        _asm(clear(TILES, TOKENS8), "=r,r,~{memory}", [tokens])
+        for chunk in range(chunks):
+            buffer = (chunk & 1) * tokens * row_bytes
+            if chunk > 0:
+                _asm(arrived(PENDING), "=r,r,~{memory}", [tokens])
+            if chunk + 1 < chunks:
+                # A part of the next step's group: when the chunk ends, its other steps' groups are younger.
+                start = first * 128 + (chunk + 1) * columns
+                _copy(x, x_stride, tokens, tokens * row_bytes - buffer, row_bytes, start, gl.minimum(columns, limit - start), THREADS, ROWS,
+                      BASE)
+            _asm(aim(TOKENS8, WARPS_M, BASE), "=r,r,r,r,~{memory}", [tokens, row_bytes, buffer])
+            for _ in range(steps):
+                _asm(step(TILES, TOKENS8, DEPTH, WARPS_K, SPARSE), "=r,r,~{memory}", [tokens])
+        _sum([row_tile, tokens, out_features, y, sums], member, TILES, TOKENS8, WARPS_M, WARPS_K, ROWS, SPLITS, CLUSTER, OUT, BIAS, AT)
+    else:
+        for turn in range(rounds if ROUNDS > 1 else 1):
+            if OUT != "s32" and ROUNDS > 1:
                 constants = [row_tile + turn, out_features, row_scale_ptr.to(gl.int64, bitcast=True), bias_ptr.to(gl.int64, bitcast=True)]
                 _asm(row_constants(TILES, WARPS_M, WARPS_K, BIAS), "=r,r,r,l,l,~{memory}", constants)
             _asm(clear(TILES, TOKENS8), "=r,r,~{memory}", [tokens])
@@ -188,28 +203,12 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
                 _asm(step(TILES, TOKENS8, DEPTH, WARPS_K, SPARSE), "=r,r,~{memory}", [tokens])
             _sum([row_tile + turn, tokens, out_features, y, sums], member, TILES, TOKENS8, WARPS_M, WARPS_K, ROWS, SPLITS, CLUSTER, OUT,
                  BIAS, AT)
-    else:
-        _asm(clear(TILES, TOKENS8), "=r,r,~{memory}", [tokens])
-        for chunk in range(chunks):
-            buffer = (chunk & 1) * tokens * row_bytes
-            if FUSED is None:
-                if chunk > 0:
-                    _asm(arrived(PENDING), "=r,r,~{memory}", [tokens])
-                if chunk + 1 < chunks:
-                    # A part of the next step's group: when the chunk ends, its other steps' groups are younger.
-                    start = first * 128 + (chunk + 1) * columns
-                    _copy(x, x_stride, tokens, tokens * row_bytes - buffer, row_bytes, start, gl.minimum(columns, limit - start),
-                          THREADS, ROWS, BASE)
-            _asm(aim(TOKENS8, WARPS_M, BASE), "=r,r,r,r,~{memory}", [tokens, row_bytes, buffer])
-            for _ in range(steps):
-                _asm(step(TILES, TOKENS8, DEPTH, WARPS_K, SPARSE), "=r,r,~{memory}", [tokens])
+    if SPLITS > 1:
         outputs = [row_tile, tokens, out_features, y, sums]
-        _sum(outputs, member, TILES, TOKENS8, WARPS_M, WARPS_K, ROWS, SPLITS, CLUSTER, OUT, BIAS, AT)
-        if SPLITS > 1:
-            TILE: gl.constexpr = 16 * TILES * WARPS_M
-            counter = (counter_ptr + gl.program_id(0) % GROUPS * row_tiles).to(gl.int64, bitcast=True)
-            count = _asm(arrive(SPLITS), "=r,l,r,r,~{memory}", [counter, row_tile, tokens * TILE])
-            TURN: gl.constexpr = elements(TILE, 1 if ROWS == 1 else 8 * TOKENS8, THREADS)
-            for start in range(0, count, TURN * THREADS):
-                operands = outputs + [start]  # noqa: RUF005 (as above)
-                _asm(collect(TURN, TILES, WARPS_M, WARPS_K, OUT, BIAS), "=r,r,r,r,l,l,r,~{memory}", operands)
+        TILE: gl.constexpr = 16 * TILES * WARPS_M
+        counter = (counter_ptr + gl.program_id(0) % GROUPS * row_tiles).to(gl.int64, bitcast=True)
+        count = _asm(arrive(SPLITS), "=r,l,r,r,~{memory}", [counter, row_tile, tokens * TILE])
+        TURN: gl.constexpr = elements(TILE, 1 if ROWS == 1 else 8 * TOKENS8, THREADS)
+        for start in range(0, count, TURN * THREADS):
+            operands = outputs + [start]  # noqa: RUF005 (as above)
+            _asm(collect(TURN, TILES, WARPS_M, WARPS_K, OUT, BIAS), "=r,r,r,r,l,l,r,~{memory}", operands)
