@@ -21,16 +21,26 @@ class Bound:
     share(n) = relative + n · per_term + sqrt(n) · per_root. The roundings of n terms add up like a random walk, of which `SPREAD` = 8
     standard deviations are never met by chance, and what is common to all terms is a share of |sum| (probabilistic error analysis:
     Higham and Mary, doi 10.1137/18M1226312). Up to n = 64 this is not below the worst case. why: where the numbers come from, in a line.
+
+    codes: by how many steps of 1/127 of its row's absmax dY may be rounded too (1/2 to the nearest code, 1 at random). both_ways: the mask
+    is the one that is 2:4 along rows and columns.
     """
 
     why: str
     relative: float = 0.0
     per_term: float = 0.0
     per_root: float = 0.0
+    codes: float = 0.0
+    both_ways: bool = False
 
     def share(self, terms: int) -> float:
         """The factor for a sum of that many products."""
         return self.relative + terms * self.per_term + sqrt(terms) * self.per_root
+
+    def rounding(self, scaled: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """What the codes are allowed in scaled · other: `SPREAD` standard deviations of independent roundings, the worst case at most."""
+        step = self.codes * scaled.abs().amax(1, keepdim=True) / 127
+        return step * torch.minimum(other.abs().sum(0), SPREAD / sqrt(3) * other.square().sum(0).sqrt())
 
 
 BF16 = 2.0**-8
@@ -44,11 +54,14 @@ BOUNDS: Mapping[str, Bound] = {
     "unquantized": Bound("as float, on activations that were never quantized to int8", 2 * BF16, 2**-24),
     "dense-linear": Bound("the GEMMs of x, dY and the master weight as they are; partial sums that a library adds in bf16", BF16, 2**-24),
     "gradient": Bound("as float: dY and the other operand with its scale, each rounded to bf16", 2 * BF16, 2**-24),
+    "transposable": Bound("as gradient, of a weight under a mask that is 2:4 along rows and columns", 2 * BF16, 2**-24, both_ways=True),
+    "int8": Bound("as gradient, dY rounded to one of 255 codes along what is summed over", 2 * BF16, 2**-24, codes=1.0),
+    "int8-transposable": Bound("as int8, under such a mask", 2 * BF16, 2**-24, codes=1.0, both_ways=True),
     "fp8": Bound("sums rounded to bf16 before the scales; fp8 tensor cores keep 14 bits, n times 2^-13 either way", BF16, 0, 2**-12),
 }
-"""What `Kernel.judged` may name. For gradients `exact` means `gradient`, and a step judged by `gradient` has an exact y. In a layer `float`
-means `unquantized` (a bf16 layer takes x as it is) and `fp8` per-token e4m3 activations with every scale; in a gemm `fp8` means
-e4m3(x_q) and accumulators without scales."""
+"""What `Kernel.judged` may name. For gradients `exact` means `gradient`; in a step the bounds from `gradient` to `int8-transposable`
+mean an exact y. In a layer `float` means `unquantized` (a bf16 layer takes x as it is) and `fp8` per-token e4m3 activations with every
+scale; in a gemm `fp8` means e4m3(x_q) and accumulators without scales."""
 
 CANCELLED = 2.0**-22
 """Share of |acc · scales| + |bias| that the float32 epilogue may lose: four roundings of at most 2^-24."""

@@ -18,15 +18,17 @@ from kernels.kernel import Kernel, Outputs, Prepared
 from kernels.problem import Problem
 from reference.compare import EXACT, Mismatch, Tolerance, compare
 from reference.lifting import lift_activation
-from reference.linear import accumulate, input_grad, linear, weight_grad
+from reference.linear import accumulate, input_grad, linear, row_scale, weight_grad
 from reference.quantize import EPSILON, quantize_activation, split_slices, ternary_quantize, ternary_scale
-from reference.sparsity import chunk_rows, nm_mask
+from reference.sparsity import chunk_rows, nm_mask, transposable_mask
 
 FLOAT_SCALE_ULPS = 64.0
 """A variant's w_scale is within 1 ulp; the mean of a float baseline may come from a float32 tree of sums."""
 DOUBT = 2.0**-16
 """Distance of |w · s| from 1/2 within which a baseline with a scale of its own may round the other way."""
 E4M3_MAX = 448.0
+EXACT_FORWARD = ("gradient", "transposable", "int8", "int8-transposable")
+"""Bounds of gradients: a step that is judged by one has an exact y."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def _train(problem: Problem, inputs: TrainInputs, outputs: Outputs, judged: str)
     bound = BOUNDS["gradient" if judged == "exact" else judged]
     types = (DTYPES[problem.dtype], torch.float32)
     if problem.op in ("forward", "step"):
-        yield _forward(problem, outputs, x, x_scale, weight, None, "exact" if judged == "gradient" else judged)
+        yield _forward(problem, outputs, x, x_scale, weight, None, "exact" if judged in EXACT_FORWARD else judged)
     if problem.op in ("input-grad", "step"):
 
         def expect_dx(rows: torch.Tensor) -> tuple[torch.Tensor, Tolerance]:
@@ -202,6 +204,8 @@ def _train(problem: Problem, inputs: TrainInputs, outputs: Outputs, judged: str)
             dx = input_grad(dy, weight.values, weight.scale, splits)
             squares = input_grad(dy.square(), weight.values.square(), weight.scale.double().square(), splits)
             slack = torch.zeros_like(dx) if weight.doubt is None else input_grad(dy.abs(), weight.doubt, weight.scale, splits)
+            if bound.codes:
+                slack = slack + bound.rounding(dy * row_scale(weight.scale, splits, problem.out_features), weight.values)
             return dx, bounded(dx, squares, bound.share(problem.out_features), slack, dx, outputs["dx"].dtype)
 
         yield by_rows("dx", outputs, (problem.tokens, problem.in_features), types, problem.out_features, False, expect_dx)
@@ -212,7 +216,8 @@ def _train(problem: Problem, inputs: TrainInputs, outputs: Outputs, judged: str)
             dy = inputs.dy[:, rows].double()
             dw = weight_grad(dy, wide, x_scale)
             squares = weight_grad(dy.square(), wide.square(), x_scale.double().square())
-            return dw, bounded(dw, squares, bound.share(problem.tokens), torch.zeros_like(dw), dw, outputs["dw"].dtype)
+            slack = bound.rounding((dy * x_scale.double()[:, None]).t(), wide) if bound.codes and problem.tokens else torch.zeros_like(dw)
+            return dw, bounded(dw, squares, bound.share(problem.tokens), slack, dw, outputs["dw"].dtype)
 
         yield by_rows("dw", outputs, (problem.out_features, problem.in_features), types, problem.tokens, False, expect_dw)
 
@@ -221,11 +226,12 @@ def _trained_weight(problem: Problem, inputs: TrainInputs, outputs: Outputs, jud
     """The weight a training op computes with: by the s it returned, which `_prepare` has judged by now, else the reference's."""
     if judged == "dense-linear":
         return _Weight(inputs.w.double(), torch.ones_like(inputs.w_scale))
-    if judged != "float" and "inv_scale" not in outputs:
+    both_ways = BOUNDS[judged].both_ways
+    if judged != "float" and "inv_scale" not in outputs and not both_ways:
         return _Weight(inputs.w_ternary.double(), inputs.w_scale)
-    mask = nm_mask(inputs.w, problem.sparsity.n, problem.sparsity.m)
-    if "inv_scale" in outputs:
-        ternary, _ = ternary_quantize(inputs.w, problem.splits, outputs["inv_scale"])
+    mask = transposable_mask(inputs.w) if both_ways else nm_mask(inputs.w, problem.sparsity.n, problem.sparsity.m)
+    if "inv_scale" in outputs or both_ways:
+        ternary, _ = ternary_quantize(inputs.w, problem.splits, outputs.get("inv_scale"))
         return _Weight((ternary * mask).double(), outputs.get("w_scale", inputs.w_scale))
     doubt = _doubt(inputs.w, mask, problem.splits, inputs.w_scale).double()
     return _Weight(inputs.w_ternary.double(), inputs.w_scale, doubt if doubt.any() else None)

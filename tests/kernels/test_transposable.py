@@ -1,4 +1,5 @@
-"""Masks that are 2:4 both ways: the reference's choice in every block, ties included, in the interpreter and on a GPU."""
+"""Masks that are 2:4 both ways: the reference's choice in every block, ties included, quantized and packed, in the interpreter and on a
+GPU."""
 
 from __future__ import annotations
 
@@ -10,44 +11,98 @@ from autotune.compile import compile_unit as compiled_unit
 from kernels.errors import ShapeError
 from kernels.gpu import by_name
 from kernels.inputs import KINDS, Kind, make_weights
-from kernels.mask_quantize.transposable import compile_unit, launch_transposable
+from kernels.mask_quantize.transposable import compile_unit, launch_transposable, unavailable
+from kernels.mask_quantize.two_pass import PrepareBuffers, TwoPassConfig, allocate_prepare
+from kernels.packed import PackedTernary, unpack
 from kernels.problem import DType, Problem, Sparsity
+from reference.quantize import ternary_quantize
 from reference.sparsity import transposable_mask
+
+HALF = Sparsity(2, 4)
+SMALL = TwoPassConfig(sum_block=1024)
 
 
 def _weight(rows: int, columns: int, kind: Kind, dtype: DType = "bf16", device: str = "cpu") -> torch.Tensor:
-    return make_weights(Problem("prepare", rows, columns, 0, Sparsity(2, 4), dtype=dtype), device, kind=kind).master
+    return make_weights(Problem("prepare", rows, columns, 0, HALF, dtype=dtype), device, kind=kind).master
 
 
-def _check(weight: torch.Tensor) -> None:
-    out = torch.full_like(weight, float("nan"))
-    launch_transposable(weight, out)
-    expected = torch.where(transposable_mask(weight), weight, 0)
-    assert torch.equal(out, expected)
-    launch_transposable(weight, weight)
-    assert torch.equal(weight, expected)
+def _packed(
+    weight: torch.Tensor, splits: tuple[int, ...], sums: torch.Tensor | None = None, config: TwoPassConfig = SMALL
+) -> tuple[torch.Tensor, PrepareBuffers]:
+    buffers = allocate_prepare(*weight.shape, splits, weight.device)
+    buffers.packed.fill_(0xAA)
+    launch_transposable(weight, buffers, config, sums)
+    return unpack(PackedTernary(buffers.packed, buffers.w_scale, splits, weight.shape[1], HALF)), buffers
+
+
+def _check(weight: torch.Tensor, splits: tuple[int, ...] = ()) -> None:
+    """The codes for the scale that was used; and, with a scale below every weight, the mask itself."""
+    parts = splits or (weight.shape[0],)
+    mask = transposable_mask(weight)
+    found, buffers = _packed(weight, parts)
+    ternary, scale = ternary_quantize(weight, parts, buffers.inv_scale)
+    assert torch.equal(found, ternary * mask)
+    torch.testing.assert_close(buffers.w_scale, scale, rtol=2.0**-23, atol=0)
+    found, _ = _packed(weight, parts, torch.zeros(len(parts), dtype=torch.float64, device=weight.device))
+    assert torch.equal(found, torch.where(weight.float().abs() > 5e-6, weight.float().sign(), 0).to(torch.int8) * mask)
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize(("rows", "columns", "kind", "dtype"), [
-    (8, 40, "random", "bf16"), (4, 516, "ties", "fp16"), (4, 4, "equal", "fp32"), (4, 8, "zero_rows", "bf16"),
+@pytest.mark.parametrize(("rows", "columns", "kind", "dtype", "splits"), [
+    (8, 40, "random", "bf16", (2, 6)), (4, 516, "ties", "fp16", ()), (4, 4, "equal", "fp32", ()), (4, 8, "zero_rows", "bf16", (1, 2, 1)),
+    (8, 300, "outlier", "fp32", (4, 4)),
 ])
-def test_interpreted_is_the_reference(rows: int, columns: int, kind: Kind, dtype: DType) -> None:
-    _check(_weight(rows, columns, kind, dtype))
+def test_interpreted_is_the_reference(rows: int, columns: int, kind: Kind, dtype: DType, splits: tuple[int, ...]) -> None:
+    _check(_weight(rows, columns, kind, dtype), splits)
 
 
+@pytest.mark.interpreter
+def test_rows_that_do_not_start_at_words() -> None:
+    _check(_weight(4, 16, "random")[:, 1:13])
+
+
+@pytest.mark.interpreter
+def test_a_split_with_an_infinity_has_no_scale_and_no_weights() -> None:
+    weight = _weight(8, 64, "random")
+    weight[5, 3] = float("inf")
+    found, buffers = _packed(weight, (4, 4))
+    assert torch.isnan(buffers.w_scale).tolist() == [False, True]
+    assert found[:4].any()
+    assert not found[4:].any()
+
+
+@pytest.mark.interpreter
+def test_no_rows() -> None:
+    found, buffers = _packed(torch.zeros(0, 64, dtype=torch.bfloat16), (0,))
+    assert found.shape == (0, 64)
+    assert buffers.w_scale.tolist() == [pytest.approx(1e-5)]
+
+
+@pytest.mark.interpreter
 @pytest.mark.parametrize(("weight", "message"), [
-    (torch.zeros(6, 8), "multiples of 4"), (torch.zeros(8, 6), "multiples of 4"),
-    (torch.zeros(8, 8, dtype=torch.int8), "bf16, fp16 or fp32"),
+    (torch.zeros(6, 8), "multiple of 4"), (torch.zeros(8, 6), "multiple of the group"), (torch.zeros(8, 8, dtype=torch.int8), "fp32"),
 ])
 def test_refused_weights(weight: torch.Tensor, message: str) -> None:
     with pytest.raises(ShapeError, match=message):
-        launch_transposable(weight, weight)
+        launch_transposable(weight, allocate_prepare(*weight.shape, (weight.shape[0],), "cpu"), SMALL)
+
+
+@pytest.mark.interpreter
+def test_buffers_of_another_shape_are_refused() -> None:
+    with pytest.raises(ShapeError, match="do not fit"):
+        launch_transposable(torch.zeros(4, 512), allocate_prepare(4, 256, (4,), "cpu"), SMALL)
+
+
+def test_what_can_have_such_a_mask() -> None:
+    assert unavailable(Problem("step", 8, 8, 1, HALF)) is None
+    assert "multiple of 4" in (unavailable(Problem("step", 6, 8, 1, HALF)) or "")
+    assert "2:4" in (unavailable(Problem("step", 8, 8, 1, Sparsity(6, 8))) or "")
 
 
 @pytest.mark.compile
-def test_compiles_without_spills() -> None:
-    compiled = compiled_unit(compile_unit(torch.bfloat16), by_name("h200"))
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_compiles_without_spills(dtype: torch.dtype) -> None:
+    compiled = compiled_unit(compile_unit(dtype, splits=3), by_name("h200"))
     assert isinstance(compiled, Compiled), compiled
     assert compiled.spills == 0
 
@@ -56,5 +111,5 @@ def test_compiles_without_spills() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 def test_on_a_gpu(kind: Kind, dtype: DType) -> None:
-    for rows, columns in ((4, 4), (1152, 896), (300, 2500)):
-        _check(_weight(rows, columns, kind, dtype, "cuda"))
+    for rows, columns, splits in ((4, 4, ()), (1152, 896, (896, 128, 128)), (300, 2500, (2, 298))):
+        _check(_weight(rows, columns, kind, dtype, "cuda"), splits)
