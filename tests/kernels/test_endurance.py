@@ -183,18 +183,18 @@ def test_a_byte_out_of_bounds_is_caught_and_named_on_the_device() -> None:
 
 @pytest.mark.gpu
 def test_a_thousand_replays_of_all_kernels_in_one_process() -> None:
-    gpu, start = detect() or by_name("h200"), time.perf_counter()
+    gpu, endurance, clock = detect() or by_name("h200"), Endurance("cuda"), time.perf_counter()
+
+    def tell(what: str) -> None:
+        print(f"{time.perf_counter() - clock:5.0f} s: {what}", flush=True)
+
     compile_ahead(compilations(sample(), ours, gpu), gpu, torch.cuda.current_device())
-    endurance, times = Endurance("cuda"), [time.perf_counter()]
+    tell("compiled")
     for kernel, problem in bindings(gpu):
         endurance.bind(kernel, problem, lookup(kernel, problem, gpu)[0])
-    times.append(time.perf_counter())
+    tell(f"{len(endurance.bound)} kernels bound ({sum(bound.dangerous for bound in endurance.bound)} dangerous)")
     endurance.record()
-    times.append(time.perf_counter())
+    tell(f"{len(endurance.recordings)} graphs recorded and judged, {len(endurance.memory)} buffers guarded")
     found = endurance.run(REPLAYS, ROUNDS)
-    times.append(time.perf_counter())
-    parts = ", ".join(f"{name} {end - begin:.0f} s" for name, begin, end in
-                      zip(("compiled in", "bound in", "recorded and judged in", "replayed in"), [start, *times], times, strict=False))
-    print(f"{len(endurance.bound)} kernels ({sum(bound.dangerous for bound in endurance.bound)} dangerous) in {len(endurance.recordings)} "
-          f"graphs, {len(endurance.memory)} guarded buffers, {REPLAYS} replays of each; {parts}")
+    tell(f"{REPLAYS} replays of each")
     assert found == [], "\n".join(found)
