@@ -40,7 +40,7 @@ class Request:
         return (
             f"{spec.model.name}: {spec.blocks} of {spec.model.blocks} blocks, vocabulary {spec.vocabulary:,} of {spec.model.vocabulary:,}, "
             f"{parameters(spec) / 1e6:,.0f} M parameters in {spec.master}, {spec.sparsity}, {spec.tokens:,} tokens a micro-batch in "
-            f"sequences of {spec.context:,}, {' and '.join(map(str, self.accumulations))} micro-batches a step: "
+            f"sequences of {spec.context:,}, micro-batches a step: {', '.join(map(str, self.accumulations))}; variants: "
             f"{', '.join(one.variant for one in self.specs)}"
         )
 
@@ -86,15 +86,14 @@ def requests(args: argparse.Namespace) -> tuple[Request, ...]:
         raise UsageError(f"--device {args.device}: allowed are 0 and up")
     if not 1 <= args.timeout < float("inf"):
         raise UsageError(f"--timeout {args.timeout:g}: allowed are seconds from 1 on")
-    accumulations = parse_tokens(args.accumulation)
-    found = [
-        _request(args, find(model), tokens, sparsity, master, accumulations)
-        for model in dict.fromkeys(args.model) for tokens in parse_tokens(args.tokens) for sparsity in dict.fromkeys(args.sparsity)
-        for master in dict.fromkeys(args.master)
-    ]  # fmt: skip
-    if not found or not accumulations:
+    accumulations, counts = parse_tokens(args.accumulation), parse_tokens(args.tokens)
+    if not accumulations or not counts:
         raise UsageError("--tokens and --accumulation need at least one positive integer each")
-    return tuple(found)
+    return tuple(
+        _request(args, find(model), tokens, sparsity, master, accumulations)
+        for model in dict.fromkeys(args.model) for tokens in counts for sparsity in dict.fromkeys(args.sparsity)
+        for master in dict.fromkeys(args.master)
+    )  # fmt: skip
 
 
 def _request(args: argparse.Namespace, model: Model, tokens: int, sparsity: str, master: Master, accumulations: Sequence[int]) -> Request:

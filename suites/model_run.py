@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,13 +20,14 @@ MOST_STEPS = 64
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """rounds of turns, one of every variant each; turn_seconds: what a turn should last; jobs: children that start at a time."""
+    """rounds of turns, one of every variant each; turn_seconds: what a turn should last."""
 
     rounds: int
     turn_seconds: float
-    jobs: int = 4
 
 
+MOST_JOBS = 6
+"""Children that start at a time, on half of the cores: each compiles, and holds the memory of a step."""
 FULL = ModelPlan(10, 0.3)
 QUICK = ModelPlan(4, 0.15)
 
@@ -75,7 +77,7 @@ class Setting:
 
     def start(self) -> None:
         """Start all children, a few at a time, and check each against its reference."""
-        with ThreadPoolExecutor(self._plan.jobs) as pool:
+        with ThreadPoolExecutor(max(1, min(MOST_JOBS, (os.cpu_count() or 1) // 2))) as pool:
             started = list(pool.map(self._started, self.entries))
         for entry, found in zip(self.entries, started, strict=True):
             if isinstance(found, Failure):

@@ -95,7 +95,7 @@ def measure(args: argparse.Namespace, arguments: tuple[str, ...], gpu: Gpu, want
 
 def table(case: ModelCase) -> list[str]:
     """A case for people: a line per variant, then ours over the compiled baselines."""
-    head = f"{'variant':<30}{'ms/step':>9}{'tokens/s':>10}{'peak GB':>9}{'host ms':>9}  {case.key}"
+    head = f"{'variant':<30}{'ms/step':>9}{'tokens/s':>12}{'peak GB':>9}{'host ms':>9}  {case.key}"
     lines = [head, *(_line(case, result) for result in case.results)]
     for ours in OURS:
         mine = case.result(ours)
@@ -112,7 +112,7 @@ def _line(case: ModelCase, result: ModelResult) -> str:
         return f"{result.variant:<30}{result.status}: {result.stage}: {result.reason}"
     peak = "-" if result.peak_bytes is None else f"{result.peak_bytes / 1e9:.2f}"
     host = sorted(result.host_us)[len(result.host_us) // 2] / 1e3
-    return f"{result.variant:<30}{result.step_us / 1e3:>9.2f}{speed:>10,.0f}{peak:>9}{host:>9.2f}  loss {result.losses[-1]:.4f}"
+    return f"{result.variant:<30}{result.step_us / 1e3:>9.2f}{speed:>12,.0f}{peak:>9}{host:>9.2f}  loss {result.losses[-1]:.4f}"
 
 
 def accept(run: Path, gpu: str, accepted: Path | None) -> int:

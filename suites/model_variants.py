@@ -75,11 +75,8 @@ def deviation(found: Evidence, expected: Evidence) -> dict[str, float]:
     difference of the losses of the first steps as a share of what the reference's moved."""
     worst = {name: _relative(found.probe.get(name, ()), values) for name, values in expected.probe.items() if name != "loss"}
     name = max(worst, key=lambda one: math.inf if math.isnan(worst[one]) else worst[one])
-    moved = max(expected.losses) - min(expected.losses)
-    apart = max((abs(a - b) for a, b in zip(found.losses, expected.losses, strict=True)), default=math.nan)
-    apart = math.nan if any(map(math.isnan, found.losses)) else apart
-    trained = max(0.0, apart - LOSS_BOUND / 10) / moved if moved > 0 else math.nan
-    return {"loss": abs(found.probe["loss"][0] - expected.probe["loss"][0]), f"gradient of {name}": worst[name], "trained": trained}
+    loss = abs(found.probe["loss"][0] - expected.probe["loss"][0])
+    return {"loss": loss, f"gradient of {name}": worst[name], "trained": _trained(found.losses, expected.losses)}
 
 
 def wrong(found: Mapping[str, float]) -> str | None:
@@ -89,6 +86,15 @@ def wrong(found: Mapping[str, float]) -> str | None:
         if not value <= bound:
             return f"{name} is off by {value:.3g}, allowed is {bound:g}"
     return None
+
+
+def _trained(found: Sequence[float], expected: Sequence[float]) -> float:
+    """NaN where a loss is not finite, or where nothing has moved."""
+    moved = max(expected) - min(expected)
+    if len(found) != len(expected) or not all(map(math.isfinite, (*found, *expected))) or not moved:
+        return math.nan
+    apart = max(abs(a - b) for a, b in zip(found, expected, strict=True))
+    return max(0.0, apart - LOSS_BOUND / 10) / moved
 
 
 def _relative(found: Sequence[float], expected: Sequence[float]) -> float:

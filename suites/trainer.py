@@ -104,7 +104,7 @@ class Trainer:
         self.requantize()
         loss = self.loss(0)
         loss.backward()  # type: ignore[no-untyped-call] # torch has no types there
-        found = {"loss": [float(loss)]}
+        found = {"loss": [float(loss.detach())]}
         for index, block in enumerate(self.model.blocks):
             for name in ("qkv", "out", "gate_up", "down"):
                 gradient = block.get_submodule(name).weight.grad
