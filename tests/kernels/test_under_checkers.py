@@ -9,6 +9,7 @@ judged.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 
 import pytest
@@ -21,7 +22,7 @@ from kernels.judge import judge, poison
 from kernels.problem import DENSE, DType, Op, Problem, Sparsity
 from kernels.space import Config
 from kernels.ternary_gemm import sparse_wgmma
-from kernels.ternary_gemm.decode_config import DecodeConfig, reject
+from kernels.ternary_gemm.decode_config import DecodeConfig
 from kernels.ternary_gemm.sparse_mma_config import MmaConfig
 from kernels.ternary_gemm.sparse_wgmma_config import SparseConfig, most_stages, split_refusal
 
@@ -59,7 +60,7 @@ def wgmma(tiles: int, block_t: int, splits: int = 1) -> SparseConfig:
     return SparseConfig(tiles, block_t, most_stages(tiles, block_t, H200.shared_bytes), splits)
 
 
-CASES = (
+CHOSEN = (
     Case("sparse-wgmma", "many-tiles", "gemm", 190, 512, 2304, config=wgmma(1, 64)),
     Case("sparse-wgmma", "tall-tiles", "gemm", 250, 768, 384, config=wgmma(3, 128)),
     Case("sparse-wgmma", "whole-and-parts", "gemm", 300, 256, 1024, config=wgmma(1, 128, 2)),
@@ -72,19 +73,26 @@ CASES = (
     Case("decode", "default", "gemm", 7, 136, 776),
     Case("decode", "shares", "gemm", 13, 264, 2304, config=DecodeConfig(4, 2, 4, 3, 3, 32)),
     Case("decode", "dense", "gemm", 33, 200, 1152, DENSE, DecodeConfig(4, 1, 8, 3)),
+    Case("decode", "clusters", "gemm", 33, 264, 2304, config=DecodeConfig(2, 1, 4, 4, 4, 32, group=16, clustered=True)),
+    Case("decode", "rounds", "gemm", 9, 600, 1152, config=DecodeConfig(1, 1, 4, 3, rounds=3)),
     Case("decode", "quantizes", "layer", 3, 136, 1024, config=DecodeConfig(2, 2, 4, 3, 2)),
     Case("two-pass", "pairs", "prepare", 0, 34, 1032),
     Case("two-pass", "groups-of-eight", "prepare", 0, 34, 1032, SIX_EIGHT),
     Case("activation", "plain", "activation", 7, 0, 1032),
     Case("activation", "lifted", "activation", 7, 0, 1032, SIX_EIGHT),
-    Case("dense-triton", "default", "layer", 63, 136, 320),
-    Case("unpack-dot", "default", "input-grad", 63, 136, 320),
-    Case("int8-wgmma", "default", "input-grad", 63, 136, 320),
-    Case("convert-dot", "default", "weight-grad", 63, 136, 320),
-    Case("exact-triton", "default", "step", 63, 136, 320),
-    Case("exact-sparse", "default", "step", 63, 136, 320),
-    Case("exact-sparse-wide", "default", "step", 63, 136, 320),
 )
+
+
+def others() -> Iterator[Case]:
+    """Every variant of the catalogue that was not chosen, with its default config."""
+    for kernel in KERNELS:
+        if kernel.kind == "variant" and all((case.kernel, case.op) != (kernel.name, kernel.op) for case in CHOSEN):
+            tokens = {"prepare": 0, "activation": 7}.get(kernel.op, 63)
+            case = Case(kernel.name, "default", kernel.op, tokens, 0 if kernel.op == "activation" else 136, 320)
+            yield case if kernel.unavailable(case.problem, H200) is None else replace(case, sparsity=DENSE)
+
+
+CASES = (*CHOSEN, *others())
 
 
 def moved(inputs: Inputs, device: str) -> Inputs:
@@ -115,14 +123,13 @@ def test_the_cases_are_what_they_say() -> None:
         kernel, problem = find(case.kernel, case.op), case.problem
         assert kernel.unavailable(problem, H200) is None, case
         assert problem.refusal is None, case
-        if case.kernel == "decode" and case.config:
-            assert reject(problem, H200, case.config) is None, case
     parts = next(case for case in CASES if case.about == "whole-and-parts")
     assert split_refusal(parts.config, parts.tokens, parts.out_features, parts.in_features, PROCESSORS) is None
     many = next(case for case in CASES if case.about == "many-tiles")
     plan = sparse_wgmma.schedule(many.config, many.tokens, many.out_features, PROCESSORS)
     assert plan.row_tiles * plan.token_tiles >= 3 * PROCESSORS
-    assert {case.kernel for case in CASES} >= {kernel.name for kernel in KERNELS if kernel.kind == "variant" and not kernel.interpreted}
+    variants = {(kernel.name, kernel.op) for kernel in KERNELS if kernel.kind == "variant"}
+    assert {(case.kernel, case.op) for case in CASES} == variants
     assert len({str(case) for case in CASES}) == len(CASES)
 
 
