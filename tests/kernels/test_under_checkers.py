@@ -74,7 +74,7 @@ CHOSEN = (
     Case("decode", "shares", "gemm", 13, 264, 2304, config=DecodeConfig(4, 2, 4, 3, 3, 32)),
     Case("decode", "dense", "gemm", 33, 200, 1152, DENSE, DecodeConfig(4, 1, 8, 3)),
     Case("decode", "clusters", "gemm", 33, 264, 2304, config=DecodeConfig(2, 1, 4, 4, 4, 32, group=16, clustered=True)),
-    Case("decode", "rounds", "gemm", 9, 600, 1152, config=DecodeConfig(1, 1, 4, 3, rounds=3)),
+    Case("decode", "rounds", "gemm", 9, 600, 1024, config=DecodeConfig(4, 1, 4, 3, rounds=3)),
     Case("decode", "quantizes", "layer", 3, 136, 1024, config=DecodeConfig(2, 2, 4, 3, 2)),
     Case("two-pass", "pairs", "prepare", 0, 34, 1032),
     Case("two-pass", "groups-of-eight", "prepare", 0, 34, 1032, SIX_EIGHT),
