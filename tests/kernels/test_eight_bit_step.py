@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from autotune.compile import Compiled, compile_unit
 from kernels.errors import ShapeError
-from kernels.fragments import unpack_dense_fragments, unpack_fragments
 from kernels.gpu import by_name, detect
 from kernels.inputs import Kind, TrainInputs, make_inputs
 from kernels.judge import judge, poison
@@ -18,9 +16,8 @@ from kernels.kernel import Kernel
 from kernels.problem import Problem, Sparsity
 from kernels.space import config_to_dict
 from kernels.sparse_backward.eight_bit_step import MOST_TOKENS, STEPS, EightBitConfig
-from kernels.ternary_gemm import sparse_wgmma
 from kernels.ternary_gemm.dense_config import DenseConfig
-from kernels.ternary_gemm.sparse_wgmma import FragmentWeight
+from tests.kernels.plain_hopper import without_hopper
 
 H200 = by_name("h200")
 HALF = Sparsity(2, 4)
@@ -31,34 +28,18 @@ def step(shape: tuple[int, int, int], splits: tuple[int, ...] = ()) -> Problem:
     return Problem("step", *shape, HALF, splits)
 
 
-def plain_bind(
-    x_q: torch.Tensor, x_scale: torch.Tensor, weight: FragmentWeight, bias: None, dtype: torch.dtype, config: object, processors: int
-) -> SimpleNamespace:
-    """The Hopper GEMM's function of its fragments, in float64."""
-    out = torch.empty((x_q.shape[0], weight.out_features), dtype=dtype)
-
-    def launch() -> None:
-        decode = unpack_fragments if weight.sparse else unpack_dense_fragments
-        ternary = decode(weight.blocks, weight.out_features, weight.columns)
-        scale = 64 * weight.row_scale[: weight.out_features].double()
-        out.copy_((x_q.double() @ ternary.double().t()) * x_scale.double()[:, None] * scale)
-
-    return SimpleNamespace(out=out, launch=launch)
-
-
 def tiny(kernel: Kernel, case: Problem) -> EightBitConfig:
     config: EightBitConfig = kernel.default_config(case, H200)
     return dataclasses.replace(config, weight_grad=DenseConfig(64, 64, 64, 4, 2, unpack="arith"))
 
 
 @pytest.fixture
-def without_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sparse_wgmma, "bind", plain_bind)
-    monkeypatch.setattr(sparse_wgmma, "multiprocessors", lambda device: 132)
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_hopper(monkeypatch)
 
 
 @pytest.mark.interpreter
-@pytest.mark.usefixtures("without_hopper")
+@pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize(("kernel", "shape", "splits", "kind"), [
     (PLAIN, (24, 40, 7), (8, 16), "random"), (PLAIN, (36, 68, 70), (), "outlier"), (PLAIN, (16, 32, 33), (6, 10), "zero_rows"),
     (PLAIN, (8, 32, 5), (), "tiny"), (PLAIN, (8, 32, 0), (), "random"), (BOTH_WAYS, (8, 36, 9), (3, 5), "random"),
@@ -76,7 +57,7 @@ def test_interpreted(kernel: Kernel, shape: tuple[int, int, int], splits: tuple[
 
 
 @pytest.mark.interpreter
-@pytest.mark.usefixtures("without_hopper")
+@pytest.mark.usefixtures("plain")
 def test_stochastic_rounding_is_another_rounding_of_the_same_gradients() -> None:
     case = step((16, 32, 40))
     inputs, config = make_inputs(case), tiny(PLAIN, case)
@@ -91,7 +72,7 @@ def test_stochastic_rounding_is_another_rounding_of_the_same_gradients() -> None
 
 
 @pytest.mark.interpreter
-@pytest.mark.usefixtures("without_hopper")
+@pytest.mark.usefixtures("plain")
 def test_non_finite_gradients_are_seen_where_they_are() -> None:
     case = step((16, 32, 9))
     inputs = make_inputs(case)
