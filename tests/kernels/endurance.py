@@ -113,7 +113,7 @@ class Endurance:
         wrong = torch.zeros(len(members), dtype=torch.int64, device=self._device)
         if self._device != "cuda":
             outputs = called(members)
-            right = copied(outputs)
+            right = room(outputs)
 
             def replay() -> None:
                 called(members)
@@ -125,7 +125,7 @@ class Endurance:
         with self._on(lane):
             graph.capture_begin(capture_error_mode="thread_local")
             outputs = called(members)
-            right = copied(outputs)
+            right = room(outputs)
             count(outputs, right, wrong)
             graph.capture_end()
         return Recording(lane, members, outputs, right, wrong, graph.replay)
@@ -251,9 +251,9 @@ def called(members: Sequence[Bound]) -> tuple[Outputs, ...]:
     return tuple(member.prepared.run() for member in members)
 
 
-def copied(outputs: Sequence[Outputs]) -> tuple[Outputs, ...]:
-    """The same tensors elsewhere."""
-    return tuple({name: tensor.clone() for name, tensor in entry.items()} for entry in outputs)
+def room(outputs: Sequence[Outputs]) -> tuple[Outputs, ...]:
+    """Room for copies of these. Nothing is copied here: a graph would do so in every replay."""
+    return tuple({name: torch.empty_like(tensor) for name, tensor in entry.items()} for entry in outputs)
 
 
 def count(outputs: Sequence[Outputs], right: Sequence[Outputs], wrong: torch.Tensor) -> None:

@@ -11,8 +11,8 @@ from kernels.kernel import Kernel, Outputs, Prepared
 from kernels.problem import Problem
 from kernels.space import Config
 
-Harm = Callable[[int, GemmInputs, torch.Tensor], None]
-"""What a kernel does after a call, given the number of the call, the inputs and y."""
+Harm = Callable[[torch.Tensor, GemmInputs, torch.Tensor], object]
+"""What a kernel does after a call, given the number of the call (on the device: a graph's replays count too), the inputs and y."""
 
 
 def fake(name: str, harm: Harm | None = None) -> Kernel:
@@ -21,11 +21,10 @@ def fake(name: str, harm: Harm | None = None) -> Kernel:
     def prepare(problem: Problem, inputs: Inputs, config: Config) -> Prepared:
         assert isinstance(inputs, GemmInputs)
         y = torch.empty((problem.tokens, problem.out_features), dtype=torch.int32, device=inputs.x_q.device)
-        w, calls = inputs.w_ternary.float().t().contiguous(), 0
+        w, calls = inputs.w_ternary.float().t().contiguous(), torch.zeros((), dtype=torch.int32, device=y.device)
 
         def run() -> Outputs:
-            nonlocal calls
-            calls += 1
+            calls.add_(1)
             y.copy_(inputs.x_q.float() @ w)
             if harm is not None:
                 harm(calls, inputs, y)
@@ -43,29 +42,31 @@ def beside(tensor: torch.Tensor, distance: int) -> torch.Tensor:
     return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(tensor.untyped_storage(), at, (1,), (1,))
 
 
-def behind(calls: int, inputs: GemmInputs, y: torch.Tensor) -> None:
+def behind(calls: torch.Tensor, inputs: GemmInputs, y: torch.Tensor) -> None:
     """Writes the sixth byte behind its output."""
     beside(y, 5).fill_(1)
 
 
-def before(calls: int, inputs: GemmInputs, y: torch.Tensor) -> None:
+def before(calls: torch.Tensor, inputs: GemmInputs, y: torch.Tensor) -> None:
     """Writes the third byte before one of its inputs."""
     beside(inputs.w_scale, -3).fill_(1)
 
 
-def rarely_wrong(calls: int, inputs: GemmInputs, y: torch.Tensor) -> None:
+def rarely_wrong(calls: torch.Tensor, inputs: GemmInputs, y: torch.Tensor) -> None:
     """Is wrong in every fourth call."""
-    if calls % 4 == 0:
-        y[1, 2] += 1
+    y[1, 2] += calls % 4 == 0
 
 
-def writes_its_input(calls: int, inputs: GemmInputs, y: torch.Tensor) -> None:
+def writes_its_input(calls: torch.Tensor, inputs: GemmInputs, y: torch.Tensor) -> None:
     """Writes an input once, in the sixth call."""
-    if calls == 6:
-        inputs.x_q[0, 0] += 1
+    inputs.x_q[0, 0] += calls == 6
 
 
-def silent(calls: int, inputs: GemmInputs, y: torch.Tensor) -> None:
+def silent(calls: torch.Tensor, inputs: GemmInputs, y: torch.Tensor) -> None:
     """Leaves its output as poisoned from the seventh call on."""
-    if calls > 6:
-        y.fill_(torch.iinfo(torch.int32).min)
+    y.masked_fill_(calls > 6, torch.iinfo(torch.int32).min)
+
+
+def zero(calls: torch.Tensor, inputs: GemmInputs, y: torch.Tensor) -> None:
+    """Writes zeros."""
+    y.zero_()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +10,6 @@ import torch
 from autotune.tuned import lookup
 from kernels.catalogue import KERNELS, kernels_for
 from kernels.gpu import Gpu, by_name, detect
-from kernels.inputs import GemmInputs
 from kernels.kernel import Kernel, Prepared
 from kernels.problem import Op, Problem, Sparsity
 from kernels.space import NoConfig
@@ -21,7 +18,7 @@ from suites.case import Case
 from suites.catalogue import Selection, plan
 from tests.kernels.endurance import Endurance, bits, is_dangerous
 from tests.kernels.guarded import GUARD, GuardedMemory
-from tests.kernels.harmful import Harm, before, behind, beside, fake, rarely_wrong, silent, writes_its_input
+from tests.kernels.harmful import Harm, before, behind, beside, fake, rarely_wrong, silent, writes_its_input, zero
 
 REPLAYS, ROUNDS = 1000, 10
 MOST_OPERATIONS, MOST_WEIGHTS = 6e10, 40e6
@@ -40,33 +37,36 @@ def company(device: str, harm: Harm | None) -> Endurance:
     return endurance
 
 
-@pytest.mark.parametrize(("harm", "words"), [
-    (behind, ("1 bytes behind y of harmful (gemm) on gemm 16x64 T=4 2:4 int32, the nearest 5 bytes",)),
-    (before, ("1 bytes before input w_scale of gemm 16x64 T=4 2:4 int32, the nearest 2 bytes",)),
-    (rarely_wrong, ("harmful (gemm) on gemm 16x64", "other bits in 1 replays")),
-    (writes_its_input, ("input x_q of gemm 16x64", "was written")),
-    (silent, ("harmful (gemm) on gemm 16x64", "other bits in 1 replays; now y")),
-])  # fmt: skip
-def test_a_kernel_that_misbehaves_is_caught_and_named(harm: Any, words: Sequence[str]) -> None:
-    found = company("cpu", harm).run(replays=8, rounds=2)
-    assert found
-    assert all(word in found[0] for word in words), found
-    assert not any("fine" in line for line in found if "again" in line)
+HARMFUL = "harmful (gemm) on gemm 16x64 T=4 2:4 int32"
+HARM: tuple[tuple[Harm, str], ...] = (
+    (behind, "1 bytes behind y of harmful (gemm) on gemm 16x64 T=4 2:4 int32, the nearest 5 bytes"),
+    (before, "1 bytes before input w_scale of gemm 16x64 T=4 2:4 int32, the nearest 2 bytes"),
+    (rarely_wrong, f"{HARMFUL} gave other bits in 1 replays"),
+    (writes_its_input, "input x_q of gemm 16x64 T=4 2:4 int32 was written"),
+    (silent, f"{HARMFUL} gave other bits in"),
+)
+
+
+@pytest.mark.parametrize(("harm", "words"), HARM)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_kernel_that_misbehaves_is_caught_and_named(device: str, harm: Harm, words: str) -> None:
+    found = company(device, harm).run(replays=8, rounds=2)
+    assert any(words in line for line in found), found
+    assert all(line.startswith("in round") for line in found[:-1])
+    assert not any("fine" in line for line in found), found
     if harm in (behind, before, silent):
-        assert found[-1] == "again when it runs alone: harmful (gemm) on gemm 16x64 T=4 2:4 int32"
+        assert found[-1] == f"again when it runs alone: {HARMFUL}"
 
 
-def test_kernels_that_behave_are_left_alone() -> None:
-    endurance = company("cpu", None)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_kernels_that_behave_are_left_alone(device: str) -> None:
+    endurance = company(device, None)
     assert endurance.run(replays=8, rounds=2) == []
     assert [len(entry.members) for entry in endurance.recordings] == [1, 2, 1, 1, 2]
     assert {entry.lane for entry in endurance.recordings} == {0, 1}
 
 
 def test_a_first_replay_that_is_wrong_is_told_at_once() -> None:
-    def zero(calls: int, inputs: GemmInputs, y: torch.Tensor) -> None:
-        y.zero_()
-
     with pytest.raises(AssertionError, match=r"harmful .* replayed for the first time"):
         company("cpu", zero)
 
@@ -171,14 +171,6 @@ def test_plain_triton_kernels_stay_inside_their_memory() -> None:
     assert endurance.run(replays=1, rounds=1) == []
     assert len(endurance.bound) >= 8
     assert len(endurance.memory) >= 40
-
-
-@pytest.mark.gpu
-def test_a_byte_out_of_bounds_is_caught_and_named_on_the_device() -> None:
-    assert company("cuda", None).run(replays=8, rounds=2) == []
-    found = company("cuda", behind).run(replays=8, rounds=2)
-    assert "1 bytes behind y of harmful (gemm) on gemm 16x64 T=4 2:4 int32, the nearest 5 bytes" in found[0]
-    assert found[-1] == "again when it runs alone: harmful (gemm) on gemm 16x64 T=4 2:4 int32"
 
 
 @pytest.mark.gpu
