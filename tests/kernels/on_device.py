@@ -13,8 +13,8 @@ from kernels.judge import judge, poison
 from kernels.kernel import Kernel, Outputs, Prepared
 from kernels.problem import DType, Op, Problem, Sparsity
 from kernels.space import Config
-from tests.kernels.endurance import bits
 from tests.kernels.guarded import GuardedMemory
+from tests.kernels.recordings import bits
 
 TWO_FOUR, SIX_EIGHT = Sparsity(2, 4), Sparsity(6, 8)
 AWKWARD = ((1, 130, 64), (7, 1152, 896), (63, 136, 320), (1000, 896, 4864), (129, 7, 128), (20000, 384, 256), (300, 8448, 1024))

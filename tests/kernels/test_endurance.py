@@ -10,15 +10,17 @@ import torch
 from autotune.tuned import lookup
 from kernels.catalogue import KERNELS, kernels_for
 from kernels.gpu import Gpu, by_name, detect
+from kernels.inputs import GemmInputs
 from kernels.kernel import Kernel, Prepared
 from kernels.problem import Op, Problem, Sparsity
 from kernels.space import NoConfig
 from suites.ahead import compilations, compile_ahead
 from suites.case import Case
 from suites.catalogue import Selection, plan
-from tests.kernels.endurance import Endurance, bits, is_dangerous
-from tests.kernels.guarded import GUARD, GuardedMemory
+from tests.kernels.endurance import Endurance, is_dangerous
+from tests.kernels.guarded import GUARD, PATTERN, GuardedMemory
 from tests.kernels.harmful import Harm, before, behind, beside, fake, rarely_wrong, silent, writes_its_input, zero
+from tests.kernels.recordings import bits
 
 REPLAYS, ROUNDS = 1000, 10
 MOST_OPERATIONS, MOST_WEIGHTS = 6e10, 40e6
@@ -69,6 +71,16 @@ def test_kernels_that_behave_are_left_alone(device: str) -> None:
 def test_a_first_replay_that_is_wrong_is_told_at_once() -> None:
     with pytest.raises(AssertionError, match=r"harmful .* replayed for the first time"):
         company("cpu", zero)
+
+
+def test_freed_memory_is_watched(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = torch.full((700,), PATTERN, dtype=torch.uint8)
+    monkeypatch.setattr(Endurance, "_nobodys", lambda endurance: [block])
+
+    def dangling(calls: torch.Tensor, inputs: GemmInputs, y: torch.Tensor) -> None:
+        block[3:5].masked_fill_(calls > 8, 0)
+
+    assert company("cpu", dangling).run(replays=8, rounds=2)[0] == "in round 2 of 2: 700 bytes that nobody owns were written"
 
 
 def test_memory_is_watched_as_long_as_it_lives() -> None:
