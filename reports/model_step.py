@@ -40,14 +40,14 @@ def _case(case: ModelCase) -> Markup:
     said = (f"{case.model}, {case.blocks} of {case.all_blocks} blocks ({case.parameters / 1e6:,.0f} M parameters, {case.master}), "
             f"{case.sparsity}: {case.accumulation} × {case.tokens:,} tokens a step, sequences of {case.context:,}.")  # fmt: skip
     results = sorted(case.results, key=lambda one: one.kind != "variant")
-    head = ("Variant", "ms a step", "Tokens/s", "Peak GB", "bitlinear", "bitlinear-compiled", "Loss")
+    head = ("Variant", "ms a step", "Tokens/s", "Peak GB", *OURS, "Loss")
     return paragraph(said) + table(f"Training step, {case.key}", head, [_row(case, one) for one in results])
 
 
 def _row(case: ModelCase, result: ModelResult) -> list[object]:
     speed = case.tokens_per_second(result)
     if result.step_us is None or speed is None:
-        return [result.variant, f"{result.status}: {result.stage}: {result.reason}", *["–"] * 5]
+        return [result.variant, f"{result.status}: {result.stage}: {result.reason}", *["–"] * (3 + len(OURS))]
     peak = "–" if result.peak_bytes is None else f"{result.peak_bytes / 1e9:.1f}"
     ours = [_over(case, name, result) for name in OURS]
     return [result.variant, f"{result.step_us / 1e3:,.1f}", f"{speed:,.0f}", peak, *ours, f"{result.losses[-1]:.3f}"]
@@ -67,6 +67,6 @@ def _source(records: Sequence[object], cases: Sequence[ModelCase]) -> str:
         f"{head.device.get('name') or head.gpu}, torch {head.versions.get('torch')}, {head.started[:10]}, commit {head.commit[:10]}"
         for head in heads
     )
-    return ("Times are events around whole steps, host work included where the device waits for it. Under bitlinear and "
-            "bitlinear-compiled: how many times faster these are, medians of paired turns with 95 % intervals. "
+    return ("Times are events around whole steps, host work included where the device waits for it. Under our variants' names: "
+            "how many times faster these are, medians of paired turns with 95 % intervals. "
             f"Measured on {where}.")

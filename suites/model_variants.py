@@ -18,7 +18,7 @@ four narrow blocks); another mask or scale, or no quantization at all, differ by
 TRAINED_BOUND = 0.1
 """Share of what the loss has moved over the first steps by which it may differ after them, beside `LOSS_BOUND` / 10."""
 
-Layers = Literal["dense-bf16", "bitlinear", "fakequant-bf16", "fakequant-published"]
+Layers = Literal["dense-bf16", "bitlinear", "bitlinear-traced", "fakequant-bf16", "fakequant-published"]
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,16 @@ class Variant:
         return self.layers == "dense-bf16"
 
 
-_LAYERS: tuple[Layers, ...] = ("dense-bf16", "fakequant-bf16", "fakequant-published", "bitlinear")
-VARIANTS: tuple[Variant, ...] = tuple(
-    Variant(layers + (COMPILED if compiled else ""), "variant" if layers == "bitlinear" else "baseline", layers, compiled)
-    for layers in _LAYERS for compiled in (False, True)
+
+def _of(kind: Literal["variant", "baseline"], layers: Layers, compiled: Sequence[bool] = (False, True)) -> tuple[Variant, ...]:
+    return tuple(Variant(layers + (COMPILED if how else ""), kind, layers, how) for how in compiled)
+
+
+VARIANTS: tuple[Variant, ...] = (
+    *_of("baseline", "dense-bf16"), *_of("baseline", "fakequant-bf16"), *_of("baseline", "fakequant-published"),
+    *_of("variant", "bitlinear"), *_of("variant", "bitlinear-traced", (True,)),
 )  # fmt: skip
-OURS = ("bitlinear", "bitlinear" + COMPILED)
+OURS = tuple(variant.name for variant in VARIANTS if variant.kind == "variant")
 RIVALS = ("fakequant-bf16" + COMPILED, "fakequant-published" + COMPILED, "dense-bf16" + COMPILED)
 """Baselines that the summary compares with."""
 

@@ -130,8 +130,8 @@ def swap(model: Decoder, spec: Spec) -> None:
     splits = {"qkv": (spec.model.q, spec.model.kv, spec.model.kv), "gate_up": (spec.model.intermediate,) * 2}
     if spec.layers == "dense-bf16":
         return
-    if spec.layers == "bitlinear":
-        convert(model, spec.sparsity, splits=splits)
+    if spec.layers in ("bitlinear", "bitlinear-traced"):
+        convert(model, spec.sparsity, splits=splits, traced=spec.layers == "bitlinear-traced")
         return
     for block in model.blocks:
         for name in ("qkv", "out", "gate_up", "down"):

@@ -25,13 +25,15 @@ READ_DIRECTLY = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 def convert(
     model: nn.Module, sparsity: str | Sparsity = "2:4", include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] = LEFT_OUT, splits: Mapping[str, Sequence[int]] | None = None, variants: str | None = None,
+    traced: bool = False,
 ) -> nn.Module:
     """Swap the `nn.Linear` layers of a model, in place, for BitLinear layers on the same parameters; returns the model.
 
     include (None: all) and exclude: patterns (`*`, `?`) over a layer's dotted name, the last part of it, or the class of the layer or of a
     module around it ("q_proj", "*.mlp.*", "LlamaMLP"). splits: by pattern, the output rows per weight scale of fused projections; separate
-    q, k and v stay separate layers. Left out always: embeddings, whatever shares its weight with one, what the model's
-    `get_output_embeddings` names, subclasses of `nn.Linear`, and layers that torch's own attention and encoder modules read directly.
+    q, k and v stay separate layers. variants, traced: as of `BitLinear`. Left out always: embeddings, whatever shares its weight with one,
+    what the model's `get_output_embeddings` names, subclasses of `nn.Linear`, and layers that torch's own attention and encoder modules
+    read directly.
     Raises UsageError where nothing is left, ShapeError that names every layer that does not fit; both before anything is changed.
     """
     parsed = sparsity if isinstance(sparsity, Sparsity) else Sparsity.parse(sparsity)
@@ -43,7 +45,7 @@ def convert(
     for name, layer in found.items():
         try:
             parts = next((rows for pattern, rows in (splits or {}).items() if _matches(pattern, name, ())), None)
-            made[name] = from_linear(layer, parsed, parts, variants, name or type(model).__name__)
+            made[name] = from_linear(layer, parsed, parts, variants, name or type(model).__name__, traced)
         except TerSparseError as error:
             refusals.append(str(error))
     if refusals:

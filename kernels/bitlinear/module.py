@@ -10,6 +10,7 @@ from torch import nn
 
 from kernels.bitlinear import packs
 from kernels.bitlinear.ops import bitlinear, bitlinear_eval, chosen
+from kernels.bitlinear.traced import traced_linear
 from kernels.bitlinear.variants import Choice
 from kernels.errors import NonFiniteError, ShapeError, UsageError
 from kernels.problem import Problem, Sparsity
@@ -53,7 +54,8 @@ class BitLinear(nn.Linear):
     in_features, out_features, bias, device, dtype as in `nn.Linear`; dtype bf16, fp16 or fp32 is that of the master weight, the one that an
     optimizer sees and that `state_dict` holds: files of `nn.Linear` load as they are, and the reverse. sparsity: "dense", "2:4", "6:8" or
     another n:m along in_features. splits: output rows per weight scale, for fused projections. variants: names of kernels joined
-    by "+" (see `Choice`); None lets `choose` choose. label: what errors call the layer.
+    by "+" (see `Choice`); None lets `choose` choose. label: what errors call the layer. traced: torch.compile is
+    shown the rounding of activations in training, so that it fuses it into what stands before the layer (`kernels.bitlinear.traced`).
 
     Gradients pass straight through the roundings, dense in the weight. y has x's type, or autocast's. The weight is packed when it has
     changed since it was packed last: once per optimizer step, however many forward passes follow. Nothing synchronizes; NaN and
@@ -63,13 +65,14 @@ class BitLinear(nn.Linear):
     def __init__(
         self, in_features: int, out_features: int, bias: bool = True, device: Any = None, dtype: torch.dtype | None = None, *,
         sparsity: str | Sparsity = "dense", splits: Sequence[int] | None = None, variants: str | None = None, label: str = "BitLinear",
+        traced: bool = False,
     ) -> None:
         kind = dtype or torch.get_default_dtype()
         if min(in_features, out_features) < 1 or kind not in DTYPES:
             raise ShapeError(f"{label}: {kind} {out_features}x{in_features}; bf16, fp16 or fp32 and positive sizes are needed")
         parsed, parts = read_sparsity(sparsity, in_features, label), read_splits(splits, out_features)
         super().__init__(in_features, out_features, bias, device, dtype)
-        self.splits, self.label = list(parts), label
+        self.splits, self.label, self.traced = list(parts), label, traced
         self.variants = str(Choice.parse(variants)) if variants else ""
         self._sparsity = str(parsed)
 
@@ -95,7 +98,7 @@ class BitLinear(nn.Linear):
         biased = self.bias is not None and self.bias.requires_grad
         arguments = (x, self.weight, self.bias, self._sparsity, self.splits, self.variants)
         if torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad or biased):
-            y: torch.Tensor = bitlinear(*arguments)[0]
+            y: torch.Tensor = traced_linear(*arguments) if self.traced and torch.compiler.is_compiling() else bitlinear(*arguments)[0]
         else:
             y = bitlinear_eval(*arguments)
         return y
@@ -135,14 +138,14 @@ class BitLinear(nn.Linear):
 
 def from_linear(
     linear: nn.Linear, sparsity: str | Sparsity = "dense", splits: Sequence[int] | None = None, variants: str | None = None,
-    label: str = "BitLinear",
+    label: str = "BitLinear", traced: bool = False,
 ) -> BitLinear:
     """A BitLinear on the parameters of `linear` themselves, so that optimizers that hold them go on. Raises as `BitLinear`, and UsageError
     for what is no `nn.Linear`."""
     if not isinstance(linear, nn.Linear):
         raise UsageError(f"{label}: {type(linear).__name__} is no nn.Linear")
     made = BitLinear(linear.in_features, linear.out_features, linear.bias is not None, "meta", linear.weight.dtype,
-                     sparsity=sparsity, splits=splits, variants=variants, label=label)  # fmt: skip
+                     sparsity=sparsity, splits=splits, variants=variants, label=label, traced=traced)  # fmt: skip
     made.weight, made.bias = linear.weight, linear.bias
     made.train(linear.training)
     return made

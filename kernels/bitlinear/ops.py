@@ -29,6 +29,7 @@ from kernels.bitlinear.variants import (
     launch_flag,
 )
 from kernels.errors import UsageError
+from kernels.inputs import DTYPES
 from kernels.packed import PackedTernary
 from kernels.problem import DType, Problem, Sparsity
 from reference.linear import input_grad, linear, weight_grad
@@ -78,29 +79,42 @@ def _forward(x: torch.Tensor, pack: Pack, bias: torch.Tensor | None, problem: Pr
     saved, x_scale = allocate_quantized(problem.tokens, problem.in_features, x.device)
     x_q = saved[:, : problem.in_features]
     if isinstance(pack, KernelPack):
-        assert choice is not None
         rows = x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-        row_bias = None if bias is None else bias.detach().float().contiguous()
-        y = FORWARD[choice.forward].run(Call(problem, gpu_of(x.device.index), rows, x_q, x_scale, pack, row_bias))
-        launch_flag(x_scale, pack.flags[ACTIVATION:])
-        return y.view(shape), saved, x_scale
-    assert isinstance(pack, ReferencePack)
-    _warn_of_cpu()
+        return _multiply(rows, x_q, x_scale, pack, bias, problem, choice).view(shape), saved, x_scale
     codes, scales = quantize_activation(x)
     x_q.copy_(codes)
     x_scale.copy_(scales)
-    pack.flags[ACTIVATION] |= (~scales.isfinite()).any()
-    y = linear(codes, scales, pack.ternary, pack.w_scale, pack.splits, bias).to(x.dtype)
-    return y.view(shape), saved, x_scale
+    return _multiply(None, x_q, x_scale, pack, bias, problem, choice).view(shape), saved, x_scale
+
+
+def _multiply(x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, pack: Pack, bias: torch.Tensor | None, problem: Problem,
+              choice: Choice | None) -> torch.Tensor:
+    """y [T, N]; x_q [T, K] and x_scale [T] are filled from x first where x [T, K] is given, on a device."""
+    if isinstance(pack, KernelPack):
+        assert choice is not None
+        row_bias = None if bias is None else bias.detach().float().contiguous()
+        y = FORWARD[choice.forward].run(Call(problem, gpu_of(x_q.device.index), x, x_q, x_scale, pack, row_bias))
+        launch_flag(x_scale, pack.flags[ACTIVATION:])
+        return y
+    assert isinstance(pack, ReferencePack)
+    _warn_of_cpu()
+    pack.flags[ACTIVATION] |= (~x_scale.isfinite()).any()
+    return linear(x_q, x_scale, pack.ternary, pack.w_scale, pack.splits, bias).to(DTYPES[problem.dtype])
+
+
+def _chosen_pack(weight: torch.Tensor, problem: Problem, variants: str, use: Use) -> tuple[Pack, Choice | None]:
+    """The pack of a master weight in the layouts that the chosen kernels read, and these; none on a CPU."""
+    choice = chosen(problem, weight.device.index, variants) if runs_kernels(weight) else None
+    fragments = choice is not None and FORWARD[choice.forward].fragments
+    return pack_of(weight, problem.sparsity, problem.splits, use, fragments), choice
 
 
 def _pack_and_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
                       variants: str, use: Use) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     problem = _problem(_tokens(x), *weight.shape, x.dtype, sparsity, tuple(splits))
     with _on(x):
-        choice = chosen(problem, x.device.index, variants) if runs_kernels(x) else None
-        fragments = choice is not None and FORWARD[choice.forward].fragments
-        return _forward(x, pack_of(weight, problem.sparsity, problem.splits, use, fragments), bias, problem, choice)
+        pack, choice = _chosen_pack(weight, problem, variants, use)
+        return _forward(x, pack, bias, problem, choice)
 
 
 @torch.library.custom_op("tersparse::bitlinear", mutates_args=())
@@ -121,6 +135,25 @@ def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity
     padded = -(-weight.shape[1] // 128) * 128
     kept = x.new_empty((_tokens(x), padded), dtype=torch.int8), x.new_empty((_tokens(x),), dtype=torch.float32)
     return (x.new_empty((*x.shape[:-1], weight.shape[0])), *kept)
+
+
+@torch.library.custom_op("tersparse::bitlinear_codes", mutates_args=())
+def bitlinear_codes(
+    x_q: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
+    variants: str, dtype: torch.dtype,
+) -> torch.Tensor:
+    """y [T, N] in `dtype` as `bitlinear` computes it, of activations that are rounded already: x_q int8 [T, K padded to 128], contiguous,
+    and x_scale float32 [T]. Without autograd; see `kernels.bitlinear.traced`."""
+    problem = _problem(x_q.shape[0], *weight.shape, dtype, sparsity, tuple(splits))
+    with _on(x_q):
+        pack, choice = _chosen_pack(weight, problem, variants, "train")
+        return _multiply(None, x_q[:, : problem.in_features], x_scale, pack, bias, problem, choice)
+
+
+@bitlinear_codes.register_fake
+def _(x_q: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
+      variants: str, dtype: torch.dtype) -> torch.Tensor:
+    return x_scale.new_empty((x_q.shape[0], weight.shape[0]), dtype=dtype)
 
 
 @torch.library.custom_op("tersparse::bitlinear_eval", mutates_args=())

@@ -16,7 +16,7 @@ from kernels.catalogue import kernels_for
 from kernels.choose import rank
 from kernels.errors import UsageError
 from kernels.gpu import Gpu, by_name, detect
-from kernels.inputs import ROW_ALIGNMENT
+from kernels.inputs import DTYPES, ROW_ALIGNMENT
 from kernels.mask_quantize.activation import activation_config, launch_activation
 from kernels.packed import PackedTernary
 from kernels.problem import Problem
@@ -72,20 +72,26 @@ def choose(problem: Problem, gpu: Gpu) -> Choice:
 
 @dataclass(frozen=True)
 class Call:
-    """One forward pass on the device. x: [T, K]; x_q int8 [T, K], rows padded to 128; x_scale float32 [T]; bias float32 [N]."""
+    """One forward pass on the device. x: [T, K], None where x_q and x_scale hold it already; x_q int8 [T, K], rows padded to 128; x_scale
+    float32 [T]; bias float32 [N]."""
 
     problem: Problem
     gpu: Gpu
-    x: torch.Tensor
+    x: torch.Tensor | None
     x_q: torch.Tensor
     x_scale: torch.Tensor
     pack: KernelPack
     bias: torch.Tensor | None
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of x and y."""
+        return DTYPES[self.problem.dtype]
+
 
 @dataclass(frozen=True)
 class Forward:
-    """A forward kernel. run: fills x_q and x_scale and returns y [T, N] in x's type, on the current stream without synchronizing.
+    """A forward kernel. run: fills x_q and x_scale from x and returns y [T, N] in x's type, on the current stream without synchronizing.
     refusal(gemm problem, gpu): why it cannot, or None. fragments: whether it reads that layout."""
 
     run: Callable[[Call], torch.Tensor]
@@ -108,25 +114,27 @@ def allocate_quantized(tokens: int, in_features: int, device: torch.device) -> t
 
 
 def _quantize(call: Call) -> None:
-    launch_activation(call.x, call.x_q, call.x_scale, None, activation_config(call.problem.in_features, call.problem.tokens))
+    if call.x is not None:
+        launch_activation(call.x, call.x_q, call.x_scale, None, activation_config(call.problem.in_features, call.problem.tokens))
 
 
 def _dense_triton(call: Call) -> torch.Tensor:
     _quantize(call)
     problem, packed = call.problem, call.pack.packed
-    check(call.x_q, call.x_scale, packed, call.bias, call.x.dtype)
-    y, config = call.x.new_empty((problem.tokens, problem.out_features)), default_config(problem, call.gpu)
+    check(call.x_q, call.x_scale, packed, call.bias, call.dtype)
+    y = call.x_q.new_empty((problem.tokens, problem.out_features), dtype=call.dtype)
+    config = default_config(problem, call.gpu)
     Gemm(packed, call.x_scale, call.bias, y, config, workspace(config, y)).launch(call.x_q)
     return y
 
 
 def _sparse_wgmma(call: Call) -> torch.Tensor:
     if not call.problem.tokens:
-        return call.x.new_empty((0, call.problem.out_features))
+        return call.x_q.new_empty((0, call.problem.out_features), dtype=call.dtype)
     _quantize(call)
     assert call.pack.fragments is not None
-    config, processors = _sparse_config(call.problem, call.x.device)
-    gemm = sparse_wgmma.bind(call.x_q, call.x_scale, call.pack.fragments, call.bias, call.x.dtype, config, processors)
+    config, processors = _sparse_config(call.problem, call.x_q.device)
+    gemm = sparse_wgmma.bind(call.x_q, call.x_scale, call.pack.fragments, call.bias, call.dtype, config, processors)
     gemm.launch()
     return gemm.out
 

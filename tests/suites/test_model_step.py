@@ -26,7 +26,7 @@ from suites.models import find
 H200 = by_name("h200")
 SMALL = ("--gpu", "h200", "--model", "3b", "--accumulation", "1")
 TIMES = {"dense-bf16": 100.0, "fakequant-bf16": 400.0, "fakequant-bf16-compiled": 150.0, "fakequant-published-compiled": 300.0,
-         "bitlinear-compiled": 120.0}  # fmt: skip
+         "bitlinear-compiled": 120.0, "bitlinear-traced-compiled": 120.0}  # fmt: skip
 EVIDENCE = Evidence({"loss": [9.0], "0.qkv": [1.0, -2.0], "0.down": [0.5, 0.25]}, [9.0, 8.5, 8.2, 8.0])
 
 

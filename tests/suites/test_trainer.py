@@ -44,8 +44,9 @@ def test_variants_of_one_function_agree(sparsity: str, master: Master) -> None:
     assert max(other.values()) > 1, "a gradient that has nothing in common"
 
 
-def test_compiled_ours_agrees_with_eager() -> None:
-    eager, compiled = (evidence(Trainer(spec(name))) for name in ("bitlinear", "bitlinear-compiled"))
+@pytest.mark.parametrize("name", ["bitlinear-compiled", "bitlinear-traced-compiled"])
+def test_compiled_ours_agrees_with_eager(name: str) -> None:
+    eager, compiled = (evidence(Trainer(spec(one))) for one in ("bitlinear", name))
     assert max(deviation(compiled, eager).values()) < 0.02
 
 

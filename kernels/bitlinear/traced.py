@@ -1,0 +1,63 @@
+"""The training pass of a layer whose rounding of activations torch.compile can see, so that it fuses it into what stands before the layer.
+
+The operator `tersparse::bitlinear` is opaque: a norm or a gate writes bf16 that it reads back to round. Here the rounding is written in
+PyTorch, and the compiled norm writes int8 codes and scales: 4 bytes a value less, of 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from kernels.bitlinear.ops import bitlinear_codes, bitlinear_input_grad, bitlinear_weight_grad
+from kernels.inputs import ROW_ALIGNMENT
+
+EPSILON, INT8_MAX = 1e-5, 127.0
+
+
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x_q int8 [T, K padded to 128], zero behind K, and x_scale float32 [T] of x [T, K]; a row that is not finite has scale NaN.
+
+    The same codes as the kernel's, for the same x. A compiler that fuses keeps more precision than bf16 has: looking at the bits makes it
+    round first. Quotients are rounded from float64, as its float32 division need not be correctly rounded.
+    """
+    values = (x.view(torch.int16).to(torch.int32) << 16).view(torch.float32) if x.dtype == torch.bfloat16 else x.float()
+    absmax = values.abs().amax(dim=1).clamp(min=EPSILON)
+    full = torch.full_like(absmax, INT8_MAX, dtype=torch.float64)
+    inverse = (full / absmax.double()).float()
+    x_scale = torch.where(absmax.isfinite(), (absmax.double() / full).float(), torch.nan)
+    codes = (values * inverse[:, None]).round().to(torch.int8)
+    return F.pad(codes, (0, -x.shape[1] % ROW_ALIGNMENT)), x_scale
+
+
+class Traced(torch.autograd.Function):
+    """`tersparse::bitlinear` in parts; inputs as its, gradients the same."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
+                variants: str) -> torch.Tensor:
+        """y [..., N] in x's type of x [..., K]."""
+        x_q, x_scale = quantize_rows(x.reshape(-1, x.shape[-1]))
+        y: torch.Tensor = bitlinear_codes(x_q, x_scale, weight, bias, sparsity, splits, variants, x.dtype)
+        ctx.save_for_backward(weight, x_q, x_scale)
+        ctx.layer, ctx.bias_dtype = (sparsity, splits, variants), None if bias is None else bias.dtype
+        return y.reshape(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Straight through, as in `kernels.bitlinear.ops`."""
+        weight, x_q, x_scale = ctx.saved_tensors
+        dx = bitlinear_input_grad(dy, weight, *ctx.layer)
+        dw = bitlinear_weight_grad(dy, x_q, x_scale, weight.shape[1], weight.dtype, ctx.layer[2])
+        dbias = None if ctx.bias_dtype is None else dy.reshape(-1, dy.shape[-1]).sum(0, dtype=torch.float32).to(ctx.bias_dtype)
+        return dx, dw, dbias, None, None, None
+
+
+def traced_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
+                  variants: str) -> torch.Tensor:
+    """y [..., N] of x [..., K] with gradients, the rounding of x in sight of a compiler."""
+    y: torch.Tensor = Traced.apply(x, weight, bias, sparsity, splits, variants)  # type: ignore[no-untyped-call] # torch has no types there
+    return y
