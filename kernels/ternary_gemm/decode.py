@@ -113,12 +113,13 @@ def _constants(config: DecodeConfig, found: Plan, sparse: bool, bias: bool, dtyp
     """What the kernel is specialized for. fused: type of activations that it quantizes."""
     tokens = found.group
     rows = 1 if tokens == 1 else config.warps if fused else tokens_at_once(tokens, config)
-    return {"TILES": config.tiles, "TOKENS8": max(1, -(-tokens // 8)), "DEPTH": config.depth, "WARPS_M": config.warps_m,
+    return {"TILES": config.tiles, "TOKENS8": found.tokens8, "DEPTH": config.depth, "WARPS_M": config.warps_m,
             "WARPS_K": config.warps_k, "ROWS": rows, "GROUPS": found.groups, "ROUNDS": config.rounds,
             "SPLITS": 1 if config.clustered else found.splits, "CLUSTER": found.cluster, "SHARED": found.shared_kib,
             "CHUNKED": found.chunks > 1, "PENDING": found.pending if found.chunks > 1 else 0,
-            "SPARSE": sparse, "BIAS": bias, "OUT": KINDS[dtype], "PDL": dependent,
-            "FUSED": fused, "PIECES": min(4, -(-in_features * rows // (256 * config.warps))) if fused else 0}
+            "SPARSE": sparse, "BIAS": bias, "OUT": KINDS[dtype], "PDL": dependent, "EAGER": config.eager,
+            "FUSED": fused, "PIECES": min(4, -(-in_features * rows // (256 * config.warps))) if fused else 0,
+            "WGMMA": config.wgmma}
 
 
 def bind(tokens: int, weight: DecodeWeight, bias: torch.Tensor | None, dtype: torch.dtype, config: DecodeConfig) -> Decode:
@@ -141,6 +142,8 @@ def bind(tokens: int, weight: DecodeWeight, bias: torch.Tensor | None, dtype: to
     dependent = torch.cuda.get_device_capability(device) >= (9, 0)
     if config.clustered and not dependent:
         raise ShapeError("a clustered config needs sm_90 or later")
+    if config.wgmma and (torch.cuda.get_device_capability(device)[0] != 9 or config.warps_m % 4 or config.rounds > 1):
+        raise ShapeError("a config of warpgroups needs sm_90, a multiple of four warps along out_features, and one round")
     split = found.splits > 1 and not config.clustered
     sums = torch.zeros((tokens, rows) if split else (1,), dtype=torch.int32, device=device)
     counters = torch.zeros(found.row_tiles * found.groups if split else 1, dtype=torch.int32, device=device)
@@ -161,7 +164,7 @@ def fuses(x: torch.Tensor, config: DecodeConfig, out_features: int) -> bool:
     pieces = in_features % 8 == 0 and x.stride(1) == 1 and row_bytes % 16 == 0 and x.data_ptr() % 16 == 0
     found = plan(out_features, in_features, tokens, config)
     nbytes = in_features * found.group * x.element_size()
-    return pieces and found.chunks == 1 and nbytes <= FUSED_BYTES and nbytes * found.programs <= FUSED_TRAFFIC
+    return pieces and not config.wgmma and found.chunks == 1 and nbytes <= FUSED_BYTES and nbytes * found.programs <= FUSED_TRAFFIC
 
 
 def prepare(problem: Problem, inputs: Inputs, config: DecodeConfig) -> Prepared:
@@ -229,7 +232,7 @@ def compile_units(problem: Problem, config: DecodeConfig) -> Sequence[CompileUni
     dtype, tokens = DTYPES[problem.dtype], max(1, problem.tokens)
     found = plan(problem.out_features, problem.in_features, tokens, config)
     kind = {"bf16": "*bf16", "f16": "*fp16", "f32": "*fp32", "s32": "*i32"}[KINDS[dtype]]
-    layer = problem.op == "layer"
+    layer = problem.op == "layer" and not config.wgmma
     pointers = {"x_ptr": kind if layer else "*i8", "x_scale_ptr": "*fp32", "w_ptr": "*i32", "row_scale_ptr": "*fp32", "bias_ptr": "*fp32",
                 "y_ptr": kind, "sums_ptr": "*i32", "counter_ptr": "*i32"}
     names = ("tokens", "out_features", "in_features", "x_stride", "row_blocks", "blocks", "share", "chunks", "steps", "row_tiles", "group")
@@ -237,6 +240,8 @@ def compile_units(problem: Problem, config: DecodeConfig) -> Sequence[CompileUni
     constants = _constants(config, found, sparse, problem.bias, dtype, False, KINDS[dtype] if layer else None, problem.in_features)
     signature = {**pointers, **dict.fromkeys(names, "i32"), **dict.fromkeys(constants, "constexpr")}
     expects = {80: "IMMA.SP" if sparse else "IMMA"}
+    if config.wgmma:
+        expects = {90: "IGMMA.SP" if sparse else "IGMMA"}
     options = {"num_warps": config.warps, "num_ctas": found.cluster, "launch_pdl": False}
     since = {90: {"PDL": True, "launch_pdl": True}}
     return [CompileUnit(decode_gemm, signature, constants, tuple(pointers), options, expects, since)]

@@ -57,7 +57,7 @@ def gather(i, splits, tiles, tokens8, warps_m, warps_k, kind, bias, base):
     """Adds the cluster's sums of the thread's element i, and finishes it.
 
     $1 … $4 as in `combine`, $5 this program's number in the cluster. Programs take turns of as many elements as they have threads, so that
-    a thread's elements are all of one row (`classes` has to be 1).
+    a thread's elements are all of one row (`classes` has to divide the programs).
     """
     rows, threads = 16 * tiles * warps_m, 32 * warps_m * warps_k
     text = f"""{{{REGISTERS}

@@ -11,6 +11,7 @@ from kernels.problem import Problem
 from kernels.ternary_gemm.decode_cluster import kept_bytes
 from kernels.ternary_gemm.decode_ptx import COLUMNS, HEADER, ROW_PADDING, ring_bytes
 from kernels.ternary_gemm.decode_sums import sum_bytes
+from kernels.ternary_gemm.decode_wgmma import buffer_bytes, whole
 
 MAX_TOKENS = 64
 REGISTERS = 65_536
@@ -25,7 +26,9 @@ class DecodeConfig:
     warp has on their way. splits: programs that share a row tile's in_features. x_kib: shared memory for activations at once; what does
     not fit it is brought in chunks, two at a time. group: most tokens of a program; further ones are other programs', which read the
     same weights. rounds: row tiles that a program does one after the other with the same activations. clustered: the shares of a row tile
-    are one thread block cluster (2, 4 or 8) and meet in its shared memory; otherwise they meet in device memory."""
+    are one thread block cluster (2, 4 or 8) and meet in its shared memory; otherwise they meet in device memory. eager: with programmatic
+    dependent launch, the next launch may begin with this one; otherwise behind its last steps (with several rounds: its end). wgmma:
+    products by warpgroups (sm_90), four warps along out_features each."""
 
     tiles: int
     warps_m: int
@@ -36,6 +39,8 @@ class DecodeConfig:
     group: int = 64
     rounds: int = 1
     clustered: bool = False
+    eager: bool = True
+    wgmma: bool = False
 
     @property
     def rows(self) -> int:
@@ -50,12 +55,13 @@ class DecodeConfig:
 
 @dataclass(frozen=True)
 class Plan:
-    """A config on a problem's sizes: groups of tokens and tokens of one, row tiles, row tiles of a program, shares of in_features and their
-    blocks, programs of a cluster, chunks of activations, steps in one, KiB of shared memory, groups of copies that may be on their way when
-    a chunk begins."""
+    """A config on a problem's sizes: groups of tokens, tokens of one and its eights as they are multiplied, row tiles, row tiles of a
+    program, shares of in_features and their blocks, programs of a cluster, chunks of activations, steps in one, KiB of shared memory,
+    groups of copies that may be on their way when a chunk begins."""
 
     groups: int
     group: int
+    tokens8: int
     row_tiles: int
     rounds: int
     splits: int
@@ -78,10 +84,16 @@ class Plan:
 
 
 @functools.cache
-def _bytes(tiles: int, warps_m: int, warps_k: int, depth: int, tokens8: int, clustered: bool) -> tuple[int, int]:
-    """Bytes of the ring and of the sums (a function that kernels call too is slow to call from here)."""
+def _bytes(tiles: int, warps_m: int, warps_k: int, depth: int, tokens8: int, clustered: bool) -> tuple[int, int, int]:
+    """Bytes of the ring, of the sums, and of a block of activations for `wgmma` (a function that kernels call too is slow to call from
+    here)."""
     kept = kept_bytes(tiles, warps_m, tokens8) if clustered else 0
-    return ring_bytes(tiles, warps_m * warps_k, depth), sum_bytes(tiles, warps_m, warps_k, tokens8) + kept
+    return ring_bytes(tiles, warps_m * warps_k, depth), sum_bytes(tiles, warps_m, warps_k, tokens8) + kept, buffer_bytes(tokens8, 1)
+
+
+@functools.cache
+def _whole(tokens8: int) -> int:
+    return int(whole(tokens8))
 
 
 def token_groups(tokens: int, most: int) -> tuple[int, int]:
@@ -98,20 +110,23 @@ def plan(out_features: int, in_features: int, tokens: int, config: DecodeConfig)
     share = ceil(blocks / min(config.splits, blocks))
     steps, budget = ceil(share / config.warps_k), config.x_kib * 1024
 
+    tokens8 = _whole(ceil(group / 8)) if config.wgmma else ceil(group / 8)
+    ring, sums, block = _bytes(config.tiles, config.warps_m, config.warps_k, config.depth, tokens8, config.clustered)
+
     def buffer(count: int) -> int:
-        return group * (count * config.warps_k * COLUMNS + ROW_PADDING)
+        return count * config.warps_k * block if config.wgmma else group * (count * config.warps_k * COLUMNS + ROW_PADDING)
 
     chunk = steps
     if buffer(steps) > budget:
-        fitting = (budget // 2 // group - ROW_PADDING) // (config.warps_k * COLUMNS)
+        fitting = budget // 2 // block if config.wgmma else (budget // 2 // group - ROW_PADDING) // COLUMNS
+        fitting //= config.warps_k
         chunk = ceil(steps / ceil(steps / min(steps, max(1, fitting))))
     chunks = ceil(steps / chunk)
     activations = buffer(chunk) * min(2, chunks)
-    ring, sums = _bytes(config.tiles, config.warps_m, config.warps_k, config.depth, ceil(group / 8), config.clustered)
     needed = ring + activations + sums if config.rounds > 1 else max(ring + activations, sums)
     kib = HEADER // 1024 + ceil(needed / 8192) * 8
     splits, cluster = (config.splits, config.splits) if config.clustered else (ceil(blocks / share), 1)
-    return Plan(groups, group, ceil(out_features / config.rows), config.rounds, splits, share, cluster, chunks, chunk, kib,
+    return Plan(groups, group, tokens8, ceil(out_features / config.rows), config.rounds, splits, share, cluster, chunks, chunk, kib,
                 min(chunk, config.depth) - 1)
 
 
@@ -122,7 +137,10 @@ def tokens_at_once(tokens: int, config: DecodeConfig) -> int:
 
 def registers(config: DecodeConfig, tokens: int, sparse: bool) -> int:
     """What a thread needs, fitted to compiled code within 5 of it (sm_90, Triton 3.6.0); about two thirds are accumulators."""
-    products = config.tiles * ceil(max(1, tokens) / 8)
+    tokens8 = ceil(max(1, tokens) / 8)
+    if config.wgmma:
+        return 4 * config.tiles * _whole(tokens8) + (12 if sparse else 20) * config.tiles + 36
+    products = config.tiles * tokens8
     return 27 * products // 4 + 25 if sparse else 7 * products + 12 * config.tiles + 43
 
 
@@ -155,8 +173,10 @@ def reject(problem: Problem, gpu: Gpu, config: DecodeConfig) -> str | None:
         return f"{ceil(problem.in_features / COLUMNS)} blocks of in_features give {shares} shares, not {config.splits}"
     if config.group < 64 and found.groups == 1:
         return f"{problem.tokens} tokens are one group"
-    if config.clustered and (gpu.capability < 90 or config.splits not in CLUSTERS or config.tiles > 2 * config.warps_k):
-        return f"clusters of {min(CLUSTERS)} to {max(CLUSTERS)} programs, at most {2 * config.warps_k} tiles a warp, from sm_90 on"
+    if config.wgmma and (gpu.capability != 90 or config.warps_m % 4 or config.rounds > 1):
+        return "warpgroups multiply on sm_90, four warps along out_features, one round"
+    if config.clustered and (gpu.capability < 90 or config.splits not in CLUSTERS):
+        return f"clusters of {', '.join(map(str, CLUSTERS))} programs, from sm_90 on"
     if breaks_rounds(found, config) is not None:
         return breaks_rounds(found, config)
     if config.warps_k > max(1, found.share):

@@ -24,8 +24,11 @@ def sum_bytes(tiles, warps_m, warps_k, tokens8):
 
 
 @gluon.constexpr_function
-def spill(j, tiles, tokens8, warps_m, warps_k, base):
-    """Every warp's accumulators of tokens 8j … 8j + 7 to shared memory from `base` on, rows side by side."""
+def spill(j, tiles, tokens8, warps_m, warps_k, base, wgmma):
+    """Every warp's accumulators of tokens 8j … 8j + 7 to shared memory from `base` on, rows side by side.
+
+    A warp's tiles of 16 rows are neighbours, or (wgmma) 64 rows apart, beside those of the other warps of its warpgroup.
+    """
     stride = 16 * tiles * warps_m + SUM_PADDING
     text = f"""{{
         .reg .b32 warp, lane, t, at;
@@ -34,7 +37,9 @@ def spill(j, tiles, tokens8, warps_m, warps_k, base):
         and.b32 t, warp, {warps_m - 1};
         shr.u32 warp, warp, {log2(warps_m)};
         mul.lo.u32 at, warp, {8 * stride * 4};
-        mad.lo.u32 at, t, {64 * tiles}, at;
+        shr.u32 warp, t, 2;
+        mad.lo.u32 at, warp, {256 * (tiles - 1) if wgmma else 0}, at;
+        mad.lo.u32 at, t, {64 if wgmma else 64 * tiles}, at;
         and.b32 t, lane, 3;
         mad.lo.u32 at, t, {2 * stride * 4}, at;
         and.b32 t, lane, 31;
@@ -44,7 +49,8 @@ def spill(j, tiles, tokens8, warps_m, warps_k, base):
         add.u32 at, at, t;"""
     for m in range(tiles):
         for i in range(4):
-            offset = base + (j % 2) * warps_k * 8 * stride * 4 + (i & 1) * stride * 4 + (16 * m + 8 * (i >> 1)) * 4
+            offset = base + (j % 2) * warps_k * 8 * stride * 4 + (i & 1) * stride * 4
+            offset += ((64 if wgmma else 16) * m + 8 * (i >> 1)) * 4
             text += f"\nst.shared.b32 [at+{offset}], acc{4 * (m * tokens8 + j) + i};"
     return text + f"\n{DONE}\n}}"
 
@@ -56,12 +62,13 @@ def classes(tiles, warps_m, warps_k):
 
 
 @gluon.constexpr_function
-def row_constants(tiles, warps_m, warps_k, bias):
-    """Asks for scale and bias of the rows that this thread will finish. $1 row tile, $2 out_features, $3 row_scale, $4 bias.
+def row_constants(tiles, warps_m, warps_k, bias, clustered):
+    """Asks for scale and bias of the rows that this thread will finish. $1 row tile, $2 out_features, $3 row_scale, $4 bias, $5 rank.
 
-    They come from device memory, and cold: asked for at the end, they would be waited for.
+    They come from device memory, and cold: asked for at the end, they would be waited for. In a cluster a thread finishes elements of one
+    row only, which its program's rank decides.
     """
-    rows, count = 16 * tiles * warps_m, classes(tiles, warps_m, warps_k)
+    rows, count = 16 * tiles * warps_m, 1 if clustered else classes(tiles, warps_m, warps_k)
     text = """{
         .reg .b32 t, row;
         .reg .b64 from;
@@ -69,7 +76,7 @@ def row_constants(tiles, warps_m, warps_k, bias):
     for c in range(count):
         text += f"""
         mov.u32 t, %tid.x;
-        add.u32 t, t, {32 * warps_m * warps_k * c};
+        {f"mad.lo.u32 t, $5, {32 * warps_m * warps_k}, t" if clustered else f"add.u32 t, t, {32 * warps_m * warps_k * c}"};
         and.b32 row, t, {rows - 1};
         mad.lo.u32 row, $1, {rows}, row;
         setp.lt.u32 here, row, $2;

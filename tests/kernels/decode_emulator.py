@@ -1,7 +1,8 @@
 """The PTX of the decode kernel, executed for all threads of a program at once, a program after the other.
 
 Registers are arrays of raw bits over threads. Asynchronous copies land when a wait for their group asks for them and not before, so a wait
-that asks for too little is seen; barriers are skipped, because all threads run in step: a missing one is not seen.
+that asks for too little is seen; products of warpgroups happen at once; barriers are skipped, because all threads run in step: a missing
+one is not seen.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from kernels.ternary_gemm.sparse_wgmma_ptx import DESCRIPTOR
 from tests.kernels.ptx_emulator import bf16_bits, f16_bits, signed, split_operands, statements
 
 Array = np.ndarray[Any, Any]
-SKIPPED = ("bar.sync", "barrier.cluster", "fence", "griddepcontrol", "ret")
+SKIPPED = ("wgmma.fence", "wgmma.commit_group", "wgmma.wait_group", "bar.sync", "barrier.cluster", "fence", "griddepcontrol", "ret")
 COMPARE = {"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal}
 WIDTH = {"b16": 2, "b32": 4, "u32": 4, "s32": 4, "f32": 4, "b64": 8}
 
@@ -81,7 +83,7 @@ class Program:
         opcode, _, rest = line.partition(" ")
         kind, operands = opcode.split("."), split_operands(rest)
         special = {"cp": self._copy, "ld": self._load, "st": self._store, "red": self._reduce, "atom": self._atom, "setp": self._compare,
-                   "redux": self._warp_max, "ldmatrix": self._matrices, "mma": self._multiply}.get(kind[0])
+                   "redux": self._warp_max, "ldmatrix": self._matrices, "mma": self._multiply, "wgmma": self._warpgroup}.get(kind[0])
         if special is not None:
             special(kind, operands, guard)
         else:
@@ -105,6 +107,7 @@ class Program:
         found = {
             "mov": lambda: a[0], "shr": lambda: a[0] >> a[1], "shl": lambda: a[0] << a[1], "and": lambda: a[0] & a[1],
             "add": lambda: a[0] + a[1], "sub": lambda: a[0] - a[1], "min": lambda: np.minimum(a[0], a[1]), "mul": lambda: a[0] * a[1],
+            "xor": lambda: a[0] ^ a[1],
             "max": lambda: np.maximum(a[0], a[1]), "mad": lambda: a[0] * a[1] + a[2],
             "mapa": lambda: a[0] | a[1] << np.uint64(24),
             "selp": lambda: np.where(a[2].astype(bool), a[0], a[1]),
@@ -212,20 +215,37 @@ class Program:
 
     def _multiply(self, kind: list[str], operands: list[str], guard: Array) -> None:
         """mma.m16n8k32 and mma.sp.m16n8k64 on signed bytes, every warp's."""
-        a, b, sparse = self._bytes(operands[1]), self._bytes(operands[2]), kind[1].startswith("sp::")
+        b, sparse = self._bytes(operands[2]), kind[1].startswith("sp::")
         g, q = np.arange(32) // 4, np.arange(32) % 4
-        left, right = np.zeros((len(a), 16, 32), np.int64), np.zeros((len(a), 64, 8), np.int64)
-        for i in range(4):
-            for byte in range(4):
-                left[:, g + 8 * (i & 1), 4 * q + byte + 16 * (i >> 1)] = a[:, :, i, byte]
+        right = np.zeros((len(b), 64, 8), np.int64)
         for i in range(b.shape[2]):
             for byte in range(4):
                 right[:, 16 * i + 4 * q + byte, g] = b[:, :, i, byte]
-        if sparse:
-            left = self._spread(left, self.value(operands[4]).reshape(-1, 32), guard)
+        self._products(operands, right, 4 if sparse else None, guard)
+
+    def _warpgroup(self, kind: list[str], operands: list[str], guard: Array) -> None:
+        """wgmma with its left side in registers; the right one in 128-byte rows, in the 128-byte swizzle. Every warp's 16 rows."""
+        described = self.value(operands[2]).reshape(-1, 32)[:, 0]
+        assert (described[guard[::32]] >> np.uint64(16) == DESCRIPTOR >> 16).all()
+        tokens = int(kind[-4].split("n")[1].split("k")[0])
+        n, k = np.arange(tokens), np.arange(64)[:, None]
+        start = np.where(guard[::32], (described & np.uint64(0x3FFF)) << np.uint64(4), 0).astype(np.int64)
+        at = start[:, None, None] + n // 8 * 1024 + n % 8 * 128 + k
+        right = self.memory[at ^ (at >> 7 & 7) << 4].view(np.int8).astype(np.int64)
+        self._products(operands, right, 3 if "sp" in kind else None, guard)
+
+    def _products(self, operands: list[str], right: Array, metadata: int | None, guard: Array) -> None:
+        """Every warp's 16 rows in registers times `right` [warps, 64, tokens]; metadata: which operand, where there is one."""
+        a, g, q = self._bytes(operands[1]), np.arange(32) // 4, np.arange(32) % 4
+        left = np.zeros((len(a), 16, 32), np.int64)
+        for i in range(4):
+            for byte in range(4):
+                left[:, g + 8 * (i & 1), 4 * q + byte + 16 * (i >> 1)] = a[:, :, i, byte]
+        if metadata is not None:
+            left = self._spread(left, self.value(operands[metadata]).reshape(-1, 32), guard)
         product = left @ right[:, : left.shape[2]]
         for i, name in enumerate(operands[0].strip("{}").split(",")):
-            part = product[:, g + 8 * (i >> 1), 2 * q + (i & 1)].flatten().astype(np.uint64)
+            part = product[:, g + 8 * (i >> 1 & 1), 8 * (i // 4) + 2 * q + (i & 1)].flatten().astype(np.uint64)
             self._set(name.strip(), self.value(name.strip()) + part & np.uint64(0xFFFFFFFF), guard)
 
     @staticmethod

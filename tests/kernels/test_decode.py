@@ -24,7 +24,9 @@ CONFIGS = (DecodeConfig(4, 4, 2, 4), DecodeConfig(4, 1, 8, 3), DecodeConfig(1, 1
            DecodeConfig(4, 2, 4, 3, 3, 32), DecodeConfig(1, 1, 16, 2, 1, 32), DecodeConfig(4, 8, 1, 3, 1, 64),
            DecodeConfig(1, 1, 4, 4, group=16), DecodeConfig(2, 2, 4, 3, 2, group=8), DecodeConfig(4, 1, 4, 3, rounds=3),
            DecodeConfig(4, 1, 2, 4, rounds=2, group=16), DecodeConfig(4, 2, 4, 3, 2, clustered=True),
-           DecodeConfig(2, 1, 4, 4, 4, 32, group=16, clustered=True), DecodeConfig(1, 4, 2, 3, 8, clustered=True))
+           DecodeConfig(2, 1, 4, 4, 4, 32, group=16, clustered=True), DecodeConfig(1, 4, 2, 3, 8, clustered=True),
+           DecodeConfig(1, 4, 2, 3, wgmma=True), DecodeConfig(4, 4, 2, 3, x_kib=32, wgmma=True),
+           DecodeConfig(2, 8, 1, 4, 4, group=24, clustered=True, wgmma=True), DecodeConfig(4, 4, 1, 2, 2, eager=False, wgmma=True))
 SHAPES = ((1, 1152, 896), (7, 130, 64), (9, 7, 128), (16, 2048, 2048), (33, 384, 776), (63, 136, 320), (64, 896, 4864), (1, 520, 12000),
           (0, 64, 128), (5, 200, 2504))
 
@@ -39,6 +41,8 @@ COMPILED = [
     (problem(8192, 8192, 64, DENSE, bias=True), DecodeConfig(2, 4, 2, 3), "a100"),
     (problem(57344, 8192, 16), DecodeConfig(4, 1, 8, 3, 1, 144, rounds=7), "h200"),
     (problem(8192, 28672, 64), DecodeConfig(4, 2, 4, 3, 4, 96, 32, clustered=True), "h200"),
+    (problem(57344, 8192, 64), DecodeConfig(4, 8, 1, 4, 1, 128, wgmma=True), "h200"),
+    (problem(8192, 8192, 40, DENSE, bias=True), DecodeConfig(2, 4, 2, 4, 2, 64, clustered=True, wgmma=True), "h200"),
     (problem(2560, 2560, 4, op="layer", dtype="fp16"), CONFIGS[3], "a100"),
     (problem(2560, 2560, 4, SIX_EIGHT, op="layer", dtype="fp32"), CONFIGS[2], "b200"),
 ]
@@ -52,7 +56,7 @@ def test_compiles_to_tensor_core_products_without_spills(case: Problem, config: 
     found = compile_unit(unit, profile)
     assert isinstance(found, Compiled), found
     assert found.spills == 0
-    assert found.instructions[unit.expects[80]] > 0
+    assert found.instructions[unit.expects[90 if config.wgmma else 80]] > 0
     assert found.instructions["LDGSTS"] >= config.tiles
     assert found.registers <= registers(config, case.tokens, is_sparse(case)) + 8
     assert found.shared_bytes == plan(case.out_features, case.in_features, case.tokens, config).shared_kib * 1024
@@ -79,6 +83,8 @@ def test_the_space_is_refused_with_reasons() -> None:
     assert "clusters" in str(reject(case, A100, DecodeConfig(2, 1, 4, 2, 4, clustered=True)))
     assert "clusters" in str(reject(case, H200, DecodeConfig(2, 1, 4, 2, 3, clustered=True)))
     assert "at once" in str(reject(case, H200, DecodeConfig(4, 1, 4, 2, rounds=2)))
+    assert "warpgroups" in str(reject(case, by_name("b200"), DecodeConfig(1, 4, 2, 2, wgmma=True)))
+    assert "warpgroups" in str(reject(case, H200, DecodeConfig(1, 2, 2, 2, wgmma=True)))
     assert "evenly" in str(reject(problem(8192, 2560, 1), H200, DecodeConfig(4, 1, 8, 2, rounds=2)))
     assert "estimated" in str(space.reject(problem(57344, 8192, 1), H200, DecodeConfig(1, 1, 4, 1)))
     assert 3 <= len(list(space.allowed(problem(57344, 8192, 1), H200))) <= 40

@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from kernels.problem import DENSE, Sparsity
+from kernels.ternary_gemm import decode_ptx as mma
+from kernels.ternary_gemm import decode_wgmma as wgmma
 from kernels.ternary_gemm.decode import KINDS, decode_weight
 from kernels.ternary_gemm.decode_cluster import gather, keep, rank, turns
 from kernels.ternary_gemm.decode_config import DecodeConfig, breaks_rounds, plan, tokens_at_once
 from kernels.ternary_gemm.decode_kernel import early, places
-from kernels.ternary_gemm.decode_ptx import HEADER, aim, arrived, clear, close, copy_columns, copy_in, declare, preload, prime, step
+from kernels.ternary_gemm.decode_ptx import HEADER, clear, close, copy_columns, declare
 from kernels.ternary_gemm.decode_quantize import absmax, publish, quantize, scales, turn_columns
 from kernels.ternary_gemm.decode_sums import arrive, bring_scales, classes, collect, combine, elements, row_constants, spill
 from reference.linear import accumulate, linear
@@ -89,7 +91,7 @@ class Launch:
             self.memory[: self.shared] = left[machine.rank]
             machine.cluster = left
             row_tile, token, tokens = self.part(place)
-            tokens8 = -(-self.plan.group // 8)
+            tokens8 = self.plan.tokens8
             _, at = places(c.tiles, tokens8, c.warps_m, c.warps_k, c.depth, c.rounds)
             for i in range(turns(c.splits, c.tiles, c.warps_m, c.warps_k, 1 if self.plan.group == 1 else 8 * tokens8)):
                 machine.run(gather(i, c.splits, c.tiles, tokens8, c.warps_m, c.warps_k, self.kind, True, at),
@@ -103,7 +105,7 @@ class Launch:
     def program(self, machine: Program, place: int, share: int) -> None:
         self.memory[:HEADER] = 0
         c, found, threads = self.config, self.plan, machine.threads
-        tokens8, sparse = -(-found.group // 8), self.weight.sparse
+        tokens8, sparse = found.tokens8, self.weight.sparse
         row_tile, token, tokens = self.part(place)
         rounds = min(found.rounds, found.row_tiles - row_tile)
         row_blocks, blocks = self.weight.blocks.shape[:2]
@@ -115,38 +117,46 @@ class Launch:
         row_bytes, limit = columns + 16, min(end * 128, -(-self.width // 16) * 16)
         x_at = self.x_at + token * self.stride * (self.x.element_size() if self.fused else 1)
         machine.run(declare(c.tiles, tokens8, classes(c.tiles, c.warps_m, c.warps_k)), [0])
-        machine.run(prime(c.tiles, c.depth, c.warps_m, c.warps_k),
+        page = wgmma if c.wgmma else mma
+        machine.run(page.prime(c.tiles, c.depth, c.warps_m, c.warps_k),
                     [self.w_at, row_tile, row_blocks, blocks, first, end + (rounds - 1) * found.share])
-        machine.run(preload(0, early(c.depth), c.tiles, c.warps_k), [0])
+        machine.run(page.preload(0, early(c.depth), c.tiles, c.warps_k), [0])
 
         def copy(buffer: int, chunk: int) -> None:
             start, turn = first * 128 + chunk * columns, copy_columns(UNROLL, threads, copied)
             wanted = min(columns, limit - start)
             for r, piece in itertools.product(range(-(-tokens // copied)), range(-(-wanted // turn))):
-                machine.run(copy_in(UNROLL, threads, copied, base), [x_at, self.stride, tokens, r, piece, buffer, row_bytes, start, wanted])
+                if c.wgmma:
+                    machine.run(wgmma.copy_in(UNROLL, threads, copied, base, tokens8),
+                                [x_at, self.stride, tokens, r, piece, buffer, start, wanted])
+                else:
+                    machine.run(mma.copy_in(UNROLL, threads, copied, base),
+                                [x_at, self.stride, tokens, r, piece, buffer, row_bytes, start, wanted])
 
         if self.fused:
-            machine.run(preload(early(c.depth), c.depth, c.tiles, c.warps_k), [0])
+            machine.run(page.preload(early(c.depth), c.depth, c.tiles, c.warps_k), [0])
             self.quantize(machine, x_at, tokens, at_once, base, row_bytes, first * 128, limit, columns)
         else:
             copy(0, 0)
             machine.run(close(), [0])
-            machine.run(preload(early(c.depth), c.depth, c.tiles, c.warps_k), [0])
+            machine.run(page.preload(early(c.depth), c.depth, c.tiles, c.warps_k), [0])
             machine.run(bring_scales(), [self.xs_at + 4 * token, tokens])
-            machine.run(arrived(c.depth - early(c.depth)), [0])
+            machine.run(page.arrived(c.depth - early(c.depth)), [0])
         for turn in range(rounds):
             if self.kind != "s32":
-                machine.run(row_constants(c.tiles, c.warps_m, c.warps_k, True), [row_tile + turn, self.rows, self.rs_at, self.bias_at])
+                machine.run(row_constants(c.tiles, c.warps_m, c.warps_k, True, c.clustered),
+                            [row_tile + turn, self.rows, self.rs_at, self.bias_at, machine.rank])
             machine.run(clear(c.tiles, tokens8), [0])
             for chunk in range(found.chunks):
-                buffer = (chunk & 1) * tokens * row_bytes
+                size = columns * 8 * tokens8 if c.wgmma else tokens * row_bytes
+                buffer = (chunk & 1) * size
                 if chunk > 0:
-                    machine.run(arrived(found.pending), [0])
+                    machine.run(page.arrived(found.pending), [0])
                 if chunk + 1 < found.chunks:
-                    copy(tokens * row_bytes - buffer, chunk + 1)
-                machine.run(aim(tokens8, c.warps_m, base), [tokens, row_bytes, buffer])
+                    copy(size - buffer, chunk + 1)
+                machine.run(page.aim(tokens8, c.warps_m, base), [buffer] if c.wgmma else [tokens, row_bytes, buffer])
                 for _ in range(found.steps):
-                    machine.run(step(c.tiles, tokens8, c.depth, c.warps_k, sparse), [0])
+                    machine.run(page.step(c.tiles, tokens8, c.depth, c.warps_k, sparse), [0])
             self.finish(machine, place, row_tile + turn, tokens8, at)
 
     def quantize(self, machine: Program, x_at: int, tokens: int, at_once: int, base: int, row_bytes: int, first: int, limit: int,
@@ -169,7 +179,7 @@ class Launch:
         y_at, sums_at = self.y_at + token * self.rows * self.out.element_size(), self.sums_at + 4 * token * self.rows
         outputs = [row_tile, tokens, self.rows, y_at, sums_at]
         for j in range(tokens8):
-            machine.run(spill(j, c.tiles, tokens8, c.warps_m, c.warps_k, at), [0])
+            machine.run(spill(j, c.tiles, tokens8, c.warps_m, c.warps_k, at, c.wgmma), [0])
             for e in range(-(-(1 if self.plan.group == 1 else 8) * c.rows // threads)):
                 if c.clustered:
                     machine.run(keep(j, e, c.tiles, tokens8, c.warps_m, c.warps_k, at), [0])
@@ -199,7 +209,8 @@ def assert_right(launch: Launch, order: Iterable[tuple[int, int]] | None = None)
 
 
 FINISHED = [(DecodeConfig(4, 4, 1, 2), 200, 300, 3, 1), (DecodeConfig(4, 4, 1, 2, splits=2), 130, 300, 1, 2),
-            (DecodeConfig(4, 4, 1, 2, splits=2), 130, 300, 9, 2)]
+            (DecodeConfig(4, 4, 1, 2, splits=2), 130, 300, 9, 2), (DecodeConfig(4, 4, 1, 2, splits=2, clustered=True), 300, 300, 9, 2),
+            (DecodeConfig(2, 4, 1, 2, splits=4, clustered=True, wgmma=True), 300, 500, 19, 4)]
 
 CASES = [
     (DecodeConfig(4, 1, 8, 3), TWO_FOUR, 70, 1540, 1),
@@ -217,6 +228,10 @@ CASES = [
     (DecodeConfig(4, 1, 4, 2, splits=2, clustered=True), TWO_FOUR, 130, 1500, 1),
     (DecodeConfig(2, 2, 2, 2, splits=4, clustered=True, group=16), DENSE, 70, 1300, 21),
     (DecodeConfig(1, 1, 4, 2, splits=8, clustered=True), TWO_FOUR, 20, 2048, 9),
+    (DecodeConfig(1, 4, 2, 2, wgmma=True), TWO_FOUR, 70, 1100, 9),
+    (DecodeConfig(2, 4, 1, 3, x_kib=32, wgmma=True), TWO_FOUR, 130, 2048, 35),
+    (DecodeConfig(2, 8, 1, 2, splits=2, clustered=True, group=24, wgmma=True), TWO_FOUR, 300, 700, 41),
+    (DecodeConfig(1, 4, 2, 3, wgmma=True), DENSE, 64, 777, 18),
 ]
 
 
