@@ -19,14 +19,12 @@ from kernels.inputs import DTYPES, GemmInputs, Inputs, LayerInputs
 from kernels.kernel import CompileUnit, Kernel, Outputs, Prepared
 from kernels.mask_quantize.activation import activation_config, allocate_activation, launch_activation
 from kernels.problem import Problem, Sparsity
-from kernels.ternary_gemm.decode_config import MAX_TOKENS, DecodeConfig, Plan, breaks_rounds, is_sparse, plan, tokens_at_once
+from kernels.ternary_gemm.decode_config import MAX_TOKENS, DecodeConfig, Plan, breaks_rounds, is_sparse, plan, quantizes, tokens_at_once
 from kernels.ternary_gemm.decode_estimate import default_config, space
 from kernels.ternary_gemm.decode_kernel import decode_gemm
 from kernels.ternary_gemm.dense_triton import MAX_IN_FEATURES, aligned_rows, is_aligned
 
 KINDS = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32", torch.int32: "s32"}
-FUSED_BYTES, FUSED_TRAFFIC = 96 * 1024, 24 << 20
-"""Activations that every program may quantize for itself, and that all of them may read for it; above, one launch quantizes for all."""
 
 
 @dataclass(frozen=True)
@@ -158,13 +156,11 @@ def need(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, 
 
 
 def fuses(x: torch.Tensor, config: DecodeConfig, out_features: int) -> bool:
-    """Whether the GEMM quantizes x [T, K] itself: few activations, rows of 16-byte pieces, a program's share at once in shared memory."""
+    """Whether the GEMM quantizes x [T, K] itself: `quantizes`, and rows of 16-byte pieces."""
     tokens, in_features = x.shape
     row_bytes = x.stride(0) * x.element_size()
-    pieces = in_features % 8 == 0 and x.stride(1) == 1 and row_bytes % 16 == 0 and x.data_ptr() % 16 == 0
-    found = plan(out_features, in_features, tokens, config)
-    nbytes = in_features * found.group * x.element_size()
-    return pieces and not config.wgmma and found.chunks == 1 and nbytes <= FUSED_BYTES and nbytes * found.programs <= FUSED_TRAFFIC
+    pieces = x.stride(1) == 1 and row_bytes % 16 == 0 and x.data_ptr() % 16 == 0
+    return pieces and quantizes(plan(out_features, in_features, tokens, config), in_features, x.element_size(), config)
 
 
 def prepare(problem: Problem, inputs: Inputs, config: DecodeConfig) -> Prepared:
@@ -228,11 +224,11 @@ def unavailable(problem: Problem, gpu: Gpu) -> str | None:
 
 
 def compile_units(problem: Problem, config: DecodeConfig) -> Sequence[CompileUnit]:
-    """The kernel as problem and config make it; a layer's as it quantizes for itself."""
+    """The kernel as problem and config make it, for activations in rows of whole 16-byte pieces."""
     dtype, tokens = DTYPES[problem.dtype], max(1, problem.tokens)
     found = plan(problem.out_features, problem.in_features, tokens, config)
     kind = {"bf16": "*bf16", "f16": "*fp16", "f32": "*fp32", "s32": "*i32"}[KINDS[dtype]]
-    layer = problem.op == "layer" and not config.wgmma
+    layer = problem.op == "layer" and quantizes(found, problem.in_features, dtype.itemsize, config)
     pointers = {"x_ptr": kind if layer else "*i8", "x_scale_ptr": "*fp32", "w_ptr": "*i32", "row_scale_ptr": "*fp32", "bias_ptr": "*fp32",
                 "y_ptr": kind, "sums_ptr": "*i32", "counter_ptr": "*i32"}
     names = ("tokens", "out_features", "in_features", "x_stride", "row_blocks", "blocks", "share", "chunks", "steps", "row_tiles", "group")

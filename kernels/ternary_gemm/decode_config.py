@@ -135,6 +135,17 @@ def tokens_at_once(tokens: int, config: DecodeConfig) -> int:
     return 1 if tokens <= 1 else min(4 * config.warps, max(8, 1 << (tokens - 1).bit_length()))
 
 
+FUSED_BYTES, FUSED_TRAFFIC = 96 * 1024, 24 << 20
+"""Activations that every program may quantize for itself, and that all of them may read for it; above, one launch quantizes for all."""
+
+
+def quantizes(found: Plan, in_features: int, itemsize: int, config: DecodeConfig) -> bool:
+    """Whether a layer's GEMM quantizes its activations itself: few of them, in eights, and a program's share at once in shared memory."""
+    nbytes = in_features * found.group * itemsize
+    few = nbytes <= FUSED_BYTES and nbytes * found.programs <= FUSED_TRAFFIC
+    return few and in_features % 8 == 0 and not config.wgmma and found.chunks == 1
+
+
 def registers(config: DecodeConfig, tokens: int, sparse: bool) -> int:
     """What a thread needs, fitted to compiled code within 5 of it (sm_90, Triton 3.6.0); about two thirds are accumulators."""
     tokens8 = ceil(max(1, tokens) / 8)

@@ -3,34 +3,23 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import ceil, exp
 
 from kernels.gpu import Gpu
 from kernels.problem import Problem
 from kernels.space import ConfigSpace
-from kernels.ternary_gemm.decode_config import REGISTERS, DecodeConfig, Plan, is_sparse, plan, registers, reject
+from kernels.ternary_gemm.decode_config import CLUSTERS, REGISTERS, DecodeConfig, Plan, is_sparse, plan, quantizes, registers, reject
 from kernels.ternary_gemm.decode_ptx import COLUMNS
 
 TRIED = 40
 """Configs that a tuner tries for a problem, by estimated time."""
 
 AXES = {
-    "tiles": (1, 2, 4), "warps_m": (1, 2, 4, 8), "warps_k": (1, 2, 4, 8, 16), "depth": (1, 2, 4), "splits": (1, 2, 3, 4, 7, 8),
-    "x_kib": (32, 96),
+    "tiles": (1, 2, 4), "warps_m": (1, 2, 4, 8), "warps_k": (1, 2, 4, 8, 16), "depth": (2, 3, 4, 8), "splits": (1, 2, 3, 4, 8),
+    "x_kib": (96, 136), "group": (16, 32, 64), "rounds": (1,), "clustered": (False,), "wgmma": (False,),
 }
-
-
-def _worth(problem: Problem, gpu: Gpu, config: DecodeConfig) -> str | None:
-    """`reject`, and configs that the estimate does not put among the best: a tuner has better things to do."""
-    reason = reject(problem, gpu, config)
-    if reason is not None:
-        return reason
-    worth = _estimated(_Case.of(problem, gpu))[:TRIED]
-    if any(config == other for _, other in worth):
-        return None
-    return f"estimated at {estimate(problem, gpu, config):.1f} us, not among the {TRIED} best ({worth[-1][0]:.1f} us)"
+"""Several rounds, clusters and warpgroups have not run on a device yet: they are tuned for when they have."""
 
 
 @dataclass(frozen=True)
@@ -52,62 +41,98 @@ class _Case:
         return Gpu(self.gpu, "", self.capability, self.sms, 0, self.shared_bytes, 0, self.bandwidth)
 
 
-def _candidates() -> Iterator[DecodeConfig]:
-    for found in ConfigSpace(DecodeConfig, AXES).candidates():
-        if found.warps in (4, 8, 16) and found.depth * found.tiles <= 8:
-            yield found
+@functools.cache
+def _candidates() -> tuple[DecodeConfig, ...]:
+    """What of the axes can be any good anywhere: the rest is not looked at again for every problem."""
+    def good(found: DecodeConfig) -> bool:
+        rounds = found.rounds == 1 or (found.tiles == 4 and found.warps_m == 1 and found.splits == 1)
+        fast = found.warps_m % 4 == 0 and found.rounds == 1 if found.wgmma else found.depth * found.tiles != 12 or found.tiles == 4
+        meets = found.splits in CLUSTERS if found.clustered else found.splits <= 4
+        return found.warps in (4, 8, 16) and found.depth * found.tiles in (4, 8, 12, 16) and rounds and meets and fast
+
+    return tuple(filter(good, ConfigSpace(DecodeConfig, AXES).candidates()))
 
 
 @functools.lru_cache(maxsize=256)
-def _estimated(case: _Case) -> list[tuple[float, DecodeConfig]]:
-    """Allowed configs by estimated time."""
+def _estimated(case: _Case) -> dict[DecodeConfig, float]:
+    """Allowed configs with their estimated times, best first; of those that come to the same the first."""
     gpu = case.device()
     sizes = (case.problem.out_features, case.problem.in_features, case.problem.tokens)
     distinct: dict[tuple[Plan, DecodeConfig], DecodeConfig] = {}
     for config in _candidates():
-        if reject(case.problem, gpu, config) is None:  # where all activations fit, more room for them changes nothing
+        if (config.group == 64 or config.group < sizes[2]) and reject(case.problem, gpu, config) is None:
             distinct.setdefault((plan(*sizes, config), replace(config, x_kib=0)), config)
-    return sorted(((estimate(case.problem, gpu, config), config) for config in distinct.values()), key=lambda entry: entry[0])
+    return dict(sorted(((config, estimate(case.problem, gpu, config)) for config in distinct.values()), key=lambda entry: entry[1]))
 
 
-CLOCK, PORT, FLYING = 1.75e9, 40.0, 26_000.0
-"""Hz; bytes that a multiprocessor takes from the L2 per clock; bytes on their way per multiprocessor at which 1 − 1/e of the memory's rate
-is reached. Most constants of `estimate` are guesses: it ranks, no more."""
+CLOCK, PORT, FLYING, ALL_PORTS = 1.75e9, 24.5, 25_000.0, 7.5e12
+"""Hz; bytes that a multiprocessor takes from the L2 per clock, weights and activations alike; bytes on their way per multiprocessor at
+which 1 − 1/e of the memory's rate is reached; bytes per second that the L2 gives to all. Constants of `estimate` are fitted to 115 times
+of an earlier version on an H200 (2026-11-22, root mean square error 13 %); those of clusters are guesses."""
+
+
+def residents(found: Plan, config: DecodeConfig, sparse: bool) -> int:
+    """Programs that fit a multiprocessor at once."""
+    by_registers = REGISTERS // (32 * config.warps * (registers(config, found.group, sparse) + 7 & ~7))
+    return max(1, min(227 // (found.shared_kib + 1), by_registers, 64 // config.warps))
 
 
 def estimate(problem: Problem, gpu: Gpu, config: DecodeConfig) -> float:
-    """Microseconds, roughly: launch, then memory, L2 port, issue and tensor cores, of which the slowest counts most, then the sums."""
+    """Microseconds, roughly: launch, activations, then memory, L2 port, issue and tensor cores, of which the slowest counts most, sums."""
     found = plan(problem.out_features, problem.in_features, problem.tokens, config)
-    sparse, tokens, sms = is_sparse(problem), max(1, problem.tokens), max(1, gpu.sms)
-    tokens8, parts, steps = ceil(tokens / 8), 1 if sparse else 2, found.chunks * found.steps
-    by_registers = REGISTERS // (32 * config.warps * registers(config, tokens, sparse))
-    per_sm = max(1, min(220 // found.shared_kib, by_registers, 48 // config.warps))
-    weights, activations = config.rows * found.share * 32, tokens * steps * config.warps_k * COLUMNS
+    sparse, sms = is_sparse(problem), max(1, gpu.sms)
+    tokens8, parts, steps = found.tokens8, 1 if sparse else 2, found.chunks * found.steps * found.rounds
+    places, bandwidth = residents(found, config, sparse), min(gpu.bandwidth, 1e13) * 0.95
+    weights, activations = config.rows * found.share * 32 * found.rounds, found.group * found.share * COLUMNS
     ring = config.warps * config.tiles * 512 * min(config.depth, steps)
 
-    def stream(programs: int) -> float:
-        return programs * weights / (min(gpu.bandwidth, 1e13) * 0.95 * (1 - exp(-programs * ring / sms / FLYING))) if programs else 0.0
+    def busy(programs: int) -> float:
+        fair = ceil(programs / sms)
+        # Measured: a long launch that leaves places free crowds on some multiprocessors, as the one before it leaves them.
+        long = min(1.0, max(0.0, steps / config.depth - 2) / 4)
+        busiest = fair + 0.8 * long * max(0, min(places, programs) - fair)
+        flying = min(places, programs / sms) * ring
+        memory = programs * weights / found.groups / (bandwidth * (1 - exp(-flying / FLYING))) if programs else 0.0
+        ports = max(programs * (weights + activations) / ALL_PORTS, busiest * (weights + activations) / (PORT * CLOCK))
+        if config.wgmma:
+            tensor = busiest * config.warps / 4 * steps * config.tiles * 2 * parts * max(16, 4 * tokens8)
+            issue = busiest * config.warps * steps * (35 + config.tiles * 25 * parts) * 0.3
+            latency = steps * (250 + 8 * config.tiles * parts * tokens8)
+        else:
+            tensor = busiest * config.warps * steps * config.tiles * tokens8 * parts * 9.0
+            issue = busiest * config.warps * steps * (26 + config.tiles * (17 + 14 * (parts - 1) + 2 * parts * tokens8) + 3 * tokens8) * 0.3
+            latency = steps * (120 + 40 * tokens8)
+        return float(sum(part**4 for part in (memory, ports, tensor / CLOCK, issue / CLOCK, latency / CLOCK)) ** 0.25)
 
-    waves, rest = divmod(found.programs, sms * per_sm)
-    # Measured: a long launch that leaves places free crowds on some multiprocessors, by up to 1.4 times the time.
-    long = min(1.0, max(0.0, steps / config.depth - 2) / 4)
-    uneven = 0.0 if waves else 0.8 * long * (1 - rest / (sms * per_sm)) * min(1.0, found.programs / sms)
-    memory = waves * stream(sms * per_sm) + stream(rest) * (1 + uneven)
-    busiest = ceil(found.programs / sms)
-    port = busiest * (weights + activations) / PORT
-    tensor = busiest * config.warps * steps * config.tiles * tokens8 * parts * 4.6
-    issue = busiest * config.warps * steps * (26 + config.tiles * (17 + 14 * (parts - 1) + 2 * parts * tokens8) + 3 * tokens8) / 3
-    busy = sum(part**4 for part in (memory, port / CLOCK, tensor / CLOCK, issue / CLOCK)) ** 0.25
-    sums = busiest * tokens8 * (config.rows * 8 * (2 * config.warps_k + 12) / 128 + 150) / CLOCK
-    split = 1.2e-6 + found.programs * config.rows * tokens / 1e12 if found.splits > 1 else 0.0
-    chunk = (found.chunks - 1) * (0.15e-6 + 0.5e-6 * (1 - (found.pending + 1) / config.depth))
-    begin = 1.6e-6 + 0.3e-6 * min(waves, 4) + activations / found.chunks / PORT / CLOCK
-    return 1e6 * float(begin + busy + chunk + sums + split)
+    waves, rest = divmod(found.programs, sms * places)
+    whole = waves * busy(sms * places) + busy(rest) + 1.1e-6 * min(waves, 4)
+    together = min(places, max(1.0, found.programs / sms))
+    first = 0.8e-6 + activations / found.chunks * together / (PORT * CLOCK)
+    begin = 1.2e-6 + max(0.0, first - 0.5 * min(whole, ring * together * sms / bandwidth))
+    sums = tokens8 * found.rounds * (0.1e-6 + 0.1e-6 * max(1.0, config.rows * 8 * (2 * config.warps_k + 12) / 19200))
+    meet = 0.0 if config.splits == 1 else 0.9e-6 if config.clustered else 2.4e-6 + found.programs * config.rows * found.group / 4e12
+    if problem.op == "layer":
+        itemsize = 4 if problem.dtype == "fp32" else 2
+        passes = itemsize * problem.in_features * found.group * together / (PORT * CLOCK)
+        begin += 1.0e-6 + passes if quantizes(found, problem.in_features, itemsize, config) else 2.7e-6
+    return 1e6 * float(begin + whole + sums + meet + (found.chunks - 1) * 0.5e-6)
 
 
 def default_config(problem: Problem, gpu: Gpu) -> DecodeConfig:
     """The config of the least estimated time."""
-    return _estimated(_Case.of(problem, gpu))[0][1]
+    return next(iter(_estimated(_Case.of(problem, gpu))))
+
+
+def _worth(problem: Problem, gpu: Gpu, config: DecodeConfig) -> str | None:
+    """`reject`, and configs that the estimate does not put among the best: a tuner has better things to do."""
+    estimated = _estimated(_Case.of(problem, gpu))
+    worth = dict(list(estimated.items())[:TRIED])
+    if config in worth:
+        return None
+    reason = reject(problem, gpu, config)
+    if reason is not None:
+        return reason
+    return f"estimated at {estimate(problem, gpu, config):.1f} us, not among the {TRIED} best (up to {max(worth.values()):.1f} us)"
 
 
 space = ConfigSpace(DecodeConfig, AXES, _worth)
