@@ -71,7 +71,7 @@ def launch_widen(narrow: torch.Tensor, wide: torch.Tensor, w_scale: torch.Tensor
     """Write a weight in layout fragment24 in layout fragment24-bf16 with the scales of its columns. One launch, no synchronization.
 
     narrow: int32 [row blocks, column blocks, 128, 4]; wide: int32 [row blocks, 2 · column blocks, 128, 4]; both contiguous. w_scale:
-    float32 [S]; bounds: int64 [S + 1], first column of each split, multiples of 32 but for the end. Raises ShapeError for what does not fit.
+    float32 [S]; bounds: int64 [S + 1], first column of each split, multiples of 32. Raises ShapeError for what does not fit.
     """
     shape = (narrow.shape[0], 2 * narrow.shape[1], *narrow.shape[2:])
     if any(t.dtype != torch.int32 or not t.is_contiguous() for t in (narrow, wide)) or tuple(wide.shape) != shape:
