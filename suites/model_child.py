@@ -75,6 +75,9 @@ class Child(Protocol):
     def turn(self, accumulation: int, steps: int) -> Turn | Failure:
         """Time so many optimizer steps."""
 
+    def kill(self) -> None:
+        """End it from another thread than the one that waits for it."""
+
     def close(self) -> None:
         """End it and free what it holds."""
 
@@ -102,6 +105,10 @@ class ProcessChild:
         seconds = max(TURN_SECONDS, TURN_FACTOR * self._expected * accumulation * steps)
         found: Turn | Failure = self._process.call("suites.model_child:turn", (self._spec, accumulation, steps), seconds)
         return found
+
+    def kill(self) -> None:
+        """End the process; a call in flight ends with a Failure."""
+        self._process.kill()
 
     def close(self) -> None:
         """End the process."""

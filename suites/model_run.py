@@ -77,8 +77,16 @@ class Setting:
 
     def start(self) -> None:
         """Start all children, a few at a time, and check each against its reference."""
-        with ThreadPoolExecutor(max(1, min(MOST_JOBS, (os.cpu_count() or 1) // 2))) as pool:
+        pool = ThreadPoolExecutor(max(1, min(MOST_JOBS, (os.cpu_count() or 1) // 2)))
+        try:
             started = list(pool.map(self._started, self.entries))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for entry in self.entries:
+                entry.child.kill()
+            raise
+        finally:
+            pool.shutdown()
         for entry, found in zip(self.entries, started, strict=True):
             if isinstance(found, Failure):
                 entry.fail(found)

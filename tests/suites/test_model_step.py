@@ -38,6 +38,8 @@ class FakeChild:
 
     def start(self) -> Started | Failure:
         answer = self.answers.get("start", EVIDENCE)
+        if isinstance(answer, KeyboardInterrupt):
+            raise answer
         if isinstance(answer, Failure):
             return answer
         assert isinstance(answer, Evidence)
@@ -49,6 +51,9 @@ class FakeChild:
         if isinstance(answer, Failure) and self.log.count(self.spec.variant) > 1:
             return answer
         return Turn(TIMES.get(self.spec.variant, 1000.0) * accumulation, 50.0, 7 << 30)
+
+    def kill(self) -> None:
+        self.log.append(f"kill {self.spec.variant}")
 
     def close(self) -> None:
         self.log.append(f"close {self.spec.variant}")
@@ -146,6 +151,14 @@ def test_a_failure_costs_only_itself(tmp_path: Path) -> None:
     assert reasons == {"fakequant-published": ("failed", "memory"), "fakequant-bf16-compiled": ("failed", "timeout")}
     assert all(len(result.samples_us) == 4 for result in lab.case.results if result.status == "ok")
     assert lab.log.count("fakequant-bf16-compiled") == 2
+
+
+def test_an_interrupt_ends_all_children(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, bitlinear={"start": KeyboardInterrupt()})
+    assert lab.run(*SMALL) == 130
+    assert {entry for entry in lab.log if entry.startswith("kill")} == {f"kill {variant.name}" for variant in VARIANTS}
+    assert {entry for entry in lab.log if entry.startswith("close")} == {f"close {variant.name}" for variant in VARIANTS}
+    assert [type(record) for record in read(tmp_path)] == [ModelRun]
 
 
 def test_nothing_is_timed_that_nothing_vouches_for(tmp_path: Path) -> None:
