@@ -14,6 +14,7 @@ from suites.model_child import Master, Spec
 from suites.model_variants import VARIANTS, chosen
 from suites.models import Model, find
 
+NAME = "suites.model_step"
 EXAMPLES = """examples:
   python -m suites.model_step --gpu h200                               Qwen2.5-0.5B and 3B, four blocks each, all variants
   python -m suites.model_step --gpu auto --model qwen2.5-3b --quick

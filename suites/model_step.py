@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from autotune import conditions
 from autotune.command import guarded
-from autotune.conditions import Monitor
-from kernels.errors import RecordError, UsageError
+from kernels.errors import RecordError
 from kernels.gpu import Gpu, choose
+from kernels.gpu import detect as device
 from suites.accept import shareable
-from suites.command import GOOD, INCONCLUSIVE, WRONG, first_that_applies
-from suites.model_arguments import Request, parser, requests
-from suites.model_child import Child, ProcessChild, Spec
-from suites.model_record import FILE, METHOD, ModelCase, ModelResult, ModelRun, accepted_file, append, latest, ratio, read, to_line
-from suites.model_run import FULL, QUICK, ModelPlan, Setting
-from suites.model_variants import OURS, RIVALS
-from suites.session import ROOT, commit_of, now, run_id
+from suites.command import GOOD
+from suites.model_arguments import NAME, parser, requests
+from suites.model_record import ModelRun, accepted_file, latest, read, to_line
 from suites.store import write_text
 
-RUNS = Path("runs")
-NAME = "suites.model_step"
-
-
-@dataclass(frozen=True)
-class ModelLab:
-    """What tests put in the place of a device: children and a monitor; plan: in the place of the command's."""
-
-    make: Callable[[Spec], Child]
-    monitor: Monitor
-    plan: ModelPlan | None = None
+if TYPE_CHECKING:
+    from suites.model_on_gpu import ModelLab
 
 
 def main(
@@ -42,7 +28,7 @@ def main(
 ) -> int:
     """Run the command and return its exit code. detect, lab, accepted: what tests put in the place of device and committed results."""
     arguments = tuple(sys.argv[1:] if argv is None else argv)
-    return guarded(NAME, lambda: _main(arguments, detect or _detect, lab, accepted))
+    return guarded(NAME, lambda: _main(arguments, detect or device, lab, accepted))
 
 
 def _main(arguments: tuple[str, ...], detect: Callable[[int], Gpu | None], lab: ModelLab | None, accepted: Path | None) -> int:
@@ -59,60 +45,9 @@ def _main(arguments: tuple[str, ...], detect: Callable[[int], Gpu | None], lab: 
         print("\n".join(f"  {one}" for one in wanted))
         print(f"{NAME}: nothing was measured.")
         return GOOD
-    return measure(args, arguments, gpu, wanted, lab)
+    from suites import model_on_gpu
 
-
-def _detect(index: int) -> Gpu | None:
-    from kernels.gpu import detect
-
-    return detect(index)
-
-
-def measure(args: argparse.Namespace, arguments: tuple[str, ...], gpu: Gpu, wanted: Sequence[Request], lab: ModelLab | None) -> int:
-    """Measure every setting, each case on the disk before the next begins; the exit code of all."""
-    path = (Path(args.out) if args.out else RUNS / f"{now():%Y%m%d-%H%M%S}-{gpu.name}-model") / FILE
-    if path.exists():
-        raise UsageError(f"{path.parent} already holds results; name another folder")
-    identity, (commit, dirty) = run_id(gpu.name), commit_of(ROOT, args.commit)
-    append(path, ModelRun(
-        identity, gpu.name, now().isoformat(timespec="seconds"), commit, dirty, METHOD,
-        {} if lab else conditions.device_facts(args.device), conditions.library_versions(), shareable(arguments),
-    ))
-    lab = lab or ModelLab(lambda spec: ProcessChild(spec, args.timeout), conditions.nvml_monitor(args.device))
-    plan, codes = lab.plan or (QUICK if args.quick else FULL), [GOOD]
-    for request in wanted:
-        print(f"{NAME}: {request}", flush=True)
-        with Setting(request.specs, lab.make, plan, lab.monitor, lambda text: print(text, flush=True)) as setting:
-            setting.start()
-            for accumulation in request.accumulations:
-                case = setting.measure(accumulation, identity)
-                append(path, case)
-                print("\n".join(table(case)), flush=True)
-                codes += [WRONG if one.status == "wrong" else INCONCLUSIVE for one in case.results if one.status != "ok"]
-    print(f"{NAME}: results in {path}")
-    return first_that_applies(codes)
-
-
-def table(case: ModelCase) -> list[str]:
-    """A case for people: a line per variant, then ours over the compiled baselines."""
-    head = f"{'variant':<30}{'ms/step':>9}{'tokens/s':>12}{'peak GB':>9}{'host ms':>9}  {case.key}"
-    lines = [head, *(_line(case, result) for result in case.results)]
-    for ours in OURS:
-        mine = case.result(ours)
-        parts = [f"{found.value:.3f}x [{found.low:.3f}, {found.high:.3f}] over {name}" for name in RIVALS
-                 if mine and (theirs := case.result(name)) and (found := ratio(mine, theirs))]  # fmt: skip
-        if parts:
-            lines.append(f"{ours}: {'; '.join(parts)}")
-    return lines
-
-
-def _line(case: ModelCase, result: ModelResult) -> str:
-    speed = case.tokens_per_second(result)
-    if result.step_us is None or speed is None:
-        return f"{result.variant:<30}{result.status}: {result.stage}: {result.reason}"
-    peak = "-" if result.peak_bytes is None else f"{result.peak_bytes / 1e9:.2f}"
-    host = sorted(result.host_us)[len(result.host_us) // 2] / 1e3
-    return f"{result.variant:<30}{result.step_us / 1e3:>9.2f}{speed:>12,.0f}{peak:>9}{host:>9.2f}  loss {result.losses[-1]:.4f}"
+    return model_on_gpu.measure(args, arguments, gpu, wanted, lab)
 
 
 def accept(run: Path, gpu: str, accepted: Path | None) -> int:

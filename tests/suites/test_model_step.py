@@ -14,12 +14,12 @@ import pytest
 from autotune.conditions import NullMonitor
 from kernels.errors import Failure, RecordError
 from kernels.gpu import Gpu, by_name
-from suites import model_step
 from suites.model_arguments import parameters, parser, requests, scaled_vocabulary
 from suites.model_child import Spec, Started, Turn
+from suites.model_on_gpu import ModelLab
 from suites.model_record import FILE, ModelCase, ModelRun, from_dict, latest, ratio, read, to_line
 from suites.model_run import ModelPlan
-from suites.model_step import ModelLab, main
+from suites.model_step import main
 from suites.model_variants import VARIANTS, Evidence
 from suites.models import find
 
@@ -287,4 +287,3 @@ def test_a_config_that_has_no_whole_heads_is_refused(tmp_path: Path, capsys: pyt
     (tmp_path / "config.json").write_text(json.dumps(sizes))
     assert Lab(tmp_path / "run").run("--model", str(tmp_path / "config.json")) == 2
     assert "heads of 16 columns do not fit its attention of 48 and 32" in capsys.readouterr().err
-    assert model_step.NAME == "suites.model_step"
