@@ -125,7 +125,7 @@ def input_grad_problem(problem: Problem, both_ways: bool) -> Problem:
     return Problem("gemm", problem.in_features, problem.out_features, problem.tokens, sparsity, dtype=problem.dtype)
 
 
-def _rows_as_weight(x_t: torch.Tensor) -> Int8Weight:
+def rows_as_weight(x_t: torch.Tensor) -> Int8Weight:
     """Transposed activations [K, T] as the second operand of the dense GEMM, with their padding and the scale 1."""
     features, tokens = x_t.shape
     whole = x_t.as_strided((features, x_t.stride(0)), (x_t.stride(0), 1)) if tokens else x_t
@@ -142,9 +142,10 @@ def prepare_step(problem: Problem, inputs: Inputs, config: EightBitConfig, *, bo
     weight = allocate_weight(problem, device, both_ways)
     x_q, x_scale = allocate_activation(tokens, columns, None, device)
     x_t, gradient = allocate_transposed(tokens, columns, device), allocate_gradient(tokens, rows, device)
+    assert gradient.by_token is not None
     y = _bind(x_q, x_scale, weight.forward, problem, config.forward)
     dx = _bind(gradient.by_token, gradient.token_scale, weight.backward, problem, config.input_grad)
-    dw = dense_triton.bind(weight_grad_problem(problem), gradient.by_feature, gradient.feature_scale, _rows_as_weight(x_t), None,
+    dw = dense_triton.bind(weight_grad_problem(problem), gradient.by_feature, gradient.feature_scale, rows_as_weight(x_t), None,
                            config.weight_grad)  # fmt: skip
     outputs = {"y": y.out, "dx": dx.out, "dw": dw.out, "w_scale": weight.made.w_scale, "inv_scale": weight.made.inv_scale}
 
@@ -174,17 +175,27 @@ def _bind(x_q: torch.Tensor, scale: torch.Tensor, weight: FragmentWeight, proble
 
 
 def gradient_errors(data: TrainInputs, packed: PackedTernary, outputs: Outputs) -> dict[str, Note]:
-    """dx_error and dw_error: |gradient − float64| / |float64| (Frobenius norms) on `SAMPLE` tokens and out_features. Synchronizes.
-
-    The float64 gradients are those of the weight in `packed` and of the unrounded dY. None where one is not finite or there is nothing.
-    """
-    tokens = torch.linspace(0, max(0, data.dy.shape[0] - 1), min(SAMPLE, data.dy.shape[0]), device=data.dy.device).long()
-    rows = torch.linspace(0, data.dy.shape[1] - 1, min(SAMPLE, data.dy.shape[1]), device=data.dy.device).long()
+    """dx_error and dw_error, as `relative_error`, of the weight in `packed` and of the unrounded dY. Synchronizes."""
+    tokens = _spread(data.dy.shape[0], data.dy.device)
     dx = exact_input_grad(data.dy[tokens], unpack(packed), packed.w_scale, packed.splits)
-    dw = exact_weight_grad(data.dy[:, rows], data.x_q, data.x_scale)
-    found = {"dx_error": (outputs["dx"][tokens], dx), "dw_error": (outputs["dw"][rows], dw)}
-    errors = {name: float((actual.double() - exact).norm() / exact.norm()) for name, (actual, exact) in found.items()}
-    return {name: float(f"{error:.3g}") if math.isfinite(error) else None for name, error in errors.items()}
+    return {"dx_error": relative_error(outputs["dx"], tokens, dx), "dw_error": relative_error(outputs["dw"], *exact_weight_rows(data))}
+
+
+def exact_weight_rows(data: TrainInputs) -> tuple[torch.Tensor, torch.Tensor]:
+    """Some out_features and their dW in float64."""
+    rows = _spread(data.dy.shape[1], data.dy.device)
+    return rows, exact_weight_grad(data.dy[:, rows], data.x_q, data.x_scale)
+
+
+def relative_error(gradient: torch.Tensor, rows: torch.Tensor, exact: torch.Tensor) -> float | None:
+    """|gradient − exact| / |exact| of these rows, Frobenius norms; None where one is not finite, or there is nothing. Synchronizes."""
+    error = float((gradient[rows].double() - exact).norm() / exact.norm())
+    return float(f"{error:.3g}") if math.isfinite(error) else None
+
+
+def _spread(count: int, device: torch.device) -> torch.Tensor:
+    """Up to `SAMPLE` of so many rows, evenly."""
+    return torch.linspace(0, max(0, count - 1), min(SAMPLE, count), device=device).long()
 
 
 def weight_grad_config(problem: Problem, gpu: Gpu) -> DenseConfig:

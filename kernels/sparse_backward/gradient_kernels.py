@@ -31,11 +31,13 @@ def gradient_maxima_kernel(
 ):  # fmt: skip
     """Bits of the largest |dy · row_scale| of every token and, from `edge` on, of the largest |dy · x_scale| of every out_feature.
 
-    STEPS · ROWS tokens × BLOCK columns a program; tops: int32, zeros before. Maxima come out the same in any order.
+    STEPS · ROWS tokens × BLOCK columns a program; tops: int32, zeros before. Maxima come out the same in any order. row_scale: None where
+    no token's is wanted.
     """
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < out_features
-    weight = tl.load(row_scale + column, mask=inside, other=0.0)[None, :]
+    if row_scale is not None:
+        weight = tl.load(row_scale + column, mask=inside, other=0.0)[None, :]
     first = tl.program_id(0) * (STEPS * ROWS)
     down = tl.zeros([ROWS, BLOCK], tl.int32)
     for step in range(STEPS):
@@ -45,7 +47,8 @@ def gradient_maxima_kernel(
         value = tl.load(source, mask=valid[:, None] & inside[None, :], other=0.0).to(tl.float32)
         along = tl.load(x_scale + row, mask=valid, other=0.0)[:, None]
         down = tl.maximum(down, _magnitude(value * along))
-        tl.atomic_max(tops + row, tl.max(_magnitude(value * weight), axis=1), mask=valid, sem="relaxed")
+        if row_scale is not None:
+            tl.atomic_max(tops + row, tl.max(_magnitude(value * weight), axis=1), mask=valid, sem="relaxed")
     tl.atomic_max(tops + edge + column, tl.max(down, axis=0), mask=inside, sem="relaxed")
 
 
@@ -86,14 +89,15 @@ def quantize_both_kernel(
 ):  # fmt: skip
     """TOKENS × BLOCK of dy to codes of dy · row_scale, token by token, and to codes of dy · x_scale, out_feature by out_feature.
 
-    inverse: 127 / absmax per token and, from `edge` on, per out_feature. by_token: int8 [tokens, …]; by_feature: int8 [out_features, …] in
-    rows of feature_words words, of which `quads` are written, zeros behind the last token. Compiled without FMA fusion: the products are
-    rounded first.
+    inverse: 127 / absmax per token and, from `edge` on, per out_feature. by_token: int8 [tokens, …], or None; by_feature: int8
+    [out_features, …] in rows of feature_words words, of which `quads` are written, zeros behind the last token. Compiled without FMA
+    fusion: the products are rounded first.
     """
     quad = tl.program_id(0) * (TOKENS // 4) + tl.arange(0, TOKENS // 4)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < out_features
-    weight = tl.load(row_scale + column, mask=inside, other=0.0)[None, :]
+    if by_token is not None:
+        weight = tl.load(row_scale + column, mask=inside, other=0.0)[None, :]
     feature_inverse = tl.load(inverse + edge + column, mask=inside, other=0.0)[None, :]
     word = tl.zeros([TOKENS // 4, BLOCK], tl.int32)
     noise: tl.tuple = (0, 0, 0, 0)
@@ -105,15 +109,16 @@ def quantize_both_kernel(
         long_row = row.to(tl.int64)[:, None]
         both = valid[:, None] & inside[None, :]
         value = tl.load(dy + long_row * dy_stride + column[None, :], mask=both, other=0.0).to(tl.float32)
-        token_inverse = tl.load(inverse + row, mask=valid, other=0.0)[:, None]
         along = tl.load(x_scale + row, mask=valid, other=0.0)[:, None]
         if STOCHASTIC:
             drawn = noise[place].to(tl.uint32, bitcast=True)
             low, high = _noise(drawn & 0xFFFF), _noise(drawn >> 16)
         else:
             low, high = 0.0, 0.0
-        code = _code(value * weight * token_inverse, low, STOCHASTIC)
-        tl.store(by_token + long_row * token_stride + column[None, :], code.to(tl.int8), mask=both)
+        if by_token is not None:
+            token_inverse = tl.load(inverse + row, mask=valid, other=0.0)[:, None]
+            code = _code(value * weight * token_inverse, low, STOCHASTIC)
+            tl.store(by_token + long_row * token_stride + column[None, :], code.to(tl.int8), mask=both)
         word |= (_code(value * along * feature_inverse, high, STOCHASTIC) & 0xFF) << (8 * place)
     target = by_feature.to(tl.pointer_type(tl.int32)) + column.to(tl.int64)[:, None] * feature_words + quad[None, :]
     tl.store(target, tl.trans(word), mask=inside[:, None] & (quad < quads)[None, :])

@@ -37,12 +37,12 @@ SCALES = 1024
 
 @dataclass(frozen=True)
 class GradientBuffers:
-    """What `launch_quantize_both` writes. by_token: int8 [T, N]; by_feature: int8 [N, T]; rows of both padded to 128 with zeros.
+    """What `launch_quantize_both` writes. by_token: int8 [T, N], or None; by_feature: int8 [N, T]; rows of both padded to 128 with zeros.
 
     tops: int32, zero between launches; scale, inverse: float32; each per token and, from `edge` on, per out_feature.
     """
 
-    by_token: torch.Tensor
+    by_token: torch.Tensor | None
     by_feature: torch.Tensor
     tops: torch.Tensor
     scale: torch.Tensor
@@ -52,7 +52,7 @@ class GradientBuffers:
     @property
     def token_scale(self) -> torch.Tensor:
         """float32 [T]."""
-        return self.scale[: self.by_token.shape[0]]
+        return self.scale[: self.by_feature.shape[1]]
 
     @property
     def feature_scale(self) -> torch.Tensor:
@@ -62,13 +62,14 @@ class GradientBuffers:
     @property
     def nbytes(self) -> int:
         """Bytes of all of them."""
-        return self.by_token.numel() + self.by_feature.numel() + 12 * self.scale.numel()
+        codes = self.by_feature.numel() * (1 if self.by_token is None else 2)
+        return codes + 12 * self.scale.numel()
 
 
-def allocate_gradient(tokens: int, out_features: int, device: torch.device | str) -> GradientBuffers:
-    """Buffers for dY [tokens, out_features]."""
+def allocate_gradient(tokens: int, out_features: int, device: torch.device | str, both: bool = True) -> GradientBuffers:
+    """Buffers for dY [tokens, out_features]; both: for codes per token too."""
     edge = -(-tokens // ROW_ALIGNMENT) * ROW_ALIGNMENT
-    by_token, _ = allocate_activation(tokens, out_features, None, device)
+    by_token = allocate_activation(tokens, out_features, None, device)[0] if both else None
     floats = torch.empty((2, edge + out_features), dtype=torch.float32, device=device)
     tops = torch.zeros(edge + out_features, dtype=torch.int32, device=device)
     return GradientBuffers(by_token, allocate_transposed(tokens, out_features, device), tops, floats[0], floats[1], edge)
@@ -86,19 +87,20 @@ def launch_row_scale(w_scale: torch.Tensor, bounds: torch.Tensor, out: torch.Ten
 
 
 def launch_quantize_both(
-    dy: torch.Tensor, row_scale: torch.Tensor, x_scale: torch.Tensor, buffers: GradientBuffers, seed: int | None = None
+    dy: torch.Tensor, row_scale: torch.Tensor | None, x_scale: torch.Tensor, buffers: GradientBuffers, seed: int | None = None
 ) -> None:
     """Write int8 codes of dy · row_scale per token and of dy · x_scale per out_feature. Three launches, no synchronization.
 
-    dy: [T, N] bf16 or fp16, contiguous rows. row_scale: float32, at least [N]; x_scale: float32 [T]. seed: of stochastic rounding, None for
-    the nearest code. A token (an out_feature) with a NaN or an infinity gets the scale NaN. Raises ShapeError for what does not fit.
+    dy: [T, N] bf16 or fp16, contiguous rows. row_scale: float32, at least [N], or None for buffers without by_token; x_scale: float32 [T].
+    seed: of stochastic rounding, None for the nearest code. A token (an out_feature) with a NaN or an infinity gets the scale NaN.
+    Raises ShapeError for what does not fit.
     """
-    tokens, out_features = buffers.by_token.shape
+    out_features, tokens = buffers.by_feature.shape
     check_gradient(dy, out_features)
-    if dy.shape[0] != tokens:
-        raise ShapeError(f"dy is {list(dy.shape)}; the buffers are for {[tokens, out_features]}")
+    if dy.shape[0] != tokens or (row_scale is None) != (buffers.by_token is None):
+        raise ShapeError(f"dy is {list(dy.shape)}; the buffers are for {[tokens, out_features]}, row_scale is needed by by_token alone")
     for name, vector, least in (("row_scale", row_scale, out_features), ("x_scale", x_scale, tokens)):
-        if vector.dtype != torch.float32 or vector.numel() < least or not vector.is_contiguous():
+        if vector is not None and (vector.dtype != torch.float32 or vector.numel() < least or not vector.is_contiguous()):
             raise ShapeError(f"{name} is {vector.dtype} {list(vector.shape)}; contiguous float32 [{least}] is needed")
     if not dy.numel():
         buffers.scale.zero_()
@@ -112,8 +114,8 @@ def launch_quantize_both(
     gradient_scales_kernel[(triton.cdiv(count, SCALES),)](buffers.tops, buffers.scale, buffers.inverse, count, BLOCK=SCALES, num_warps=8)
     quantize_both_kernel[(triton.cdiv(tokens, TILE["TOKENS"]), triton.cdiv(out_features, TILE["BLOCK"]))](
         dy, row_scale, x_scale, buffers.inverse, buffers.edge, buffers.by_token, buffers.by_feature, seed or 0, *cells,
-        buffers.by_token.stride(0), buffers.by_feature.stride(0) // 4, triton.cdiv(tokens, 4), STOCHASTIC=seed is not None, **TILE,
-        num_warps=WARPS, enable_fp_fusion=False,
+        0 if buffers.by_token is None else buffers.by_token.stride(0), buffers.by_feature.stride(0) // 4, triton.cdiv(tokens, 4),
+        STOCHASTIC=seed is not None, **TILE, num_warps=WARPS, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -135,15 +137,17 @@ def launch_transpose(source: torch.Tensor, target: torch.Tensor) -> None:
         )  # fmt: skip
 
 
-def compile_units(dtype: str, aligned: bool, stochastic: bool) -> Sequence[CompileUnit]:
-    """Both passes over dY ("bf16" or "fp16") and the transposition as they are launched; aligned: sizes are multiples of 16."""
+def compile_units(dtype: str, aligned: bool, stochastic: bool, both: bool = True) -> Sequence[CompileUnit]:
+    """Both passes over dY ("bf16" or "fp16") and the transposition as they are launched; aligned: sizes are multiples of 64. both:
+    per token too."""
     kinds = {"dy": f"*{dtype}", "by_token": "*i8", "by_feature": "*i8", "source": "*i8", "target": "*i8", "tops": "*i32",
              **dict.fromkeys(("row_scale", "x_scale", "inverse"), "*fp32")}  # fmt: skip
     passes = ((gradient_maxima_kernel, MAXIMA, {"num_warps": MAXIMA_WARPS}),
               (quantize_both_kernel, {**TILE, "STOCHASTIC": stochastic}, {"num_warps": WARPS, "enable_fp_fusion": False}),
               (transpose_kernel, TRANSPOSED, {"num_warps": WARPS}))  # fmt: skip
     units = []
-    for kernel, constants, options in passes:
+    for kernel, tile, options in passes:
+        constants = dict(tile) if both else tile | {name: None for name in ("row_scale", "by_token") if name in kernel.arg_names}
         signature = {name: "constexpr" if name in constants else kinds.get(name, "i32") for name in kernel.arg_names}
         sizes = ("tokens", "out_features", "rows", "columns", "dy_stride", "words", "quads") if aligned else ()
         always = ("edge", "token_stride", "feature_words", "source_words", "target_words")

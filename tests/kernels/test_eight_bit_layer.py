@@ -1,0 +1,91 @@
+"""8-bit gradients one at a time: dW in the interpreter and on a GPU, dX for a layer with the Hopper GEMM replaced."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from autotune.compile import Compiled, compile_unit
+from kernels.errors import UsageError
+from kernels.gpu import by_name, detect
+from kernels.inputs import TrainInputs, make_inputs
+from kernels.judge import judge, poison
+from kernels.packed import pack
+from kernels.problem import Problem, Sparsity
+from kernels.space import config_to_dict
+from kernels.sparse_backward import eight_bit_layer
+from kernels.sparse_backward.eight_bit_layer import WEIGHT_GRADS, Int8WeightGradConfig, layer_input_grad, layer_weight_grad
+from kernels.ternary_gemm.dense_config import DenseConfig
+from tests.kernels.plain_hopper import without_hopper
+
+H200 = by_name("h200")
+HALF = Sparsity(2, 4)
+(KERNEL,) = WEIGHT_GRADS
+TINY = Int8WeightGradConfig(DenseConfig(64, 64, 64, 4, 2, unpack="arith"))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("shape", [(24, 40, 7), (36, 68, 70), (8, 32, 0)])
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_interpreted_weight_grad(shape: tuple[int, int, int], stochastic: bool) -> None:
+    case = Problem("weight-grad", *shape, HALF)
+    inputs = make_inputs(case, kind="outlier")
+    prepared = KERNEL.prepare(case, inputs, dataclasses.replace(TINY, stochastic=stochastic))
+    poison(prepared)
+    mismatch = judge(case, inputs, prepared.run(), KERNEL)
+    assert mismatch is None, str(mismatch)
+
+
+@pytest.mark.interpreter
+def test_interpreted_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both gradients of a layer, dW in float32: what a float32 master wants."""
+    without_hopper(monkeypatch)
+    monkeypatch.setattr(eight_bit_layer, "weight_grad_config", lambda problem, gpu: TINY.gemm)
+    case = Problem("step", 24, 40, 9, HALF, (8, 16))
+    inputs = make_inputs(case)
+    assert isinstance(inputs, TrainInputs)
+    packed = pack(inputs.w_ternary, inputs.w_scale, case.splits, HALF)
+    dx = layer_input_grad(case, H200, inputs.dy, packed)
+    dw = layer_weight_grad(case, H200, inputs.dy, inputs.x_q, inputs.x_scale, torch.float32)
+    assert dw.dtype == torch.float32
+    for gradient, op in ((dx, "dx"), (dw, "dw")):
+        part = case.with_(op="input-grad" if op == "dx" else "weight-grad")
+        mismatch = judge(part, inputs, {op: gradient}, KERNEL)
+        assert mismatch is None, str(mismatch)
+    assert layer_input_grad(case.with_(tokens=0), H200, inputs.dy[:0], packed).shape == (0, 40)
+    with pytest.raises(UsageError, match="sm_90"):
+        layer_input_grad(case, by_name("a100"), inputs.dy, packed)
+
+
+def test_configs_are_plain_data() -> None:
+    case = Problem("weight-grad", 2048, 11008, 16384, HALF)
+    for gpu in (H200, by_name("a100")):
+        config = KERNEL.default_config(case, gpu)
+        assert KERNEL.space.from_dict(config_to_dict(config)) == config
+        assert KERNEL.unavailable(case, gpu) is None
+    assert "int32" in (KERNEL.unavailable(case.with_(tokens=200_000), H200) or "")
+
+
+@pytest.mark.compile
+def test_compiles_without_spills() -> None:
+    case = Problem("weight-grad", 4608, 3584, 16384, HALF)
+    for unit in KERNEL.compile_units(case, KERNEL.default_config(case, H200)):
+        found = compile_unit(unit, H200)
+        assert isinstance(found, Compiled), found
+        assert found.spills == 0, unit.function
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("tokens", [1, 63, 1000, 4096])
+@pytest.mark.parametrize("shape", [(1152, 896), (2052, 516)], ids=str)
+def test_on_a_gpu(shape: tuple[int, int], tokens: int) -> None:
+    gpu = detect()
+    assert gpu is not None
+    case = Problem("weight-grad", *shape, tokens, HALF)
+    inputs = make_inputs(case, "cuda")
+    prepared = KERNEL.prepare(case, inputs, KERNEL.default_config(case, gpu))
+    poison(prepared)
+    mismatch = judge(case, inputs, prepared.run(), KERNEL)
+    assert mismatch is None, str(mismatch)
