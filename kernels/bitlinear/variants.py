@@ -20,7 +20,7 @@ from kernels.inputs import DTYPES, ROW_ALIGNMENT
 from kernels.mask_quantize.activation import activation_config, launch_activation
 from kernels.packed import PackedTernary
 from kernels.problem import Problem
-from kernels.sparse_backward import input_grad, weight_grad
+from kernels.sparse_backward import eight_bit_layer, input_grad, weight_grad
 from kernels.sparse_backward.dequantize import launch_dequantize
 from kernels.ternary_gemm import sparse_wgmma, sparse_wgmma_config
 from kernels.ternary_gemm.dense_config import default_config
@@ -186,8 +186,13 @@ FORWARD: Mapping[str, Forward] = {
     "dense-triton": Forward(_dense_triton, refusal),
     "sparse-wgmma": Forward(_sparse_wgmma, _sparse_refusal, fragments=True),
 }
-INPUT_GRAD: Mapping[str, InputGrad] = {"unpack-cublas": _unpack_cublas, "unpack-dot": _unpack_dot}
-WEIGHT_GRAD: Mapping[str, WeightGrad] = {"dequantize-cublas": _dequantize_cublas, "convert-dot": _convert_dot}
+INPUT_GRAD: Mapping[str, InputGrad] = {
+    "unpack-cublas": _unpack_cublas, "unpack-dot": _unpack_dot, "int8-wgmma": eight_bit_layer.layer_input_grad,
+}  # fmt: skip
+WEIGHT_GRAD: Mapping[str, WeightGrad] = {
+    "dequantize-cublas": _dequantize_cublas, "convert-dot": _convert_dot, "int8-triton": eight_bit_layer.layer_weight_grad,
+}  # fmt: skip
+"""The 8-bit ones are not exact: never chosen, only named."""
 
 
 @triton.jit  # type: ignore[untyped-decorator] # Triton has no types

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from autotune.compile import Compiled, compile_unit
+from kernels.bitlinear import BitLinear
 from kernels.errors import UsageError
 from kernels.gpu import by_name, detect
 from kernels.inputs import TrainInputs, make_inputs
@@ -89,3 +90,19 @@ def test_on_a_gpu(shape: tuple[int, int], tokens: int) -> None:
     poison(prepared)
     mismatch = judge(case, inputs, prepared.run(), KERNEL)
     assert mismatch is None, str(mismatch)
+
+
+@pytest.mark.interpreter
+def test_interpreted_module_with_an_8_bit_weight_gradient() -> None:
+    """A layer that names it trains: the gradient is the exact one's but for the rounding of dY."""
+    grads = []
+    for name in ("convert-dot", "int8-triton"):
+        generator = torch.Generator().manual_seed(3)
+        layer = BitLinear(32, 16, bias=False, dtype=torch.bfloat16, sparsity="2:4", variants=f"dense-triton+unpack-dot+{name}")
+        with torch.no_grad():
+            layer.weight.copy_(torch.randn(16, 32, generator=generator))
+        layer(torch.randn(20, 32, generator=generator).bfloat16()).backward(torch.randn(20, 16, generator=generator).bfloat16())
+        assert layer.weight.grad is not None
+        grads.append(layer.weight.grad.double())
+    exact, rounded = grads
+    assert 0 < (rounded - exact).norm() < 0.03 * exact.norm()
