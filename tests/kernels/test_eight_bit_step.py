@@ -59,10 +59,10 @@ def test_interpreted(kernel: Kernel, shape: tuple[int, int, int], splits: tuple[
 @pytest.mark.interpreter
 @pytest.mark.usefixtures("plain")
 def test_stochastic_rounding_is_another_rounding_of_the_same_gradients() -> None:
-    case = step((16, 32, 40))
+    case = step((8, 32, 20))
     inputs, config = make_inputs(case), tiny(PLAIN, case)
-    runs = [PLAIN.prepare(case, inputs, dataclasses.replace(config, stochastic=True, seed=seed)) for seed in (1, 1, 2)]
-    first, again, other = ({name: value.clone() for name, value in prepared.run().items()} for prepared in runs)
+    one, two = (PLAIN.prepare(case, inputs, dataclasses.replace(config, stochastic=True, seed=seed)) for seed in (1, 2))
+    first, again, other = ({name: value.clone() for name, value in prepared.run().items()} for prepared in (one, one, two))
     nearest = PLAIN.prepare(case, inputs, config).run()
     assert torch.equal(first["y"], nearest["y"])
     for name in ("dx", "dw"):
