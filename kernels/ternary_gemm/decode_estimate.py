@@ -126,7 +126,8 @@ def estimate(problem: Problem, gpu: Gpu, config: DecodeConfig) -> float:
     first = 0.3e-6 + activations / found.chunks * together / (PORT * CLOCK)
     begin = 1.3e-6 + max(0.0, first - 0.13 * min(whole, ring * together * sms / bandwidth))
     # Weights arrive on behind the sums of all row tiles but the last, where there are enough of them.
-    sums = tokens8 * (found.rounds - (found.rounds - 1) / 2 * min(1.0, found.steps / 4)) * (0.08e-6 + 0.22e-6 * max(1.0, config.rows * 8 * (2 * config.warps_k + 12) / 19200))
+    exposed = found.rounds - (found.rounds - 1) / 2 * min(1.0, found.steps / 4)
+    sums = tokens8 * exposed * (0.08e-6 + 0.22e-6 * max(1.0, config.rows * 8 * (2 * config.warps_k + 12) / 19200))
     meet = 0.0 if config.splits == 1 else 1.1e-6 if config.clustered else 2.9e-6 + found.programs * config.rows * found.group / 4e12
     if problem.op == "layer":
         itemsize = 4 if problem.dtype == "fp32" else 2
