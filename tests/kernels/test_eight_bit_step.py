@@ -58,6 +58,21 @@ def test_interpreted(kernel: Kernel, shape: tuple[int, int, int], splits: tuple[
 
 @pytest.mark.interpreter
 @pytest.mark.usefixtures("plain")
+def test_the_bound_is_one() -> None:
+    """Gradients that are a fifth too large, and results of another mask, are wrong."""
+    case = step((32, 64, 20))
+    inputs = make_inputs(case)
+    outputs = PLAIN.prepare(case, inputs, tiny(PLAIN, case)).run()
+    assert judge(case, inputs, outputs, PLAIN) is None
+    for name in ("dx", "dw"):
+        mismatch = judge(case, inputs, {**outputs, name: outputs[name] * 1.2}, PLAIN)
+        assert mismatch is not None
+        assert mismatch.name == name
+    assert judge(case, inputs, outputs, BOTH_WAYS) is not None
+
+
+@pytest.mark.interpreter
+@pytest.mark.usefixtures("plain")
 def test_stochastic_rounding_is_another_rounding_of_the_same_gradients() -> None:
     case = step((8, 32, 20))
     inputs, config = make_inputs(case), tiny(PLAIN, case)
