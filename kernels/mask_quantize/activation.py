@@ -5,6 +5,7 @@ Floor: the activation read once, the int8 rows (lifted: 1.5 of them for 6:8) wri
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,7 +99,7 @@ def launch_activation(
         activation_words_kernel[grid](
             x, x_q, x_scale, wide, tokens, in_features, x.stride(0), x_q.stride(0), MIDDLE=m is not None,
             PIECES=triton.cdiv(in_features, config.block), ROWS=config.rows, BLOCK=config.block, num_warps=config.warps,
-            enable_fp_fusion=False,
+            enable_fp_fusion=False, **dependence(x.device),
         )  # fmt: skip
         return
     if wide is not None:
@@ -106,8 +107,16 @@ def launch_activation(
                          f"{config} holds in registers")
     activation_kernel[grid](
         x, x_q, x_scale, tokens, in_features, width, x.stride(0), x_q.stride(0), LIFT=m or 0, ONE_BLOCK=in_features <= config.block,
-        ROWS=config.rows, BLOCK=config.block, num_warps=config.warps, enable_fp_fusion=False,
+        ROWS=config.rows, BLOCK=config.block, num_warps=config.warps, enable_fp_fusion=False, **dependence(x.device),
     )
+
+
+@functools.cache
+def dependence(device: torch.device) -> dict[str, bool]:
+    """Programmatic dependent launch, where the device has it: begun before the launch before it has ended, as the next one is before
+    this."""
+    has = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"DEPENDENT": True, "launch_pdl": True} if has else {"DEPENDENT": False}
 
 
 def by_words(dtype: torch.dtype, in_features: int, m: int | None, config: ActivationConfig) -> bool:
@@ -182,7 +191,7 @@ def compile_units(problem: Problem, config: Config) -> tuple[CompileUnit, ...]:
     """The kernel as it is compiled for contiguous activations of the problem's dtype."""
     arguments = {"x_ptr": _POINTERS[DTYPES[problem.dtype]], "q_ptr": "*i8", "scale_ptr": "*fp32", "tokens": "i32", "in_features": "i32",
                  "width": "i32", "x_stride": "i32", "q_stride": "i32"}
-    constants: dict[str, Any] = {"ROWS": config.rows, "BLOCK": config.block}
+    constants: dict[str, Any] = {"ROWS": config.rows, "BLOCK": config.block, "DEPENDENT": False}
     kernel, group = activation_kernel, _group(problem)
     if by_words(DTYPES[problem.dtype], problem.in_features, group, config):
         kernel = activation_words_kernel
@@ -192,7 +201,8 @@ def compile_units(problem: Problem, config: Config) -> tuple[CompileUnit, ...]:
     signature = {name: arguments.get(name, "constexpr") for name in kernel.arg_names}
     aligned = ("in_features", "x_stride") if problem.in_features % 16 == 0 else ()
     options = {"num_warps": config.warps, "enable_fp_fusion": False}
-    return (CompileUnit(kernel, signature, constants, ("x_ptr", "q_ptr", "scale_ptr", "q_stride", *aligned), options),)
+    return (CompileUnit(kernel, signature, constants, ("x_ptr", "q_ptr", "scale_ptr", "q_stride", *aligned), options,
+                        since={90: {"DEPENDENT": True, "launch_pdl": True}}),)
 
 
 KERNELS = (

@@ -7,6 +7,15 @@ import triton.language as tl
 
 
 @triton.jit
+def _begin(DEPENDENT: tl.constexpr):
+    """DEPENDENT: this launch may have begun before the one before it ended; wait for that, then let the next one (the GEMM) begin as
+    early."""
+    if DEPENDENT:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
 def _magnitude(x):
     """Float bits without the sign: they order like |x|, with infinities and NaN above everything."""
     return x.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
@@ -48,12 +57,13 @@ def _lifted_column(position, in_features, LIFT: tl.constexpr):
 @triton.jit
 def activation_kernel(
     x_ptr, q_ptr, scale_ptr, tokens, in_features, width, x_stride, q_stride,
-    LIFT: tl.constexpr, ONE_BLOCK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    LIFT: tl.constexpr, ONE_BLOCK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):
     """ROWS tokens: their absmax, then their codes. ONE_BLOCK: the row stays in registers, else it is read again from the cache.
 
     LIFT: 0, or the group; 8 is written from registers, other groups read the row again through the column they repeat.
     """
+    _begin(DEPENDENT)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_valid = (row < tokens)[:, None]
     x_row = x_ptr + row.to(tl.int64)[:, None] * x_stride
@@ -110,12 +120,13 @@ def _store_words(q_ptr, code, q_row, row_valid, start, words, MIDDLE: tl.constex
 @triton.jit
 def activation_words_kernel(
     x_ptr, q_ptr, scale_ptr, wide_ptr, tokens, in_features, x_stride, q_stride,
-    MIDDLE: tl.constexpr, PIECES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    MIDDLE: tl.constexpr, PIECES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """ROWS tokens of bf16, two values a word, all of a row's PIECES of BLOCK columns in registers.
 
     Rows start at multiples of 4 bytes and in_features is even. wide_ptr: None, or contiguous bf16 [tokens, in_features] for code · scale.
     """
+    _begin(DEPENDENT)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_valid = (row < tokens)[:, None]
     words = in_features // 2

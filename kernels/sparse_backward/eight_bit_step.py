@@ -236,7 +236,7 @@ def compile_units(both_ways: bool, problem: Problem, config: EightBitConfig) -> 
         repack.compile_unit(sparse=both_ways, transposed=True),
         *gradient_quantize.compile_units(problem.dtype, aligned, config.stochastic),
         *sparse_wgmma.compile_units(problem, config.forward),
-        *sparse_wgmma.compile_units(input_grad_problem(problem, both_ways), config.input_grad, sparse=both_ways),
+        *sparse_wgmma.compile_units(input_grad_problem(problem, both_ways), config.input_grad, "sparse" if both_ways else "dense"),
         *INT8_GEMM.compile_units(weight_grad_problem(problem), config.weight_grad),
     ]
 

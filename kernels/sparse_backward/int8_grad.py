@@ -149,7 +149,7 @@ def compile_units(problem: Problem, config: Int8GradConfig) -> Sequence[CompileU
     signature = {name: "constexpr" if name in constants else arguments.get(name, "i32") for name in quantize_gradient_kernel.arg_names}
     divisible = (*arguments, "q_stride", *(("out_features", "dy_stride") if problem.out_features % 16 == 0 else ()))
     unit = CompileUnit(quantize_gradient_kernel, signature, constants, divisible, {"num_warps": 8, "enable_fp_fusion": False})
-    return [unit, *sparse_wgmma.compile_units(transposed(problem), config.gemm, sparse=False)]
+    return [unit, *sparse_wgmma.compile_units(transposed(problem), config.gemm, "dense")]
 
 
 INPUT_GRAD = Kernel("int8-wgmma", "input-grad", "variant", prepare, default_config, ConfigSpace(Int8GradConfig), unavailable, exact=False,

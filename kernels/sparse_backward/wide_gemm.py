@@ -7,7 +7,6 @@ half the time of a dense bf16 product.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -16,42 +15,17 @@ from kernels.gpu import Gpu
 from kernels.kernel import CompileUnit
 from kernels.problem import DENSE, Problem
 from kernels.sparse_backward.wide_fragments import STEP
-from kernels.sparse_backward.wide_kernel import wide_gemm
 from kernels.ternary_gemm import sparse_wgmma, sparse_wgmma_config
 from kernels.ternary_gemm.dense_triton import MAX_IN_FEATURES, is_aligned
-from kernels.ternary_gemm.sparse_wgmma import KINDS, LAYOUT, OUT_LAYOUT, FragmentWeight, SparseGemm, padded_rows
+from kernels.ternary_gemm.sparse_wgmma import FragmentWeight, SparseGemm, padded_rows
 from kernels.ternary_gemm.sparse_wgmma_config import COST, SparseConfig, most_stages
-from kernels.ternary_gemm.sparse_wgmma_ptx import CONSUMERS, SLICE, STAGE_COLUMNS
+from kernels.ternary_gemm.sparse_wgmma_ptx import CONSUMERS
 
 WIDTH = 2
 """Columns of int8 that a column of bf16 takes."""
 
 
-@dataclass(frozen=True)
-class WideGemm:
-    """The GEMM bound to its buffers; blocks: int32, layout fragment24-bf16."""
-
-    bound: SparseGemm
-
-    @property
-    def out(self) -> torch.Tensor:
-        """dX [T, K]."""
-        return self.bound.out
-
-    def launch(self) -> None:
-        """One launch on the current stream."""
-        bound, plan = self.bound, self.bound.schedule
-        if not bound.out.numel():
-            return
-        blocks = bound.weight.blocks
-        wide_gemm[(plan.programs,)](
-            bound.x, bound.y, blocks, bound.x_scale, bound.weight.row_scale, bound.bias, blocks.shape[1], plan.row_tiles, plan.token_tiles,
-            blocks.shape[0], bound.out.shape[0], TILES=bound.config.tiles, BLOCK_T=bound.config.block_t, STAGES=bound.config.stages,
-            OUT=KINDS[bound.out.dtype], num_warps=4 * CONSUMERS,
-        )  # fmt: skip
-
-
-def bind(dy: torch.Tensor, blocks: torch.Tensor, in_features: int, config: SparseConfig, processors: int) -> WideGemm:
+def bind(dy: torch.Tensor, blocks: torch.Tensor, in_features: int, config: SparseConfig, processors: int) -> SparseGemm:
     """The GEMM with its output allocated. dy: bf16 [T, N] in contiguous rows at multiples of 16 bytes. blocks: int32 of the transpose
     [in_features, N]. Raises ShapeError before anything runs."""
     codes = dy.view(torch.int8) if dy.dtype == torch.bfloat16 and dy.stride(1) == 1 else dy
@@ -60,9 +34,9 @@ def bind(dy: torch.Tensor, blocks: torch.Tensor, in_features: int, config: Spars
                          "16 bytes, a multiple of 8 and whole tiles are needed")
     ones = padded_rows(torch.ones(in_features, device=dy.device), in_features)
     columns = codes.shape[1]
-    weight = FragmentWeight(blocks, ones, in_features, columns, columns, sparse=True)
+    weight = FragmentWeight(blocks, ones, in_features, columns, columns, sparse=True, wide=True)
     tokens = torch.ones(dy.shape[0], device=dy.device)
-    return WideGemm(sparse_wgmma.bind(codes, tokens, weight, None, torch.bfloat16, config, processors))
+    return sparse_wgmma.bind(codes, tokens, weight, None, torch.bfloat16, config, processors)
 
 
 def default_config(problem: Problem, gpu: Gpu) -> SparseConfig:
@@ -75,7 +49,7 @@ def default_config(problem: Problem, gpu: Gpu) -> SparseConfig:
         return -(-tiles // max(1, gpu.sms)) * (steps * step + rest)
 
     best = min(COST, key=time)
-    return SparseConfig(*best, most_stages(*best, gpu.shared_bytes))
+    return SparseConfig(*best, most_stages(*best, 1, gpu.shared_bytes))
 
 
 def unavailable(problem: Problem, gpu: Gpu) -> str | None:
@@ -94,10 +68,5 @@ def unavailable(problem: Problem, gpu: Gpu) -> str | None:
 
 def compile_units(problem: Problem, config: SparseConfig) -> Sequence[CompileUnit]:
     """The kernel as a step and the config make it."""
-    (unit,) = sparse_wgmma.compile_units(Problem("gemm", problem.in_features, problem.out_features, problem.tokens, DENSE), config)
-    constants = {"TILES": config.tiles, "BLOCK_T": config.block_t, "STAGES": config.stages, "OUT": "bf16"}
-    given = {**unit.signature, "x_desc": f"tensordesc<i8{[config.block_t, STAGE_COLUMNS]},{LAYOUT!r}>",
-             "y_desc": f"tensordesc<bf16{[SLICE, 64]},{OUT_LAYOUT!r}>"}  # fmt: skip
-    signature = {name: "constexpr" if name in constants else given[name] for name in wide_gemm.arg_names}
-    pointers = tuple(name for name, kind in signature.items() if kind.startswith("*"))
-    return [CompileUnit(wide_gemm, signature, constants, pointers, {"num_warps": 4 * CONSUMERS}, {90: "HGMMA.SP"})]
+    transposed = Problem("gemm", problem.in_features, problem.out_features, problem.tokens, DENSE)
+    return sparse_wgmma.compile_units(transposed, config, "wide")

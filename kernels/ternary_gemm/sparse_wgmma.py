@@ -49,7 +49,7 @@ KINDS = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32", tor
 class FragmentWeight:
     """A weight in fragment order. blocks: int32 as `kernels.fragments` packs it. row_scale: float32, w_scale / 64 of every row, zeros
     behind the last up to a multiple of `ROW_PADDING`. in_features: of the layer; columns: what is multiplied (lifted or not). sparse: for
-    the sparse tensor cores (layout fragment24) or the dense ones."""
+    the sparse tensor cores (layout fragment24) or the dense ones. wide: for bf16 activations (`kernels.sparse_backward.wide_gemm`)."""
 
     blocks: torch.Tensor
     row_scale: torch.Tensor
@@ -57,6 +57,12 @@ class FragmentWeight:
     in_features: int
     columns: int
     sparse: bool
+    wide: bool = False
+
+    @property
+    def kind(self) -> str:
+        """What the kernel is specialized for: "sparse" (layout fragment24), "dense" (fragment), or "wide" (bf16 activations)."""
+        return "wide" if self.wide else "sparse" if self.sparse else "dense"
 
     @property
     def weight_bytes(self) -> int:
@@ -109,10 +115,7 @@ def padded_rows(values: torch.Tensor, rows: int) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class SparseGemm:
-    """The GEMM bound to its buffers. x: int8 [T, columns] in rows of a multiple of 16 bytes; bias: as `padded_rows` gives it.
-
-    sums, counts: where the parts of split tiles meet; one launch at a time may use them.
-    """
+    """The GEMM bound to its buffers. x: int8 [T, columns] in rows of a multiple of 16 bytes; bias: as `padded_rows` gives it."""
 
     weight: FragmentWeight
     x: TensorDescriptor
@@ -120,8 +123,6 @@ class SparseGemm:
     x_scale: torch.Tensor
     bias: torch.Tensor
     out: torch.Tensor
-    sums: torch.Tensor
-    counts: torch.Tensor
     config: SparseConfig
     schedule: Schedule
 
@@ -132,17 +133,22 @@ class SparseGemm:
             return
         weight, plan = self.weight, self.schedule
         sparse_gemm[(plan.programs,)](
-            self.x, self.y, weight.blocks, self.x_scale, weight.row_scale, self.bias, self.out, self.sums, self.counts,
-            weight.blocks.shape[1], plan.rounds, plan.row_tiles, plan.token_tiles, weight.blocks.shape[0], tokens, out_features,
-            **constants(self.config, self.out.dtype, out_features, weight.sparse), num_warps=4 * CONSUMERS,
-            launch_cooperative_grid=self.config.splits > 1,
+            self.x, self.y, weight.blocks, self.x_scale, weight.row_scale, self.bias, self.out, weight.blocks.shape[1], plan.rounds,
+            plan.row_tiles, plan.token_tiles, weight.blocks.shape[0], tokens, out_features,
+            **constants(self.config, self.out.dtype, out_features, weight.kind), **options(self.config),
         )
 
 
-def constants(config: SparseConfig, dtype: torch.dtype, out_features: int, sparse: bool) -> dict[str, object]:
+def options(config: SparseConfig) -> dict[str, int]:
+    """How the kernel is compiled and launched: a cluster for the parts of a tile, and begun before the launch before it ends."""
+    return {"num_warps": 4 * CONSUMERS, "num_ctas": config.splits * config.pair, "launch_pdl": True}
+
+
+def constants(config: SparseConfig, dtype: torch.dtype, out_features: int, kind: str) -> dict[str, object]:
     """What the kernel is specialized for."""
-    return {"TILES": config.tiles, "BLOCK_T": config.block_t, "STAGES": config.stages, "SPLITS": config.splits, "OUT": KINDS[dtype],
-            "WIDE": is_wide(dtype, out_features), "SPARSE": sparse}
+    return {"TILES": config.tiles, "BLOCK_T": config.block_t, "STAGES": config.stages, "SPLITS": config.splits, "PAIR": config.pair, "OUT":
+    KINDS[dtype],
+            "WIDE": is_wide(dtype, out_features), "KIND": kind}
 
 
 def _need(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:
@@ -166,17 +172,15 @@ def bind(x_q: torch.Tensor, x_scale: torch.Tensor, weight: FragmentWeight, bias:
     if bias is not None:
         _need("bias", bias, torch.float32, (rows,), device)
     x = aligned_rows(x_q)
-    descriptor = TensorDescriptor(x, list(x.shape), list(x.stride()), [config.block_t, STAGE_COLUMNS], LAYOUT)
+    descriptor = TensorDescriptor(x, list(x.shape), list(x.stride()), [config.block_t // config.pair, STAGE_COLUMNS], LAYOUT)
     padded = padded_rows(torch.zeros(rows, device=x.device) if bias is None else bias, rows)
     out = torch.empty((x.shape[0], rows), dtype=dtype, device=x.device)
     refusal = split_refusal(config, x.shape[0], rows, weight.columns, processors)
     if refusal:
         raise ShapeError(refusal)
     plan = schedule(config, x.shape[0], rows, processors)
-    sums = torch.empty(plan.split * config.splits * CONSUMERS * ROWS * config.tiles * config.block_t, dtype=torch.int32, device=x.device)
-    counts = torch.zeros(plan.split * CONSUMERS, dtype=torch.int64, device=x.device)
     y = out_descriptor(out) if is_wide(dtype, rows) and out.numel() else descriptor
-    return SparseGemm(weight, descriptor, y, x_scale.contiguous(), padded, out, sums, counts, config, plan)
+    return SparseGemm(weight, descriptor, y, x_scale.contiguous(), padded, out, config, plan)
 
 
 def multiprocessors(device: torch.device) -> int:
@@ -209,22 +213,21 @@ def _prepared(problem: Problem, inputs: GemmInputs, x_q: torch.Tensor, weight: F
     return Prepared(run, {"y": gemm.out}, footprint, weight.weight_bytes, {"copies_x": not is_aligned(x_q), "columns": weight.columns})
 
 
-def compile_units(problem: Problem, config: SparseConfig, sparse: bool = True) -> Sequence[CompileUnit]:
+def compile_units(problem: Problem, config: SparseConfig, kind: str = "sparse") -> Sequence[CompileUnit]:
     """The kernel as the problem and the config make it."""
     dtype = DTYPES[problem.dtype]
     out = {"bf16": "*bf16", "f16": "*fp16", "f32": "*fp32", "s32": "*i32"}[KINDS[dtype]]
-    x_desc = f"tensordesc<i8{[config.block_t, STAGE_COLUMNS]},{LAYOUT!r}>"
+    x_desc = f"tensordesc<i8{[config.block_t // config.pair, STAGE_COLUMNS]},{LAYOUT!r}>"
     y_desc = f"tensordesc<{out[1:]}{[SLICE, 64]},{OUT_LAYOUT!r}>" if is_wide(dtype, problem.out_features) else x_desc
     signature = {"x_desc": x_desc, "y_desc": y_desc, "w_ptr": "*i32", "x_scale_ptr": "*fp32",
-                 "row_scale_ptr": "*fp32", "bias_ptr": "*fp32", "y_ptr": out, "sums_ptr": "*i32", "counts_ptr": "*i64"}
+                 "row_scale_ptr": "*fp32", "bias_ptr": "*fp32", "y_ptr": out}
     integers = ("steps", "rounds", "row_tiles", "token_tiles", "row_blocks", "tokens", "out_features")
     signature |= dict.fromkeys(integers, "i32")
-    constant = constants(config, dtype, problem.out_features, sparse)
-    pointers = ("w_ptr", "x_scale_ptr", "row_scale_ptr", "bias_ptr", "y_ptr", "sums_ptr", "counts_ptr")
+    constant = constants(config, dtype, problem.out_features, kind)
+    pointers = ("w_ptr", "x_scale_ptr", "row_scale_ptr", "bias_ptr", "y_ptr")
     signature |= dict.fromkeys(constant, "constexpr")
-    expected = {90: "IGMMA.SP" if sparse else "IGMMA"}
-    options = {"num_warps": 4 * CONSUMERS, "launch_cooperative_grid": config.splits > 1}
-    return [CompileUnit(sparse_gemm, signature, constant, pointers, options, expected)]
+    expected = {90: {"sparse": "IGMMA.SP", "dense": "IGMMA", "wide": "HGMMA.SP"}[kind]}
+    return [CompileUnit(sparse_gemm, signature, constant, pointers, options(config), expected)]
 
 
 def _unavailable_dense(problem: Problem, gpu: Gpu) -> str | None:
@@ -234,7 +237,7 @@ def _unavailable_dense(problem: Problem, gpu: Gpu) -> str | None:
 
 
 def _dense_units(problem: Problem, config: SparseConfig) -> Sequence[CompileUnit]:
-    return compile_units(problem, config, sparse=False)
+    return compile_units(problem, config, "dense")
 
 
 def _dense_default(problem: Problem, gpu: Gpu) -> SparseConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -14,29 +14,36 @@ from kernels.inputs import DTYPES
 from kernels.problem import Problem, Sparsity
 from kernels.space import ConfigSpace
 from kernels.ternary_gemm.dense_triton import MAX_IN_FEATURES
-from kernels.ternary_gemm.sparse_wgmma_ptx import CONSUMERS, STAGE_COLUMNS, shared_buffers
+from kernels.ternary_gemm.sparse_wgmma_ptx import CONSUMERS, STAGE_COLUMNS
+from kernels.ternary_gemm.sparse_wgmma_split import meeting_offsets
 from reference.lifting import lifted_width
 
-BARRIER_BYTES = 512 + 256
-"""What the compiler lays behind the stages: 64 barriers, and its own bookkeeping of the warps."""
+COMPILER_BYTES = 256
+"""What the compiler keeps in shared memory for itself: its bookkeeping of the warps."""
+FEWEST_STAGES = 4
+"""With three, 128 × 256 in two parts took twice the time of five (H200, 2026-11-22); with two, several row blocks wait for themselves."""
+LEFT_OVER = {1: 0, 2: 0, 4: 12, 8: 12}
+"""Multiprocessors of an H200's 132 that clusters of so many programs cannot use (cuOccupancyMaxActiveClusters, 2026-11-22: 66, 30, 15)."""
 CONSUMER_REGISTERS = 240
 
 
 @dataclass(frozen=True)
 class SparseConfig:
     """tiles: blocks of 64 weight rows per consumer warpgroup (an output tile is 128 · tiles rows). block_t: its tokens. stages: of both
-    operands, 128 columns each. splits: parts along in_features that tiles which do not fill a wave are cut into."""
+    operands, 128 columns each. splits: parts along in_features that tiles which do not fill a wave are cut into, a cluster of programs.
+    pair: 2 where two programs of a cluster, with neighbouring rows and the same tokens, bring half of the activations each, to both."""
 
     tiles: int
     block_t: int
     stages: int
     splits: int = 1
+    pair: int = 1
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How an output's tiles are dealt to `programs`: each does `rounds` whole ones, and at most a part of the `split` ones, which are cut
-    along in_features; where none are, all tiles are whole."""
+    """How an output's tiles are dealt to `programs` clusters of as many programs as there are parts, or two of a pair, or one: each program
+    does `rounds` whole ones, and a part of one of the `split` ones, which are cut along in_features."""
 
     programs: int
     row_tiles: int
@@ -48,10 +55,16 @@ class Schedule:
 def schedule(config: SparseConfig, tokens: int, out_features: int, processors: int) -> Schedule:
     """The schedule of a config on a GPU with that many multiprocessors."""
     row_tiles, token_tiles = -(-out_features // (CONSUMERS * ROWS * config.tiles)), -(-tokens // config.block_t)
-    rounds, rest = divmod(row_tiles * token_tiles, processors)
+    places = max(1, clusters(processors, config.splits))
+    rounds, rest = divmod(row_tiles * token_tiles, places * config.splits)
     if config.splits == 1:
-        return Schedule(min(processors, row_tiles * token_tiles), row_tiles, token_tiles, rounds, 0)
-    return Schedule(processors if rounds else rest * config.splits, row_tiles, token_tiles, rounds, rest)
+        return Schedule(min(places, row_tiles * token_tiles) // config.pair, row_tiles, token_tiles, rounds, 0)
+    return Schedule(places if rounds else rest, row_tiles, token_tiles, rounds, rest)
+
+
+def clusters(processors: int, splits: int) -> int:
+    """How many clusters of so many programs run at once."""
+    return max(0, processors - LEFT_OVER[splits]) // splits
 
 
 def columns_of(sparsity: Sparsity, in_features: int) -> int:
@@ -65,14 +78,18 @@ def is_wide(dtype: torch.dtype, out_features: int) -> bool:
 
 
 def split_refusal(config: SparseConfig, tokens: int, out_features: int, columns: int, processors: int) -> str | None:
-    """Why the tiles cannot be cut as the config says, or None."""
+    """Why the tiles cannot be dealt as the config says, or None."""
+    plan = schedule(config, tokens, out_features, processors)
+    if config.pair > 1 and (config.splits > 1 or plan.row_tiles % 2):
+        return f"{plan.row_tiles} tiles of rows in {config.splits} parts; pairs need an even number, whole"
     if config.splits == 1:
         return None
-    split, steps = schedule(config, tokens, out_features, processors).split, -(-columns // STAGE_COLUMNS)
+    split, steps = plan.split, -(-columns // STAGE_COLUMNS)
+    places = clusters(processors, config.splits)
     if not split:
         return "no tiles are left over to be split"
-    if split * config.splits > processors:
-        return f"{split} tiles in {config.splits} parts; {processors} multiprocessors run at once"
+    if split > places:
+        return f"{split} tiles in {config.splits} parts; {places} clusters of {config.splits} programs run at once"
     if steps < config.splits:
         return f"{steps} steps in {config.splits} parts"
     return None
@@ -84,8 +101,9 @@ def reject(problem: Problem, gpu: Gpu, config: SparseConfig) -> str | None:
     registers = config.tiles * (config.block_t // 2 + 4) + (26 if wide else 40)
     if registers > CONSUMER_REGISTERS:
         return f"needs about {registers} registers a thread, {CONSUMER_REGISTERS} are there"
-    if config.stages != most_stages(config.tiles, config.block_t, gpu.shared_bytes):
-        return f"{most_stages(config.tiles, config.block_t, gpu.shared_bytes)} stages fill the shared memory"
+    most = most_stages(config.tiles, config.block_t, config.splits, gpu.shared_bytes)
+    if config.stages != most or most < FEWEST_STAGES:
+        return f"{most} stages fill the shared memory, and {FEWEST_STAGES} are the fewest"
     if config.block_t > 64 and problem.tokens <= config.block_t // 2:
         return f"tiles of {config.block_t} tokens are mostly padding for {problem.tokens}"
     columns = columns_of(problem.sparsity, problem.in_features)
@@ -93,35 +111,41 @@ def reject(problem: Problem, gpu: Gpu, config: SparseConfig) -> str | None:
     if refusal:
         return refusal
     plan = schedule(config, problem.tokens, problem.out_features, max(1, gpu.sms))
-    if config.tiles * config.block_t < 256 and plan.rounds >= 8:
+    if config.pair > 1 and plan.rounds < 2:
+        return f"{plan.rounds} rounds: pairs wait for each other, and save power where a launch is long"
+    if config.tiles * config.block_t < 256 and plan.rounds >= 8 and problem.tokens > 64:
         return f"{plan.rounds} rounds of small tiles: larger ones fill {gpu.sms} multiprocessors too"
     return None
 
 
 @functools.cache
-def most_stages(tiles: int, block_t: int, shared_bytes: int) -> int:
+def most_stages(tiles: int, block_t: int, splits: int, shared_bytes: int) -> int:
     """The stages that fit. Fewer were slower on an H200 (2026-11-22): four of six 2 % at 384 × 128, four of five 3 % at 128 × 256."""
-    stages = 1
-    while shared_buffers(tiles, block_t, stages + 1) * block_t * STAGE_COLUMNS + BARRIER_BYTES <= shared_bytes:
+    stages = 0
+    while meeting_offsets(tiles, block_t, stages + 1, splits)[2] + COMPILER_BYTES <= shared_bytes:
         stages += 1
     return stages
 
 
-_AXES = {"tiles": (1, 2, 3, 4), "block_t": (64, 128, 256), "stages": tuple(range(3, 17)), "splits": (1, 2, 3, 4, 6)}
+_AXES = {"tiles": (1, 2, 3, 4), "block_t": (64, 128, 256), "stages": tuple(range(3, 17)), "splits": (1, 2, 4, 8), "pair": (1, 2)}
 space = ConfigSpace(SparseConfig, _AXES, reject)
 
-COST = {(1, 256): (0.411, 2.2), (3, 128): (0.670, 3.1), (2, 128): (0.511, 1.6), (1, 128): (0.304, 0.9), (1, 64): (0.233, 0.6)}
-"""µs of a stage and of a tile besides, by tile: fitted to 8192³ and 13824×2560×8192 on an H200, 2026-11-22 (64 tokens: at 128)."""
-MERGE, MERGE_BUSY = 2.5, 5.0
-"""µs until the parts of split tiles have met, on the same day: 2560×256, T = 128 took 6.8 in two parts and 4.6 whole; behind whole tiles, a
-guess."""
+COST = {(1, 64): (0.136, 0.8), (1, 128): (0.190, 1.3), (2, 128): (0.369, 2.3), (1, 256): (0.356, 2.0), (3, 128): (0.557, 2.8)}
+"""µs of a stage and of a tile besides, by tile."""
+MERGE = {1: 0.0, 2: 1.0, 4: 1.7, 8: 3.8}
+"""µs that a tile's parts take to meet. Both fitted to 550 timings at 16 layers' shapes, T = 128 to 16384, H200, 2026-11-22: 3.4 % mean
+error; what `default_config` chooses by them is 0.4 % above the best config (geometric mean), 9 % at worst."""
+
+LONG_US = 100.0
+"""A launch that takes longer runs in pairs: 8192 × 8192 × 8192 sustained, 128 × 256: 2,267 TOPS and 0.290 J per 10¹² operations, without
+pairs 2,210 and 0.315; in short turns, where power does not decide, pairs are 1 to 2 % slower (H200, 2026-11-22)."""
 
 
 def default_config(problem: Problem, gpu: Gpu) -> SparseConfig:
-    """The tile and the splits with the least time by `COST` over the rounds that they take."""
+    """The tile and the splits with the least time by `COST` over the rounds that they take; in pairs where that is long."""
     steps = math.ceil(columns_of(problem.sparsity, problem.in_features) / STAGE_COLUMNS)
-    choices = [SparseConfig(tiles, block_t, most_stages(tiles, block_t, gpu.shared_bytes), splits)
-               for tiles, block_t in COST for splits in (1, 2, 3, 4, 6)]
+    choices = [SparseConfig(tiles, block_t, most_stages(tiles, block_t, splits, gpu.shared_bytes), splits)
+               for tiles, block_t in COST for splits in (1, 2, 4, 8)]
 
     def time(config: SparseConfig) -> float:
         plan = schedule(config, max(1, problem.tokens), problem.out_features, max(1, gpu.sms))
@@ -129,10 +153,11 @@ def default_config(problem: Problem, gpu: Gpu) -> SparseConfig:
         rounds = math.ceil(plan.row_tiles * plan.token_tiles / max(1, gpu.sms))
         if config.splits == 1:
             return rounds * (steps * step + rest)
-        merge = MERGE_BUSY if plan.rounds else MERGE
-        return plan.rounds * (steps * step + rest) + math.ceil(steps / config.splits) * step + rest + merge
+        return plan.rounds * (steps * step + rest) + math.ceil(steps / config.splits) * step + rest + MERGE[config.splits]
 
-    return min((config for config in choices if reject(problem, gpu, config) is None), key=time)
+    best = min((config for config in choices if reject(problem, gpu, config) is None), key=time)
+    paired = replace(best, pair=2)
+    return paired if time(best) >= LONG_US and reject(problem, gpu, paired) is None else best
 
 
 def unavailable(problem: Problem, gpu: Gpu) -> str | None:

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 
-from kernels.ternary_gemm.sparse_wgmma_ptx import DONE, ROW_BYTES, SLICE, SLICES, scale_bytes, shared_offsets
-
-Y_DESCRIPTOR = "sparse_gemm_param_5"
-"""The output's TMA descriptor among the kernel's parameters, behind the five that the activations' makes: a test reads it."""
+from kernels.ternary_gemm.sparse_wgmma_ptx import DONE, ROW_BYTES, SLICE, SLICES, Y_DESCRIPTOR, scale_bytes, shared_offsets
 
 
 @gluon.constexpr_function
@@ -65,7 +62,7 @@ def places(m, tiles, block_t, stages):
         .reg .b32 t, wg, lane, warp, row, xs, a, b, bar, token, from_, to, o<4>;
         .reg .b64 py, pr, pe;
         .reg .f32 f<4>, x0, x1, s0, s1, b0, b1;
-        .reg .pred p, first;
+        .reg .pred p, first, mine0, mine1;
         mov.u32 t, %tid.x;
         shr.u32 wg, t, 7;
         and.b32 lane, t, 31;
@@ -92,23 +89,25 @@ def places(m, tiles, block_t, stages):
 
 
 @gluon.constexpr_function
-def scaled(m, j, block_t):
-    """f0 … f3: the values of column group j, scaled."""
+def scaled(m, j, block_t, floats):
+    """f0 … f3: the values of column group j, scaled; floats: the sums are float32 already."""
+    number = "mov.b32" if floats else "cvt.rn.f32.s32"
     text = f"\nld.shared.v2.f32 {{x0, x1}}, [xs+{32 * j}];"
     for i in range(4):
         text += f"""
-        cvt.rn.f32.s32 f{i}, acc{m * block_t // 2 + 4 * j + i};
+        {number} f{i}, acc{m * block_t // 2 + 4 * j + i};
         mul.f32 f{i}, f{i}, x{i & 1};
         fma.rn.f32 f{i}, f{i}, s{i >> 1}, b{i >> 1};"""
     return text
 
 
 @gluon.constexpr_function
-def epilogue(m, tiles, block_t, stages, splits, half):
+def epilogue(m, tiles, block_t, stages, splits, kind, half):
     """Row block m of both warpgroups, 16 bits a value (`half`: bf16 or f16): transposed through shared memory, stored by TMA.
 
     A slice of 32 tokens is a box of the output in the 128-byte swizzle: a token's 64 values are a row, its eight chunks swizzled by the
-    token's lowest three bits. Slices take turns in the buffers; stores drain while the next slices are scaled and the next tile multiplied.
+    token's lowest three bits. Pairs of slices take turns in the buffers; stores drain while the next pair is scaled and the next tile
+    multiplied.
     """
     staging = shared_offsets(tiles, block_t, stages)[1]
     # stmatrix takes row i % 8 of matrix i / 8 from lane i: the matrices are token groups (bit 4 of the lane) by row groups (bit 3).
@@ -127,36 +126,59 @@ def epilogue(m, tiles, block_t, stages, splits, half):
         add.u32 b, b, t;
         mov.b64 py, {Y_DESCRIPTOR};
         cvta.param.u64 py, py;"""
-    for s in range(block_t // SLICE):
-        if splits > 1:
-            text += f"\nsetp.le.s32 p, $3, {s};\nsetp.gt.and.s32 p, $4, {s}, p;\n@!p bra SKIP{s}_${{:uid}};"
+    for pair in range(0, block_t // SLICE, 2):
+        text += own_slices(pair) if splits > 1 else ""
         text += f"""
-        and.b32 a, turn, {SLICES - 1};
+        and.b32 a, turn, {2 * (SLICES // 2 - 1)};
         mad.lo.u32 from_, a, {SLICE * ROW_BYTES}, t;
         mad.lo.u32 to, a, {SLICE * ROW_BYTES}, b;
-        add.u32 turn, turn, 1;"""
-        for j in range(s * SLICE // 8, (s + 1) * SLICE // 8, 2):
-            for h in range(2):
-                text += scaled(m, j + h, block_t)
-                text += f"\ncvt.rn.{half}x2.f32 o{2 * h}, f1, f0;\ncvt.rn.{half}x2.f32 o{2 * h + 1}, f3, f2;"
-            place = (8 * j - SLICE * s) * ROW_BYTES
-            text += f"\nstmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [to+{place}], {{o0, o1, o2, o3}};"
-        # Behind the barrier the next slice's buffer is free: all but the two newest stores before this one have been read.
-        text += f"""
+        add.u32 turn, turn, 2;"""
+        for s in (pair, pair + 1):
+            text += f"\n@!mine{s - pair} bra SKIP{s}_${{:uid}};" if splits > 1 else ""
+            text += stage_slice(m, s, pair, block_t, kind, half)
+            text += f"\nSKIP{s}_${{:uid}}:" if splits > 1 else ""
+        # Behind the barrier the next pair's buffers are free: all stores before this pair's have been read.
+        text += """
         fence.proxy.async.shared::cta;
-        @first cp.async.bulk.wait_group.read {SLICES - 2};
-        bar.sync bar, 128;
+        @first cp.async.bulk.wait_group.read 0;
+        bar.sync bar, 128;"""
+        for s in (pair, pair + 1):
+            text += f"\nand.pred p, first, mine{s - pair};" if splits > 1 else ""
+            text += f"""
         add.u32 token, $2, {SLICE * s};
-        @first cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [py, {{row, token}}], [from_];
-        @first cp.async.bulk.commit_group;"""
-        text += f"\nSKIP{s}_${{:uid}}:" if splits > 1 else ""
+        add.u32 to, from_, {SLICE * ROW_BYTES * (s - pair)};
+        @{"p" if splits > 1 else "first"} cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [py, {{row, token}}], [to];"""
+        text += "\n@first cp.async.bulk.commit_group;"
+        text += f"\nPAST{pair}_${{:uid}}:" if splits > 1 else ""
     return text + f"\n{DONE}\n}}"
 
 
 @gluon.constexpr_function
+def own_slices(pair):
+    """mine0, mine1: which slices of the pair to store; past it where there is none."""
+    text = ""
+    for s in (pair, pair + 1):
+        text += f"\nsetp.le.s32 mine{s - pair}, $3, {s};\nsetp.gt.and.s32 mine{s - pair}, $4, {s}, mine{s - pair};"
+    return text + f"\nor.pred p, mine0, mine1;\n@!p bra PAST{pair}_${{:uid}};"
+
+
+@gluon.constexpr_function
+def stage_slice(m, s, pair, block_t, kind, half):
+    """Scale, round and stage slice s of row block m."""
+    text = ""
+    for j in range(s * SLICE // 8, (s + 1) * SLICE // 8, 2):
+        for h in range(2):
+            text += scaled(m, j + h, block_t, kind == "wide")
+            text += f"\ncvt.rn.{half}x2.f32 o{2 * h}, f1, f0;\ncvt.rn.{half}x2.f32 o{2 * h + 1}, f3, f2;"
+        place = (8 * j - SLICE * pair) * ROW_BYTES
+        text += f"\nstmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [to+{place}], {{o0, o1, o2, o3}};"
+    return text
+
+
+@gluon.constexpr_function
 def settle():
-    """At the kernel's end: every store has left shared memory and arrived."""
-    return "cp.async.bulk.wait_group 0;\n" + DONE
+    """At the kernel's end: every store has left shared memory (that it arrives, the end of the launch waits for)."""
+    return "cp.async.bulk.wait_group.read 0;\n" + DONE
 
 
 @gluon.constexpr_function
@@ -187,7 +209,7 @@ def plain_epilogue(m, tiles, block_t, stages, kind):
         mad.lo.u64 py, py, {size}, $7;
         mul.wide.u32 pr, $6, {size};"""
     for j in range(block_t // 8):
-        text += scaled(m, j, block_t)
+        text += scaled(m, j, block_t, False)
         for i in range(4):
             target = f"[pe+{8 * size * (i >> 1)}]"
             text += "\nadd.u64 pe, py, pr;" if i & 1 else "\nmov.b64 pe, py;"

@@ -1,49 +1,146 @@
-"""The PTX with which the parts of a split tile meet: the programs that multiplied it over different columns add up their sums."""
+"""The PTX with which the parts of a split tile meet: the programs of a cluster, each of which multiplied it over other columns, add up
+their sums.
+
+Each completes some of the tile's slices of tokens. It gets the others' sums of these by `st.async` into a place of its own in its shared
+memory, with a barrier that counts their bytes; integers, so any order gives the same bits. Neither fences nor barriers of the cluster
+stand in the way (a pair of those took 1.3 µs where this takes less: docs/kernels-sparse.md).
+"""
 
 from __future__ import annotations
 
 from triton.experimental import gluon
 
-from kernels.ternary_gemm.sparse_wgmma_ptx import CONSUMERS, DONE, SLICE
+from kernels.ternary_gemm.sparse_wgmma_ptx import CONSUMERS, DONE, SLICE, shared_offsets
 
 PIECE_BYTES = 2048
 """Bytes of a piece of the sums: four of each of a warpgroup's threads, a column group of 8 tokens in one row block."""
 
 
 @gluon.constexpr_function
-def merge(tiles, block_t, splits):
-    """$1 partial sums, $2 arrivals, $3 split tile, $4 which part of it this program did.
-
-    The parts of a tile meet in device memory: each program writes its sums but those of its own slices of tokens, waits until all have,
-    and adds the others' to its own (integers: any order gives the same bits). All programs of a launch run at once (cooperative launch).
-    Arrivals are counted on and on, a 64-bit counter per tile and warpgroup.
-    """
-    text = f"""{{
-        .reg .b32 t, wg, slot, low, high;
-        .reg .b64 own_sums, theirs, counter, seen, all;
-        .reg .pred first, own, early;
-        .reg .b32 v<{4 * loads_in_flight(tiles, block_t)}>;
-        mov.u32 t, %tid.x;
-        shr.u32 wg, t, 7;
-        and.b32 t, t, 127;
-        mad.lo.u32 slot, $3, {CONSUMERS}, wg;
-        mad.wide.u32 counter, slot, 8, $2;
-        mad.wide.u32 theirs, slot, {splits * part_bytes(tiles, block_t)}, $1;
-        mad.wide.u32 theirs, t, 16, theirs;
-        mad.wide.u32 own_sums, $4, {part_bytes(tiles, block_t)}, theirs;
-        mul.lo.u32 low, $4, {block_t // SLICE};
-        add.u32 high, low, {block_t // SLICE};
-        div.u32 low, low, {splits};
-        div.u32 high, high, {splits};
-        setp.eq.u32 first, t, 0;
-        add.u32 slot, wg, 8;"""
-    return text + publish(tiles, block_t) + meet(splits) + collect(tiles, block_t, splits) + f"\n{DONE}\n}}"
+def ready():
+    """By every warp of a cluster, once its program's barriers are set up."""
+    return f"barrier.cluster.arrive.relaxed.aligned;\n{DONE}"
 
 
 @gluon.constexpr_function
-def part_bytes(tiles, block_t):
-    """Bytes of one part's sums of one warpgroup."""
-    return tiles * block_t // 8 * PIECE_BYTES
+def all_ready():
+    """By every warp, once: the barriers of all programs of the cluster are set up."""
+    return f"barrier.cluster.wait.aligned;\n{DONE}"
+
+
+@gluon.constexpr_function
+def first_slice(part, block_t, splits):
+    """The first of the slices that a part completes; they end where the next part's begin."""
+    return part * (block_t // SLICE) // splits
+
+
+@gluon.constexpr_function
+def owned_slices(part, block_t, splits):
+    """How many slices a part completes."""
+    return first_slice(part + 1, block_t, splits) - first_slice(part, block_t, splits)
+
+
+@gluon.constexpr_function
+def sent_bytes(tiles, block_t, splits):
+    """Bytes of the place for one other part's sums of one warpgroup: those of the most slices that a part completes."""
+    return -(-(block_t // SLICE) // splits) * tiles * (SLICE // 8) * PIECE_BYTES
+
+
+@gluon.constexpr_function
+def meeting_offsets(tiles, block_t, stages, splits):
+    """Byte offsets in shared memory of the sums that other parts send, of their barriers (one a warpgroup), and the end."""
+    end = shared_offsets(tiles, block_t, stages)[5]
+    if splits == 1:
+        return end, end, end
+    sums = -(-end // 128) * 128
+    barriers = sums + CONSUMERS * (splits - 1) * sent_bytes(tiles, block_t, splits)
+    return sums, barriers, barriers + 8 * CONSUMERS
+
+
+@gluon.constexpr_function
+def expect(tiles, block_t, stages, splits):
+    """At the kernel's start, $1 which part of its tile this program does: set up the barriers for what the others will send."""
+    barriers = meeting_offsets(tiles, block_t, stages, splits)[1]
+    text = """{
+        .reg .b32 t, bytes;
+        .reg .pred one;
+        mov.u32 t, %tid.x;
+        mov.b32 bytes, 0;"""
+    for part in range(splits):
+        size = owned_slices(part, block_t, splits) * tiles * (SLICE // 8) * PIECE_BYTES * (splits - 1)
+        text += f"\nsetp.eq.u32 one, $1, {part};\nselp.b32 bytes, {size}, bytes, one;"
+    text += "\nsetp.eq.u32 one, t, 0;"
+    for wg in range(CONSUMERS):
+        text += f"""
+        @one mbarrier.init.shared::cta.b64 [global_smem+{barriers + 8 * wg}], 1;
+        @one mbarrier.arrive.expect_tx.shared::cta.b64 _, [global_smem+{barriers + 8 * wg}], bytes;"""
+    return text + f"\nfence.mbarrier_init.release.cluster;\n{DONE}\n}}"
+
+
+@gluon.constexpr_function
+def merge(tiles, block_t, stages, splits):
+    """$1 which part of the tile this program did: send the sums of the others' slices, wait for those of its own, add them."""
+    sums, barriers, _ = meeting_offsets(tiles, block_t, stages, splits)
+    size = sent_bytes(tiles, block_t, splits)
+    text = f"""{{
+        .reg .b32 t, wg, place, bar, peer, to, v<{4 * loads_in_flight(tiles, block_t)}>;
+        .reg .pred own, met;
+        mov.u32 t, %tid.x;
+        shr.u32 wg, t, 7;
+        and.b32 t, t, 127;
+        mad.lo.u32 place, wg, {(splits - 1) * size}, shared;
+        mad.lo.u32 place, t, 16, place;
+        mad.lo.u32 bar, wg, 8, shared;"""
+    for other in range(splits):
+        # Of the places of `other` for the parts that are not itself, this part's.
+        text += f"""
+        setp.eq.u32 own, $1, {other};
+        @own bra NEXT{other}_${{:uid}};
+        setp.gt.u32 met, $1, {other};
+        selp.b32 to, {size}, 0, met;
+        mul.lo.u32 t, $1, {size};
+        sub.u32 to, t, to;
+        add.u32 to, to, place;
+        mapa.shared::cluster.u32 to, to, {other};
+        mapa.shared::cluster.u32 peer, bar, {other};"""
+        for piece in pieces_of(other, tiles, block_t, splits):
+            start = accumulator(piece, tiles, block_t)
+            at = sums + PIECE_BYTES * (piece - first_piece(other, tiles, block_t, splits))
+            values = ", ".join(f"acc{start + i}" for i in range(4))
+            text += f"\nst.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [to+{at}], {{{values}}}, [peer+{barriers}];"
+        text += f"\nNEXT{other}_${{:uid}}:"
+    text += f"""
+    WAIT_${{:uid}}:
+        mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 met, [bar+{barriers}], 0;
+        @!met bra WAIT_${{:uid}};"""
+    for part in range(splits):
+        text += f"\nsetp.ne.u32 own, $1, {part};\n@own bra SKIP{part}_${{:uid}};"
+        places = [(sender, piece) for sender in range(splits - 1) for piece in pieces_of(part, tiles, block_t, splits)]
+        merged = loads_in_flight(tiles, block_t)
+        for first in range(0, len(places), merged):
+            some = [(sums + sender * size + PIECE_BYTES * (piece - first_piece(part, tiles, block_t, splits)), piece)
+                    for sender, piece in places[first : first + merged]]
+            text += add_pieces(some, tiles, block_t)
+        text += f"\nSKIP{part}_${{:uid}}:"
+    return text + f"\n{DONE}\n}}"
+
+
+@gluon.constexpr_function
+def first_piece(part, tiles, block_t, splits):
+    """The first piece of the slices that a part completes: pieces go by column group, then by row block."""
+    return first_slice(part, block_t, splits) * tiles * (SLICE // 8)
+
+
+@gluon.constexpr_function
+def pieces_of(part, tiles, block_t, splits):
+    """The pieces of the slices that a part completes."""
+    return range(first_piece(part, tiles, block_t, splits), first_piece(part + 1, tiles, block_t, splits))
+
+
+@gluon.constexpr_function
+def accumulator(piece, tiles, block_t):
+    """The first of the four accumulators of a piece."""
+    return piece % tiles * block_t // 2 + 4 * (piece // tiles)
 
 
 @gluon.constexpr_function
@@ -53,71 +150,12 @@ def loads_in_flight(tiles, block_t):
 
 
 @gluon.constexpr_function
-def accumulator(piece, tiles, block_t):
-    """The first of the four accumulators of a piece: pieces go by column group, then by row block."""
-    return piece % tiles * block_t // 2 + 4 * (piece // tiles)
-
-
-@gluon.constexpr_function
-def owned(part):
-    """Sets own: whether this program completes that slice of the tokens, of [low, high)."""
-    return f"\nsetp.le.u32 own, low, {part};\nsetp.gt.and.u32 own, high, {part}, own;"
-
-
-@gluon.constexpr_function
-def publish(tiles, block_t):
-    """Write this part's sums of the slices that other programs complete."""
-    text = ""
-    for piece in range(tiles * block_t // 8):
-        start = accumulator(piece, tiles, block_t)
-        values = ", ".join(f"acc{start + i}" for i in range(4))
-        text += owned(piece // tiles // (SLICE // 8)) + f"\n@!own st.global.v4.b32 [own_sums+{PIECE_BYTES * piece}], {{{values}}};"
-    return text
-
-
-@gluon.constexpr_function
-def meet(splits):
-    """Wait until this warpgroup has written and the same warpgroup of every other part has."""
-    return f"""
-        fence.acq_rel.gpu;
-        bar.sync slot, 128;
-        @!first bra GO_${{:uid}};
-        atom.acq_rel.gpu.global.add.u64 seen, [counter], 1;
-        div.u64 all, seen, {splits};
-        mad.lo.u64 all, all, {splits}, {splits};
-    SPIN_${{:uid}}:
-        ld.acquire.gpu.global.u64 seen, [counter];
-        setp.lt.u64 early, seen, all;
-        @early bra SPIN_${{:uid}};
-    GO_${{:uid}}:
-        bar.sync slot, 128;
-        fence.acq_rel.gpu;"""
-
-
-@gluon.constexpr_function
-def collect(tiles, block_t, splits):
-    """Add the other parts' sums of the slices that this program completes."""
-    count, text = tiles * SLICE // 8, ""
-    for part in range(block_t // SLICE):
-        text += owned(part) + f"\n@!own bra SKIP{part}_${{:uid}};"
-        places = [(other, count * part + i) for other in range(splits) for i in range(count)]
-        merged = loads_in_flight(tiles, block_t)
-        for first in range(0, len(places), merged):
-            text += add_pieces(places[first : first + merged], tiles, block_t)
-        text += f"\nSKIP{part}_${{:uid}}:"
-    return text
-
-
-@gluon.constexpr_function
 def add_pieces(places, tiles, block_t):
-    """Load the pieces at `places` (part, piece), zeros where the part is this program's own, and add them."""
+    """Load the pieces at `places` (offset, piece) and add them."""
     text = ""
     for index in range(len(places)):
-        other, piece, at = places[index][0], places[index][1], 4 * index
-        text += f"\nsetp.ne.u32 early, $4, {other};"
-        text += "".join(f"\nmov.b32 v{at + i}, 0;" for i in range(4))
-        text += f"\n@early ld.relaxed.gpu.global.v4.b32 {{v{at}, v{at + 1}, v{at + 2}, v{at + 3}}}, "
-        text += f"[theirs+{other * part_bytes(tiles, block_t) + PIECE_BYTES * piece}];"
+        values = ", ".join(f"v{4 * index + i}" for i in range(4))
+        text += f"\nld.shared.v4.b32 {{{values}}}, [place+{places[index][0]}];"
     for index in range(len(places)):
         start = accumulator(places[index][1], tiles, block_t)
         for i in range(4):

@@ -1,7 +1,7 @@
 """A launch of the Hopper GEMM without a GPU: the Gluon kernel's Python functions as they stand, its PTX by `wgmma_emulator`.
 
-Every program has its shared memory, a consumer of 256 threads and a producer of 32; they take turns, one running until it has to wait.
-Barriers in shared memory count arrivals and bytes; who waits in vain, or for what cannot come, fails.
+Every program has its shared memory, a consumer of 256 threads and a producer of 128; programs stand in clusters. All take turns, one
+running until it has to wait. Who waits in vain, or for what cannot come, fails.
 """
 
 from __future__ import annotations
@@ -10,20 +10,25 @@ import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from types import FunctionType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from triton.experimental.gluon._runtime import GluonJITFunction
+from triton.runtime.jit import ConstexprFunction
 
 from kernels.ternary_gemm import sparse_wgmma_kernel as kernel
+from kernels.ternary_gemm.sparse_wgmma_ptx import X_DESCRIPTOR, Y_DESCRIPTOR
+from tests.kernels.cluster_emulator import DEVICE, SHARED, Barrier, ClusterBarrier
 from tests.kernels.ptx_emulator import Array
-from tests.kernels.wgmma_emulator import DEVICE, SHARED, Threads, swizzled
+from tests.kernels.wgmma_emulator import Threads, swizzled
 
-PATIENCE = 10.0
+PATIENCE = 20.0
 """Seconds for which a part of a launch waits for the others."""
+CONSUMER, PRODUCER = 256, 128
+"""Threads of the two parts of a program."""
 
 
 class Pointer(int):
@@ -34,14 +39,18 @@ class Pointer(int):
 
 
 class Launch:
-    """What the programs of one launch share: memory, first every program's shared one; whose turn it is."""
+    """What the programs of one launch share: memory, first every program's shared one; TMA descriptors; whose turn it is."""
 
-    def __init__(self, programs: int, late: bool, y: Any) -> None:
-        self.programs, self.late, self.y, self.turn = programs, late, y, threading.Condition()
+    def __init__(self, programs: int, cluster: int, late: bool, descriptors: dict[str, Any]) -> None:
+        self.programs, self.cluster, self.late, self.descriptors = programs, cluster, late, descriptors
+        self.turn = threading.Condition()
+        self.texts = {name: cache(value) for name, value in vars(kernel).items() if isinstance(value, ConstexprFunction)}
         self.failures: list[BaseException] = []
         self.parts, self.end = [np.full(programs * SHARED, 0x5A, np.uint8)], 0
         self.memory = self.parts[0]
         self.tensors: dict[int, tuple[torch.Tensor, int]] = {}
+        self.blocks = [Block(self, number) for number in range(programs)]
+        self.meetings = [ClusterBarrier(cluster * (CONSUMER + PRODUCER)) for _ in range(programs // cluster)]
 
     def add(self, tensor: torch.Tensor) -> Pointer:
         """The address of a copy of the tensor, a guard behind it; one address a tensor."""
@@ -52,8 +61,9 @@ class Launch:
             self.end += len(self.parts[-1]) + len(raw)
         return Pointer(DEVICE + self.tensors[tensor.data_ptr()][1])
 
-    def run(self, actors: list[Callable[[], None]]) -> None:
-        """All of them, then what they wrote back to the tensors."""
+    def run(self) -> None:
+        """All parts of all programs, then what they wrote back to the tensors."""
+        actors = [actor for block in self.blocks for actor in block.actors]
         with ThreadPoolExecutor(len(actors)) as pool:
             for actor in actors:
                 pool.submit(self._take_turns, actor)
@@ -93,78 +103,96 @@ class Launch:
         assert not self.failures, "another part of the launch failed"
 
 
-class Barrier:
-    """An mbarrier: a phase ends when all arrivals are there and all bytes announced."""
-
-    def __init__(self, count: int) -> None:
-        self.count, self.pending, self.bytes, self.phase = count, count, 0, 0
-
-    def change(self, arrivals: int = 0, announced: int = 0) -> None:
-        assert self.pending >= arrivals, "more arrivals than the barrier counts"
-        self.pending -= arrivals
-        self.bytes += announced
-        if not self.pending and not self.bytes:
-            self.pending, self.phase = self.count, self.phase ^ 1
-
-
 class Block:
     """One program: its shared memory, its barriers, and the Gluon that the kernel is written in."""
 
     def __init__(self, launch: Launch, number: int) -> None:
-        self.launch, self.number, self.allocated = launch, number, 0
+        self.launch, self.number, self.allocated, self.running = launch, number, 0, 2
+        self.group, self.rank = divmod(number, launch.cluster)
         self.barriers: dict[int, Barrier] = {}
         self.actors: list[Callable[[], None]] = []
 
     @property
     def shared(self) -> Array:
-        return self.launch.memory[self.number * SHARED : (self.number + 1) * SHARED]
+        return self.launch.memory[self.number * SHARED : self.number * SHARED + self.allocated]
+
+    @property
+    def meeting(self) -> ClusterBarrier:
+        return self.launch.meetings[self.group]
+
+    def peer(self, rank: int) -> Block:
+        """Another program of the cluster, which has to run still."""
+        assert rank < self.launch.cluster, "no such program in the cluster"
+        block = self.launch.blocks[self.group * self.launch.cluster + rank]
+        assert block.running, "shared memory of a program that has ended"
+        return block
 
     def names(self, threads: Threads) -> dict[str, Any]:
         """The kernel module's names; its functions are plain ones, which these threads run."""
+        clusters = self.launch.programs // self.launch.cluster
         names = dict(vars(kernel)) | {
-            "fence_async_shared": lambda: None,
-            "mbarrier": SimpleNamespace(MBarrierLayout=lambda: None, init=self._init, wait=self.wait, expect=self._expect),
-            "tma": SimpleNamespace(async_copy_global_to_shared=self._load_box),
-            "gl": SimpleNamespace(program_id=lambda axis: self.number, num_programs=lambda axis: self.launch.programs, static_range=range,
-                                  int8=1, int32=4, int64=8, assume=assume, allocate_shared_memory=self._allocate,
+            "mbarrier": SimpleNamespace(init=self.initialize),
+            "gl": SimpleNamespace(program_id=lambda axis: self.group, num_programs=lambda axis: clusters, static_range=range,
+                                  int32=4, int64=8, assume=assume, allocate_shared_memory=self._allocate,
                                   warp_specialize=self._specialize, inline_asm_elementwise=threads.assembly),
         }
+        names |= self.launch.texts
         names |= {name: plain(value.fn, names) for name, value in names.items() if isinstance(value, GluonJITFunction)}
         return names
 
-    def _allocate(self, size: int, shape: list[int], layout: object) -> Any:
-        first, stride = self.allocated, size * math.prod(shape[1:])
-        self.allocated += shape[0] * stride
-        return SimpleNamespace(index=lambda i: first + i * stride)
+    def _allocate(self, size: int, shape: list[int], layout: Any) -> Any:
+        """The launch's only one: the kernel's text counts from the beginning of shared memory."""
+        assert not self.allocated
+        assert 2 ** len(layout.cga_layout) == self.launch.cluster, "every program of a cluster has all of it for itself"
+        stride = size * math.prod(shape[1:])
+        self.allocated = shape[0] * stride
+        return SimpleNamespace(index=lambda i: i * stride)
 
-    def _specialize(self, parts: list[tuple[Any, tuple[Any, ...]]], warps: list[int], registers: list[int]) -> None:
-        for (function, arguments), count in zip(parts, (256, *(32 * count for count in warps)), strict=True):
-            self.actors.append(partial(plain(function, self.names(Threads(self, count))), *arguments))
+    def _specialize(self, parts: list[tuple[Any, tuple[Any, ...]]], warps: list[Any], registers: list[int]) -> None:
+        assert [int(count) for count in warps] == [PRODUCER // 32]
+        for (function, arguments), first, count in zip(parts, (0, CONSUMER), (CONSUMER, PRODUCER), strict=True):
+            self.actors.append(partial(self._act, function, arguments, Threads(self, count, first)))
 
-    def _init(self, at: int, count: int) -> None:
-        self.barriers[at] = Barrier(count)
+    def _act(self, function: Any, arguments: tuple[Any, ...], threads: Threads) -> None:
+        """A part of the program from its start to its end."""
+        plain(function, self.names(threads))(*arguments)
+        threads.check_nothing_left()
+        self.running -= 1
+        for barrier in self.barriers.values() if not self.running else ():
+            barrier.check_left_alone()
+
+    def initialize(self, at: int, count: int) -> None:
+        """Set up a barrier."""
+        assert at not in self.barriers, "a barrier set up twice"
+        assert at % 8 == 0
+        assert at + 8 <= self.allocated, "a barrier outside of shared memory"
+        self.barriers[at] = Barrier(count, self.launch.late)
 
     def wait(self, at: int, parity: int) -> None:
         """Until the phase of that parity has ended."""
         barrier = self.barriers[at]
-        if barrier.phase == parity:
-            self.launch.until(lambda: barrier.phase != parity)
+        if not barrier.passed(parity):
+            self.launch.until(lambda: barrier.passed(parity))
 
-    def _expect(self, at: int, announced: int) -> None:
-        self.barriers[at].change(arrivals=1, announced=announced)
-
-    def _load_box(self, tensor_map: Any, corner: list[int], barrier: int, to: int) -> None:
+    def load_box(self, row: int, column: int, at: int, bar: int) -> None:
         """A box of activations, zeros behind the edges, in the 128-byte swizzle."""
-        box = np.zeros(tensor_map.block_shape, np.int8)
-        part = tensor_map.base.numpy()[corner[0] : corner[0] + box.shape[0], corner[1] : corner[1] + box.shape[1]]
-        box[: part.shape[0], : part.shape[1]] = part
-        self.shared[swizzled(to, box.nbytes)] = box.view(np.uint8).flatten()
-        self.barriers[barrier].change(announced=-box.nbytes)
+        assert at % 1024 == 0
+        x = self.launch.descriptors[X_DESCRIPTOR]
+        box = np.zeros(x.block_shape, np.int8)
+        assert at + box.nbytes <= self.allocated
+
+        def copy() -> None:
+            part = x.base.numpy()[row : row + box.shape[0], column : column + box.shape[1]]
+            box[: part.shape[0], : part.shape[1]] = part
+            self.shared[swizzled(at, box.nbytes)] = box.view(np.uint8).flatten()
+
+        self.barriers[bar].send(copy, box.nbytes)
 
     def store_box(self, row: int, token: int, at: int) -> None:
         """A box of the output from the 128-byte swizzle; what lies behind the edges is dropped."""
         assert at % 1024 == 0
-        out, (tokens, rows) = self.launch.y.base, self.launch.y.block_shape
+        y = self.launch.descriptors[Y_DESCRIPTOR]
+        out, (tokens, rows) = y.base, y.block_shape
         box = self.shared[swizzled(at, 128 * tokens)].reshape(tokens, 2 * rows)
         target = self.launch.bytes_of(out).reshape(out.shape[0], -1)[token : token + tokens, 2 * row : 2 * (row + rows)]
         target[:] = box[: target.shape[0], : target.shape[1]]
@@ -179,19 +207,16 @@ class Emulated:
     def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
         return partial(self._launch, grid[0])
 
-    def _launch(self, programs: int, x: Any, y: Any, *arguments: Any, num_warps: int, launch_cooperative_grid: bool,
+    def _launch(self, clusters: int, x: Any, y: Any, *arguments: Any, num_warps: int, num_ctas: int, launch_pdl: bool,
                 **constants: Any) -> None:
-        assert (num_warps, launch_cooperative_grid) == (8, constants["SPLITS"] > 1)
-        launch = Launch(programs, self.late, y)
+        assert (num_warps, num_ctas, launch_pdl) == (CONSUMER // 32, constants["SPLITS"] * constants["PAIR"], True)
+        launch = Launch(clusters * num_ctas, num_ctas, self.late, {X_DESCRIPTOR: x, Y_DESCRIPTOR: y})
         passed = [launch.add(argument) if isinstance(argument, torch.Tensor) else argument for argument in arguments]
         launch.memory = np.concatenate(launch.parts)
-        actors = []
-        for number in range(programs):
-            block = Block(launch, number)
-            entry = block.names(Threads(block, 256))["sparse_gemm"]
+        for block in launch.blocks:
+            entry = block.names(Threads(block, CONSUMER, 0))["sparse_gemm"]
             entry(x, y, *passed, **constants)
-            actors += block.actors
-        launch.run(actors)
+        launch.run()
 
 
 def assume(fact: bool) -> None:

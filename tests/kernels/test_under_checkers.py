@@ -57,13 +57,14 @@ class Case:
 
 
 def wgmma(tiles: int, block_t: int, splits: int = 1) -> SparseConfig:
-    return SparseConfig(tiles, block_t, most_stages(tiles, block_t, H200.shared_bytes), splits)
+    return SparseConfig(tiles, block_t, most_stages(tiles, block_t, splits, H200.shared_bytes), splits)
 
 
 CHOSEN = (
     Case("sparse-wgmma", "many-tiles", "gemm", 190, 512, 2304, config=wgmma(1, 64)),
     Case("sparse-wgmma", "tall-tiles", "gemm", 250, 768, 384, config=wgmma(3, 128)),
     Case("sparse-wgmma", "whole-and-parts", "gemm", 300, 256, 1024, config=wgmma(1, 128, 2)),
+    Case("sparse-wgmma", "parts-of-large-tiles", "gemm", 100, 512, 1152, config=wgmma(2, 128, 2)),
     Case("sparse-wgmma", "value-by-value", "gemm", 100, 130, 320, config=wgmma(1, 64), dtype="int32"),
     Case("sparse-wgmma", "lifted", "layer", 65, 136, 320, SIX_EIGHT),
     Case("dense-wgmma", "dense", "gemm", 100, 136, 384, DENSE, wgmma(2, 128)),
@@ -123,8 +124,8 @@ def test_the_cases_are_what_they_say() -> None:
         kernel, problem = find(case.kernel, case.op), case.problem
         assert kernel.unavailable(problem, H200) is None, case
         assert problem.refusal is None, case
-    parts = next(case for case in CASES if case.about == "whole-and-parts")
-    assert split_refusal(parts.config, parts.tokens, parts.out_features, parts.in_features, PROCESSORS) is None
+    for parts in (case for case in CASES if "parts" in case.about and case.kernel == "sparse-wgmma"):
+        assert split_refusal(parts.config, parts.tokens, parts.out_features, parts.in_features, PROCESSORS) is None
     many = next(case for case in CASES if case.about == "many-tiles")
     plan = sparse_wgmma.schedule(many.config, many.tokens, many.out_features, PROCESSORS)
     assert plan.row_tiles * plan.token_tiles >= 3 * PROCESSORS

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,14 +13,14 @@ from kernels.errors import ShapeError
 from kernels.fragments import pack_fragments
 from kernels.gpu import by_name, detect
 from kernels.problem import Problem, Sparsity
-from kernels.sparse_backward import wide_gemm, wide_kernel
+from kernels.sparse_backward import wide_gemm
 from kernels.sparse_backward.wide_fragments import launch_widen, unpack_wide, wide_shape
-from kernels.ternary_gemm import sparse_wgmma_kernel
+from kernels.ternary_gemm import sparse_wgmma
 from kernels.ternary_gemm.sparse_wgmma import multiprocessors
 from kernels.ternary_gemm.sparse_wgmma_config import SparseConfig, most_stages
 from reference.sparsity import nm_mask
-from tests.kernels import launch_emulator, wgmma_emulator
-from tests.kernels.launch_emulator import Block, Launch
+from tests.kernels import launch_emulator
+from tests.kernels.launch_emulator import Emulated
 from tests.kernels.ptx_emulator import Array
 from tests.kernels.wgmma_emulator import ROW, THREAD, Threads
 
@@ -132,45 +129,21 @@ class WideThreads(Threads):
         return run
 
 
-class Emulated:
-    """`wide_gemm` to be put in the kernel's place: launches itself on tensors in the CPU's memory."""
-
-    def __init__(self, late: bool) -> None:
-        self.late = late
-
-    def __getitem__(self, grid: tuple[int]) -> Callable[..., None]:
-        return partial(self._launch, grid[0])
-
-    def _launch(self, programs: int, x: Any, y: Any, *arguments: Any, num_warps: int, **constants: Any) -> None:
-        assert num_warps == 8
-        launch = Launch(programs, self.late, y)
-        passed = [launch.add(argument) if isinstance(argument, torch.Tensor) else argument for argument in arguments]
-        launch.add(y.base)
-        launch.memory = np.concatenate(launch.parts)
-        actors = []
-        for number in range(programs):
-            block = Block(launch, number)
-            block.names(WideThreads(block, 256))["wide_gemm"](x, y, *passed, **constants)
-            actors += block.actors
-        launch.run(actors)
-
-
 @pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
 @pytest.mark.parametrize(("config", "rows", "width", "tokens"), [
     (SparseConfig(1, 64, 3), 392, 264, 70),  # eight tiles on three programs
     (SparseConfig(3, 128, 3), 136, 160, 31),
     (SparseConfig(1, 256, 3), 72, 64, 40),
+    (SparseConfig(1, 128, 3, pair=2), 200, 192, 130),
 ], ids=str)
 def test_emulated_launches_give_the_product(
     config: SparseConfig, rows: int, width: int, tokens: int, late: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(launch_emulator, "kernel", SimpleNamespace(**{**vars(sparse_wgmma_kernel), **vars(wide_kernel)}))
     monkeypatch.setattr(launch_emulator, "Threads", WideThreads)
-    monkeypatch.setattr(wgmma_emulator, "Y_DESCRIPTOR", wide_kernel.OUT_DESCRIPTOR)
-    monkeypatch.setattr(wide_gemm, "wide_gemm", Emulated(late))
+    monkeypatch.setattr(sparse_wgmma, "sparse_gemm", Emulated(late))
     weight = _scaled(_weight(rows, width), (32, width - 32))[2]
     dy = torch.randn(tokens, width, generator=torch.Generator().manual_seed(tokens)).bfloat16()
-    gemm = wide_gemm.bind(dy, _blocks_by_hand(weight), rows, config, 3)
+    gemm = wide_gemm.bind(dy, _blocks_by_hand(weight), rows, config, 4 if config.pair > 1 else 3)
     gemm.out.fill_(float("nan"))
     gemm.launch()
     expected = dy.double() @ weight.double().t()
@@ -192,7 +165,7 @@ def test_what_is_refused() -> None:
 @pytest.mark.compile
 @pytest.mark.parametrize("tile", TILES, ids=str)
 def test_products_stay_in_flight_without_spills(tile: tuple[int, int]) -> None:
-    config = SparseConfig(*tile, most_stages(*tile, H200.shared_bytes))
+    config = SparseConfig(*tile, most_stages(*tile, 1, H200.shared_bytes))
     (unit,) = wide_gemm.compile_units(Problem("step", 2048, 11008, 16384, HALF), config)
     found = compile_unit(unit, H200)
     assert isinstance(found, Compiled), found
@@ -215,7 +188,7 @@ def test_on_a_gpu(tile: tuple[int, int]) -> None:
         launch_widen(pack_fragments(ternary), wide, scale, bounds)
         assert torch.equal(unpack_wide(wide, rows, columns), weight)
         dy = torch.randn(tokens, columns, device="cuda").bfloat16()
-        gemm = wide_gemm.bind(dy, wide, rows, SparseConfig(*tile, most_stages(*tile, gpu.shared_bytes)), multiprocessors(dy.device))
+        gemm = wide_gemm.bind(dy, wide, rows, SparseConfig(*tile, most_stages(*tile, 1, gpu.shared_bytes)), multiprocessors(dy.device))
         gemm.out.fill_(float("nan"))
         gemm.launch()
         expected = dy.double() @ weight.double().t()
