@@ -131,8 +131,8 @@ def estimate(problem: Problem, gpu: Gpu, config: DecodeConfig) -> float:
     meet = 0.0 if config.splits == 1 else 1.1e-6 if config.clustered else 2.9e-6 + found.programs * config.rows * found.group / 4e12
     if problem.op == "layer":
         itemsize = 4 if problem.dtype == "fp32" else 2
-        passes = itemsize * problem.in_features * found.group * together / (PORT * CLOCK)
-        begin += 1.0e-6 + passes if quantizes(found, problem.in_features, itemsize, config) else 2.7e-6
+        each = problem.in_features * found.group / (32 * config.warps)
+        begin += 0.8e-6 + 0.026e-6 * each if quantizes(found, problem.in_features, itemsize, config) else 2.7e-6
     chunk = (found.chunks - 1) * (0.26e-6 + 0.5e-6 * (1 - (found.pending + 1) / config.depth))
     return 1e6 * float(begin + whole + sums + meet + chunk)
 
