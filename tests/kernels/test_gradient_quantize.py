@@ -63,7 +63,8 @@ def _check_stochastic(tokens: int, columns: int, device: str) -> None:
         assert all(((code - value).abs() <= 1 + 1e-4).all() for code in codes)
         again = _quantized(dy, row_scale, x_scale, 3)
         assert torch.equal((again.by_token, again.by_feature)[index], codes[3])
-        assert not torch.equal(codes[0], codes[1])
+        # A feature of one token is its own absmax: 127 or -127, which no rounding changes.
+        assert (index == 1 and tokens == 1) or not torch.equal(codes[0], codes[1])
         error = torch.stack(codes).double().mean(0) - value
         assert error.mean().abs() < 6 * 0.5 / (16 * dy.numel()) ** 0.5
 
