@@ -86,6 +86,8 @@ def default_config(problem: Problem, gpu: Gpu) -> TransposableConfig:
 
 def unavailable(problem: Problem, gpu: Gpu) -> str | None:
     """Why a step cannot run so, or None: 2:4, bf16, Hopper, sizes that the sparse bf16 GEMM takes."""
+    if not problem.tokens:
+        return "no tokens to multiply"
     return sparse_step.unavailable(problem, gpu) or transposable.unavailable(problem) or wide_gemm.unavailable(problem, gpu)
 
 
