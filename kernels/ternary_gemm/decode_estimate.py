@@ -112,7 +112,7 @@ def estimate(problem: Problem, gpu: Gpu, config: DecodeConfig) -> float:
             issue = busiest * config.warps * steps * (35 + config.tiles * 25 * parts) * 0.3
             latency = steps * (250 + 8 * config.tiles * parts * tokens8)
         else:
-            tensor = busiest * config.warps * steps * tokens8 * (9.0 * config.tiles * parts + 0.8)  # the 8: ldmatrix, by tokens only
+            tensor = busiest * config.warps * steps * tokens8 * (9.0 * config.tiles * parts + 0.8)  # last: ldmatrix
             words = 17 + 14 * (parts - 1) + 2 * parts * tokens8
             issue = busiest * config.warps * steps * (26 + config.tiles * words + 3 * tokens8) * 0.23
             latency = steps * (85 + 35 * tokens8)
