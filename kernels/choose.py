@@ -30,8 +30,8 @@ SHARES: Mapping[tuple[str, int], float] = {
 3,958 TOPS, dense-triton by wgmma 0.50 of 1,979 at 8,192 tokens (median), mma.sp 1,151 of 3,958 at 8192^3; the others are assumed."""
 
 SPECIALISTS: Mapping[tuple[str, int], float] = {("IMMA.SP", 90): 0.17, ("IMMA", 90): 0.22}
-"""The same of kernels of few tokens: decode at 64 tokens did 834 and 546 TOPS by mma.sp, and an earlier version 456 and 411 by mma (57344x8192,
-8192x28672)."""
+"""The same of kernels of few tokens: decode at 64 tokens did 834 and 546 TOPS by mma.sp, an earlier version 456 and 411 by mma
+(57344x8192, 8192x28672)."""
 
 ELSEWHERE, SPECIALISTS_ELSEWHERE, LIBRARY = 0.60, 0.30, 0.80
 """Shares where nobody measured: on the H200 a GEMM by mma.sp and decode at 64 tokens reach 0.62 and 0.32 of what the instruction does from
