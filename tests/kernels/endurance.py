@@ -53,9 +53,9 @@ class Endurance:
         self.memory.name({f"{name} of {label}": tensor for name, tensor in prepared.buffers.items()})
         self.synchronize()
         with self._on(lane):
-            prepared.run()
+            first = prepared.run()
         self.synchronize()
-        self.bound.append(Bound(kernel, problem, inputs, prepared, lane, is_dangerous(prepared, config)))
+        self.bound.append(Bound(kernel, problem, inputs, prepared, first, lane, is_dangerous(prepared, config)))
 
     def _made(self, problem: Problem) -> Inputs:
         if problem not in self._inputs:

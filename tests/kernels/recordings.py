@@ -20,13 +20,14 @@ from kernels.problem import Problem
 
 @dataclass(frozen=True)
 class Bound:
-    """A kernel bound to inputs in guarded memory. dangerous: programs of a launch meet in device memory, or a launch begins before the
-    one ahead has ended."""
+    """A kernel bound to inputs in guarded memory. first: what its first call returned. dangerous: programs of a launch meet in device
+    memory, or a launch begins before the one ahead has ended."""
 
     kernel: Kernel
     problem: Problem
     inputs: Inputs
     prepared: Prepared
+    first: Outputs
     lane: int
     dangerous: bool
 
@@ -51,11 +52,14 @@ class Recording:
 
 
 def recorded(lane: int, members: tuple[Bound, ...], stream: Any) -> Recording:
-    """stream: where the graph is captured and will be replayed; None on a CPU, where the members are called here and now."""
+    """stream: where the graph is captured and will be replayed; None on a CPU, where the members are called here and now.
+
+    What is right lies outside of the graph's memory, where every replay would write what calls leave there in passing.
+    """
     wrong = torch.zeros(len(members), dtype=torch.int64, device="cpu" if stream is None else "cuda")
+    right = tuple({name: torch.empty_like(tensor) for name, tensor in member.first.items()} for member in members)
     if stream is None:
         outputs = called(members)
-        right = room(outputs)
 
         def replay() -> None:
             called(members)
@@ -67,7 +71,6 @@ def recorded(lane: int, members: tuple[Bound, ...], stream: Any) -> Recording:
     with torch.cuda.stream(stream):
         graph.capture_begin(capture_error_mode="thread_local")
         outputs = called(members)
-        right = room(outputs)
         count(outputs, right, wrong)
         graph.capture_end()
     return Recording(lane, members, outputs, right, wrong, graph.replay)
@@ -78,11 +81,6 @@ def called(members: Sequence[Bound]) -> tuple[Outputs, ...]:
     for member in members:
         poison(member.prepared)
     return tuple(member.prepared.run() for member in members)
-
-
-def room(outputs: Sequence[Outputs]) -> tuple[Outputs, ...]:
-    """Room for copies of these. Nothing is copied here: a graph would do so in every replay."""
-    return tuple({name: torch.empty_like(tensor) for name, tensor in entry.items()} for entry in outputs)
 
 
 def count(outputs: Sequence[Outputs], right: Sequence[Outputs], wrong: torch.Tensor) -> None:
