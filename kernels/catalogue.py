@@ -8,7 +8,7 @@ from kernels.mask_quantize import activation, two_pass
 from kernels.mask_quantize import baselines as prepare_baselines
 from kernels.problem import Op
 from kernels.sparse_backward import baselines as train_baselines
-from kernels.sparse_backward import input_grad, int8_grad, step, weight_grad
+from kernels.sparse_backward import eight_bit_layer, eight_bit_step, input_grad, int8_grad, step, transposable_step, weight_grad
 from kernels.ternary_gemm import baselines as gemm_baselines
 from kernels.ternary_gemm import decode, dense_triton, layer, sparse_layer, sparse_mma, sparse_mma_layer, sparse_wgmma
 
@@ -28,6 +28,9 @@ KERNELS: tuple[Kernel, ...] = (
     *int8_grad.KERNELS,
     *weight_grad.KERNELS,
     *step.KERNELS,
+    *eight_bit_layer.WEIGHT_GRADS,
+    *eight_bit_step.STEPS,
+    *transposable_step.STEPS,
     *train_baselines.KERNELS,
 )
 

@@ -97,7 +97,8 @@ def epilogue(tile, half):
         shl.b64 py, py, 1;
         add.u64 py, py, $8;
         mul.wide.u32 pe, $4, {2 * rows};
-        sub.s32 from, $3, from;"""
+        sub.s32 from, $3, from;
+        bar.sync 0;"""  # other warps may still be reading the last stage's tokens, where this exchanges
     for start in range(0, tile.tiles_n, count):
         text += row_scales(start, count) + f"""
         add.u32 t, first, {16 * start};

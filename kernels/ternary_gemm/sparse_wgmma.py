@@ -172,7 +172,9 @@ def bind(x_q: torch.Tensor, x_scale: torch.Tensor, weight: FragmentWeight, bias:
     if bias is not None:
         _need("bias", bias, torch.float32, (rows,), device)
     x = aligned_rows(x_q)
-    descriptor = TensorDescriptor(x, list(x.shape), list(x.stride()), [config.block_t // config.pair, STAGE_COLUMNS], LAYOUT)
+    # Without tokens nothing is launched, but a descriptor has to have some.
+    shape = [max(1, x.shape[0]), x.shape[1]]
+    descriptor = TensorDescriptor(x, shape, list(x.stride()), [config.block_t // config.pair, STAGE_COLUMNS], LAYOUT)
     padded = padded_rows(torch.zeros(rows, device=x.device) if bias is None else bias, rows)
     out = torch.empty((x.shape[0], rows), dtype=dtype, device=x.device)
     refusal = split_refusal(config, x.shape[0], rows, weight.columns, processors)
