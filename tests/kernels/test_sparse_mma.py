@@ -54,7 +54,8 @@ def test_no_spills_and_one_barrier_a_stage(config: MmaConfig) -> None:
     assert isinstance(found, Compiled), found
     assert found.spills == 0
     assert found.registers <= config.register_limit
-    assert found.instructions["BAR"] == (4 if config.splits == 1 else 5), "before the first stage, in a stage, before exchanges, where parts meet"
+    barriers = 4 if config.splits == 1 else 5
+    assert found.instructions["BAR"] == barriers, "before the first stage, in a stage, before exchanges, where parts meet"
     assert found.instructions["LDSM"] == 3 * config.tiles_t
     assert found.instructions["LDGSTS"] % (config.tile.token_copies + config.tile.word_copies) == 0
 
