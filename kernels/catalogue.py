@@ -28,9 +28,9 @@ KERNELS: tuple[Kernel, ...] = (
     *int8_grad.KERNELS,
     *weight_grad.KERNELS,
     *step.KERNELS,
-    *eight_bit_layer.WEIGHT_GRADS,
-    *eight_bit_step.STEPS,
-    *transposable_step.STEPS,
+    *eight_bit_layer.KERNELS,
+    *eight_bit_step.KERNELS,
+    *transposable_step.KERNELS,
     *train_baselines.KERNELS,
 )
 

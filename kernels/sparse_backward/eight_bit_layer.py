@@ -137,7 +137,7 @@ def compile_units(problem: Problem, config: Int8WeightGradConfig) -> Sequence[Co
             *INT8_GEMM.compile_units(weight_grad_problem(problem), config.gemm)]  # fmt: skip
 
 
-WEIGHT_GRADS: tuple[Kernel, ...] = (
+KERNELS: tuple[Kernel, ...] = (
     Kernel("int8-triton", "weight-grad", "variant", prepare, default_config, ConfigSpace(Int8WeightGradConfig), unavailable, exact=False,
            judged="int8", compile_units=compile_units),
 )  # fmt: skip

@@ -129,7 +129,7 @@ def rows_as_weight(x_t: torch.Tensor) -> Int8Weight:
     """Transposed activations [K, T] as the second operand of the dense GEMM, with their padding and the scale 1."""
     features, tokens = x_t.shape
     whole = x_t.as_strided((features, x_t.stride(0)), (x_t.stride(0), 1)) if tokens else x_t
-    ends = torch.tensor([features], dtype=torch.int32, device=x_t.device)
+    ends = torch.full((1,), features, dtype=torch.int32, device=x_t.device)  # a copy from the host would synchronize
     return Int8Weight(whole, torch.ones(1, device=x_t.device), ends, (features,), tokens)
 
 
@@ -252,4 +252,4 @@ def _kernel(name: str, both_ways: bool) -> Kernel:
                   judged="int8-transposable" if both_ways else "int8", compile_units=partial(compile_units, both_ways))  # fmt: skip
 
 
-STEPS: tuple[Kernel, ...] = (_kernel("int8-gradients", both_ways=False), _kernel("int8-transposable", both_ways=True))
+KERNELS: tuple[Kernel, ...] = (_kernel("int8-gradients", both_ways=False), _kernel("int8-transposable", both_ways=True))

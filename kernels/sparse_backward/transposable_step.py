@@ -98,7 +98,7 @@ def compile_units(problem: Problem, config: TransposableConfig) -> Sequence[Comp
             *sparse_wgmma.compile_units(problem, config.forward), *wide_gemm.compile_units(problem, config.input_grad)]  # fmt: skip
 
 
-STEPS: tuple[Kernel, ...] = (
+KERNELS: tuple[Kernel, ...] = (
     Kernel("bf16-transposable", "step", "variant", prepare_step, default_config, ConfigSpace(TransposableConfig), unavailable,
            exact=False, judged="transposable", compile_units=compile_units, interpreted=False),
 )  # fmt: skip

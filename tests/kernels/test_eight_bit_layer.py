@@ -17,13 +17,13 @@ from kernels.packed import pack
 from kernels.problem import Problem, Sparsity
 from kernels.space import config_to_dict
 from kernels.sparse_backward import eight_bit_layer
-from kernels.sparse_backward.eight_bit_layer import WEIGHT_GRADS, Int8WeightGradConfig, layer_input_grad, layer_weight_grad
+from kernels.sparse_backward.eight_bit_layer import KERNELS, Int8WeightGradConfig, layer_input_grad, layer_weight_grad
 from kernels.ternary_gemm.dense_config import DenseConfig
 from tests.kernels.plain_hopper import without_hopper
 
 H200 = by_name("h200")
 HALF = Sparsity(2, 4)
-(KERNEL,) = WEIGHT_GRADS
+(KERNEL,) = KERNELS
 TINY = Int8WeightGradConfig(DenseConfig(64, 64, 64, 4, 2, unpack="arith"))
 
 
@@ -106,3 +106,46 @@ def test_interpreted_module_with_an_8_bit_weight_gradient() -> None:
         grads.append(layer.weight.grad.double())
     exact, rounded = grads
     assert 0 < (rounded - exact).norm() < 0.03 * exact.norm()
+
+
+@pytest.mark.interpreter
+def test_a_layers_weight_gradient_copies_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a copy waits for the device, and a CUDA graph cannot capture it."""
+    monkeypatch.setattr(eight_bit_layer, "weight_grad_config", lambda problem, gpu: TINY.gemm)
+    case = Problem("step", 24, 40, 9, HALF)
+    inputs = make_inputs(case)
+    assert isinstance(inputs, TrainInputs)
+    made: list[object] = []
+    with monkeypatch.context() as patch:
+        for name in ("tensor", "as_tensor"):
+            patch.setattr(torch, name, lambda *values, **options: made.append(values))
+        dw = layer_weight_grad(case, H200, inputs.dy, inputs.x_q, inputs.x_scale, torch.bfloat16)
+    assert not made
+    assert dw.shape == (24, 40)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("input_grad", ["unpack-cublas", "int8-wgmma"])
+def test_a_captured_step_gives_the_same_gradients(input_grad: str) -> None:
+    gpu = detect()
+    assert gpu is not None
+    if input_grad == "int8-wgmma" and gpu.capability != 90:
+        pytest.skip("needs sm_90")
+    torch.manual_seed(0)
+    layer = BitLinear(256, 512, device="cuda", dtype=torch.bfloat16, sparsity="2:4", variants=f"dense-triton+{input_grad}+int8-triton")
+    x = torch.randn(100, 256, device="cuda", dtype=torch.bfloat16, requires_grad=True)
+    dy = torch.randn(100, 512, device="cuda", dtype=torch.bfloat16)
+
+    def gradients() -> list[torch.Tensor]:
+        return list(torch.autograd.grad(layer(x), (x, layer.weight), dy))
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        eager = gradients()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = gradients()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, eager, strict=True))

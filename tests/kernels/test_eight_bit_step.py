@@ -15,13 +15,13 @@ from kernels.judge import judge, poison
 from kernels.kernel import Kernel
 from kernels.problem import Problem, Sparsity
 from kernels.space import config_to_dict
-from kernels.sparse_backward.eight_bit_step import MOST_TOKENS, STEPS, EightBitConfig
+from kernels.sparse_backward.eight_bit_step import KERNELS, MOST_TOKENS, EightBitConfig
 from kernels.ternary_gemm.dense_config import DenseConfig
 from tests.kernels.plain_hopper import without_hopper
 
 H200 = by_name("h200")
 HALF = Sparsity(2, 4)
-PLAIN, BOTH_WAYS = STEPS
+PLAIN, BOTH_WAYS = KERNELS
 
 
 def step(shape: tuple[int, int, int], splits: tuple[int, ...] = ()) -> Problem:
@@ -101,23 +101,23 @@ def test_non_finite_gradients_are_seen_where_they_are() -> None:
 
 
 def test_what_is_refused() -> None:
-    assert all(kernel.unavailable(step((64, 64, 64)), H200) is None for kernel in STEPS)
+    assert all(kernel.unavailable(step((64, 64, 64)), H200) is None for kernel in KERNELS)
     assert "sm_90" in (PLAIN.unavailable(step((64, 64, 64)), by_name("a100")) or "")
     assert "int32" in (PLAIN.unavailable(step((64, 64, MOST_TOKENS + 1)), H200) or "")
     assert "multiple of 4" in (BOTH_WAYS.unavailable(step((66, 64, 64)), H200) or "")
     assert PLAIN.unavailable(step((66, 64, 64)), H200) is None
     assert "2:4" in (PLAIN.unavailable(Problem("step", 64, 64, 64, Sparsity(6, 8)), H200) or "")
-    assert not any(kernel.exact for kernel in STEPS)
+    assert not any(kernel.exact for kernel in KERNELS)
 
 
-@pytest.mark.parametrize("kernel", STEPS, ids=str)
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
 def test_configs_are_plain_data(kernel: Kernel) -> None:
     config = kernel.default_config(step((2048, 11008, 16384)), H200)
     assert kernel.space.from_dict(config_to_dict(config)) == config
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize("kernel", STEPS, ids=str)
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
 def test_everything_compiles_without_spills(kernel: Kernel) -> None:
     case = step((4608, 3584, 16384), (3584, 512, 512))
     for unit in kernel.compile_units(case, kernel.default_config(case, H200)):
@@ -127,7 +127,7 @@ def test_everything_compiles_without_spills(kernel: Kernel) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kernel", STEPS, ids=str)
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
 @pytest.mark.parametrize("tokens", [7, 63, 1000, 4096])
 @pytest.mark.parametrize(("shape", "splits"), [((1152, 896), (896, 128, 128)), ((896, 4864), ()), ((2052, 516), (1024, 1028))], ids=str)
 def test_on_a_gpu(shape: tuple[int, int], splits: tuple[int, ...], tokens: int, kernel: Kernel) -> None:

@@ -14,13 +14,13 @@ from kernels.judge import judge, poison
 from kernels.problem import Problem, Sparsity
 from kernels.space import config_to_dict
 from kernels.sparse_backward import wide_gemm
-from kernels.sparse_backward.transposable_step import STEPS
+from kernels.sparse_backward.transposable_step import KERNELS
 from kernels.sparse_backward.wide_fragments import unpack_wide
 from tests.kernels.plain_hopper import without_hopper
 
 H200 = by_name("h200")
 HALF = Sparsity(2, 4)
-(KERNEL,) = STEPS
+(KERNEL,) = KERNELS
 
 
 def plain_wide_bind(dy: torch.Tensor, blocks: torch.Tensor, in_features: int, config: object, processors: int) -> SimpleNamespace:
