@@ -110,7 +110,8 @@ class BitLinear(nn.Linear):
 
     def repack(self) -> None:
         """Pack the weight now, in place: after changes that leave no trace in its version (`Tensor.data`, replays of captured graphs)."""
-        packs.pack_of(self.weight, self.sparsity, tuple(self.splits), "renew")
+        with torch.cuda.device_of(self.weight):
+            packs.pack_of(self.weight, self.sparsity, tuple(self.splits), "renew")
 
     @property
     def packings(self) -> int:

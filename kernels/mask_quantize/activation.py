@@ -76,7 +76,8 @@ def allocate_activation(tokens: int, in_features: int, m: int | None, device: to
 def launch_activation(
     x: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor, m: int | None, config: ActivationConfig, wide: torch.Tensor | None = None
 ) -> None:
-    """Quantize x into the given buffers on the current stream: one launch (none for no tokens), no allocation, no synchronization.
+    """Quantize x into the given buffers on the current stream of their device: one launch (none for no tokens), no allocation, no
+    synchronization.
 
     x: [T, K] bf16, fp16 or fp32, unit column stride, any row stride. x_q: int8 [T, quantized_width(K, m)], row stride a multiple of 128.
     x_scale: float32 [T]. m: group of the lifting, or None. A token with a NaN or an infinity gets the scale NaN and undefined codes.
@@ -96,19 +97,21 @@ def launch_activation(
     grid = (triton.cdiv(tokens, config.rows),)
     aligned = x.stride(0) % 2 == 0 and x.data_ptr() % 4 == 0
     if aligned and by_words(x.dtype, in_features, m, config):
-        activation_words_kernel[grid](
-            x, x_q, x_scale, wide, tokens, in_features, x.stride(0), x_q.stride(0), MIDDLE=m is not None,
-            PIECES=triton.cdiv(in_features, config.block), ROWS=config.rows, BLOCK=config.block, num_warps=config.warps,
-            enable_fp_fusion=False, **dependence(x.device),
-        )  # fmt: skip
+        with torch.cuda.device_of(x):
+            activation_words_kernel[grid](
+                x, x_q, x_scale, wide, tokens, in_features, x.stride(0), x_q.stride(0), MIDDLE=m is not None,
+                PIECES=triton.cdiv(in_features, config.block), ROWS=config.rows, BLOCK=config.block, num_warps=config.warps,
+                enable_fp_fusion=False, **dependence(x.device),
+            )  # fmt: skip
         return
     if wide is not None:
         raise ShapeError(f"x is {x.dtype} {list(x.shape)} with rows {x.stride(0)} apart; wide needs bf16 rows at multiples of 4 bytes that "
                          f"{config} holds in registers")
-    activation_kernel[grid](
-        x, x_q, x_scale, tokens, in_features, width, x.stride(0), x_q.stride(0), LIFT=m or 0, ONE_BLOCK=in_features <= config.block,
-        ROWS=config.rows, BLOCK=config.block, num_warps=config.warps, enable_fp_fusion=False, **dependence(x.device),
-    )
+    with torch.cuda.device_of(x):
+        activation_kernel[grid](
+            x, x_q, x_scale, tokens, in_features, width, x.stride(0), x_q.stride(0), LIFT=m or 0, ONE_BLOCK=in_features <= config.block,
+            ROWS=config.rows, BLOCK=config.block, num_warps=config.warps, enable_fp_fusion=False, **dependence(x.device),
+        )
 
 
 @functools.cache

@@ -204,7 +204,8 @@ def prepare_weight(
     check_weight(rows, sparsity, parts)
     buffers = allocate_prepare(rows.shape[0], rows.shape[1], parts, rows.device)
     chosen = config or two_pass_config(sparsity)
-    launch_prepare(rows, buffers.packed, buffers.w_scale, buffers.inv_scale, buffers.workspace, sparsity, parts, chosen)
+    with torch.cuda.device_of(rows):
+        launch_prepare(rows, buffers.packed, buffers.w_scale, buffers.inv_scale, buffers.workspace, sparsity, parts, chosen)
     if bool(buffers.workspace.nonfinite.any()):
         raise NonFiniteError(f"{name} holds a NaN or an infinity; it cannot be quantized")
     return PackedTernary(buffers.packed, buffers.w_scale, parts, rows.shape[1], sparsity)

@@ -25,7 +25,8 @@ def group_mask(weight: torch.Tensor, n: int, m: int) -> torch.Tensor:
     if not runs_kernels(weight):
         return pairwise_mask(weight, n, m)
     mask = torch.empty(weight.shape, dtype=torch.bool, device=weight.device)
-    launch_group_mask(weight, mask, Sparsity(n, m), MaskConfig())
+    with torch.cuda.device_of(weight):
+        launch_group_mask(weight, mask, Sparsity(n, m), MaskConfig())
     return mask
 
 

@@ -127,16 +127,17 @@ class SparseGemm:
     schedule: Schedule
 
     def launch(self) -> None:
-        """One launch on the current stream."""
+        """One launch on the current stream of the tensors' device."""
         tokens, out_features = self.out.shape
         if not self.out.numel():
             return
         weight, plan = self.weight, self.schedule
-        sparse_gemm[(plan.programs,)](
-            self.x, self.y, weight.blocks, self.x_scale, weight.row_scale, self.bias, self.out, weight.blocks.shape[1], plan.rounds,
-            plan.row_tiles, plan.token_tiles, weight.blocks.shape[0], tokens, out_features,
-            **constants(self.config, self.out.dtype, out_features, weight.kind), **options(self.config),
-        )
+        with torch.cuda.device_of(self.out):
+            sparse_gemm[(plan.programs,)](
+                self.x, self.y, weight.blocks, self.x_scale, weight.row_scale, self.bias, self.out, weight.blocks.shape[1], plan.rounds,
+                plan.row_tiles, plan.token_tiles, weight.blocks.shape[0], tokens, out_features,
+                **constants(self.config, self.out.dtype, out_features, weight.kind), **options(self.config),
+            )
 
 
 def options(config: SparseConfig) -> dict[str, int]:
@@ -146,9 +147,8 @@ def options(config: SparseConfig) -> dict[str, int]:
 
 def constants(config: SparseConfig, dtype: torch.dtype, out_features: int, kind: str) -> dict[str, object]:
     """What the kernel is specialized for."""
-    return {"TILES": config.tiles, "BLOCK_T": config.block_t, "STAGES": config.stages, "SPLITS": config.splits, "PAIR": config.pair, "OUT":
-    KINDS[dtype],
-            "WIDE": is_wide(dtype, out_features), "KIND": kind}
+    return {"TILES": config.tiles, "BLOCK_T": config.block_t, "STAGES": config.stages, "SPLITS": config.splits, "PAIR": config.pair,
+            "OUT": KINDS[dtype], "WIDE": is_wide(dtype, out_features), "KIND": kind}
 
 
 def _need(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:

@@ -277,3 +277,19 @@ def test_another_stream_waits_for_the_pack() -> None:
                 y = module(x)
             torch.cuda.synchronize()
             assert torch.equal(y, module(x))
+
+
+@pytest.mark.gpu
+def test_a_layer_on_another_device_than_the_current_one() -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    here, there = (made((136, 264), "2:4", (), torch.bfloat16, device, "") for device in ("cuda:0", "cuda:1"))
+    there.load_state_dict(here.state_dict())
+    x = torch.randn(33, 264, device="cuda:0").bfloat16()
+    with torch.no_grad():
+        for module in (here, there):
+            module(x.to(module.weight.device))
+            module.weight.neg_()
+            module.repack()
+        assert torch.equal(there(x.to("cuda:1")).to("cuda:0"), here(x))
+        assert torch.equal(freeze(there)(x.to("cuda:1")).to("cuda:0"), here(x))
