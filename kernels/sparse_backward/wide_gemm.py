@@ -28,8 +28,9 @@ WIDTH = 2
 def bind(dy: torch.Tensor, blocks: torch.Tensor, in_features: int, config: SparseConfig, processors: int) -> SparseGemm:
     """The GEMM with its output allocated. dy: bf16 [T, N] in contiguous rows at multiples of 16 bytes. blocks: int32 of the transpose
     [in_features, N]. Raises ShapeError before anything runs."""
-    codes = dy.view(torch.int8) if dy.dtype == torch.bfloat16 and dy.stride(1) == 1 else dy
-    if codes.dtype != torch.int8 or (dy.numel() and not is_aligned(codes)) or in_features % 8 or config.splits > 1:
+    rows = dy.dtype == torch.bfloat16 and dy.stride(1) == 1
+    codes = dy.view(torch.int8) if rows else dy
+    if not rows or (dy.numel() and not is_aligned(codes)) or in_features % 8 or config.splits > 1:
         raise ShapeError(f"dy is {dy.dtype} {list(dy.shape)} {dy.stride()}, in_features {in_features}, {config}; bf16 rows at multiples of "
                          "16 bytes, a multiple of 8 and whole tiles are needed")
     ones = padded_rows(torch.ones(in_features, device=dy.device), in_features)

@@ -157,7 +157,7 @@ def test_what_is_refused() -> None:
     assert "multiples of 8" in (wide_gemm.unavailable(case.with_(out_features=68, splits=(68,)), H200) or "")
     assert "splits" in (wide_gemm.unavailable(case.with_(splits=(24, 40)), H200) or "")
     blocks = torch.zeros(wide_shape(64, 64), dtype=torch.int32)
-    for dy in (torch.zeros(3, 64), torch.zeros(3, 68, dtype=torch.bfloat16)[:, :60]):
+    for dy in (torch.zeros(3, 64), torch.zeros(3, 128, dtype=torch.int8), torch.zeros(3, 68, dtype=torch.bfloat16)[:, :60]):
         with pytest.raises(ShapeError, match="16 bytes"):
             wide_gemm.bind(dy, blocks, 64, SparseConfig(1, 64, 3), 3)
 
