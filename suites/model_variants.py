@@ -36,7 +36,6 @@ class Variant:
         return self.layers == "dense-bf16"
 
 
-
 def _of(kind: Literal["variant", "baseline"], layers: Layers, compiled: Sequence[bool] = (False, True)) -> tuple[Variant, ...]:
     return tuple(Variant(layers + (COMPILED if how else ""), kind, layers, how) for how in compiled)
 

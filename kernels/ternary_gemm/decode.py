@@ -66,7 +66,8 @@ def decode_weight(w_ternary: torch.Tensor, w_scale: torch.Tensor, splits: Sequen
 class Decode:
     """The GEMM bound to all but its activations. sums, counters: int32 for shares of in_features, zero between launches.
 
-    dependent: programmatic dependent launch. Weights are read before the launches ahead have finished: they must not be written there.
+    dependent: programmatic dependent launch. Weight, scales and bias are read before the launches ahead have finished: they must not be
+    written there.
     """
 
     weight: DecodeWeight

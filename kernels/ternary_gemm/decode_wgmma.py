@@ -163,7 +163,7 @@ def unpack(tiles, sparse):
 
 
 @gluon.constexpr_function
-def product(index, tiles, tokens8, sparse):
+def product(index, tokens8, sparse):
     """One product: 64 columns (dense: 32) of a row block times all tokens."""
     count = 2 if sparse else 4
     m, place = index // count, index % count
@@ -194,7 +194,7 @@ def step(tiles, tokens8, depth, warps_k, sparse):
         words = ", ".join(f"word{4 * m + i}" for i in range(4))
         text += f"\nld.shared.v4.b32 {{{words}}}, [slot+{m * TILE_BYTES}];"
     text += unpack(tiles, sparse) + "\nwgmma.fence.sync.aligned;"
-    text += "".join(product(index, tiles, tokens8, sparse) for index in range(count))
+    text += "".join(product(index, tokens8, sparse) for index in range(count))
     text += f"""
         wgmma.commit_group.sync.aligned;
         wgmma.wait_group.sync.aligned 0;

@@ -1,7 +1,7 @@
-"""The persistent GEMM for Hopper's tensor cores, sparse and dense, in Gluon: one producer warp, two consumer warpgroups.
+"""The persistent GEMM for Hopper's tensor cores, sparse and dense, in Gluon: four producer warps, two consumer warpgroups.
 
 Yᵀ tiles of 128 · TILES weight rows × BLOCK_T tokens. The producer brings activations (TMA) and packed weights (bulk copies) into a ring of
-stages; consumers unpack the weights into registers and multiply (`sparse_wgmma_ptx`). Tiles run with the weight rows fastest, so that the
+stages; consumers unpack the weights into registers and multiply (`sparse_wgmma_stage`). Tiles run with the weight rows fastest, so that the
 programs of a wave share their tokens and the packed weight stays in the L2. The first tiles are whole, one program each; the rest (all of
 them where they are few) may be cut along in_features into parts, one for each program of a cluster, which meet in its shared memory.
 """
