@@ -1,5 +1,5 @@
-"""`sparse-wgmma` as the layer a user calls: per-token int8 quantization of the activations, lifted where the weight is, then the GEMM on
-Hopper's sparse tensor cores; also the forward pass of training. Two launches.
+"""`sparse-wgmma` and `dense-wgmma` as the layer a user calls: per-token int8 quantization of the activations, lifted where the weight is,
+then the GEMM on Hopper's sparse tensor cores, or its dense ones; also the forward pass of training. Two launches.
 
 Y[T, N] = quantize(X) · Wᵀ · x_scale[t] · w_scale[split(n)] + bias from float X and weights in fragment order.
 """
@@ -7,6 +7,8 @@ Y[T, N] = quantize(X) · Wᵀ · x_scale[t] · w_scale[split(n)] + bias from flo
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -15,9 +17,19 @@ from kernels.errors import ShapeError
 from kernels.inputs import DTYPES, Inputs, LayerInputs, TrainInputs
 from kernels.kernel import Kernel, Outputs, Prepared
 from kernels.mask_quantize.activation import activation_config, allocate_activation, launch_activation
-from kernels.problem import Problem
-from kernels.ternary_gemm.sparse_wgmma import FragmentWeight, bind, compile_units, fragment_weight, multiprocessors
+from kernels.problem import Op, Problem
+from kernels.ternary_gemm import sparse_wgmma
+from kernels.ternary_gemm.sparse_wgmma import (
+    FragmentWeight,
+    bind,
+    compile_units,
+    dense_fragment_weight,
+    fragment_weight,
+    multiprocessors,
+)
 from kernels.ternary_gemm.sparse_wgmma_config import SparseConfig, default_config, space, unavailable
+
+OPS: tuple[Op, ...] = ("layer", "forward")
 
 
 class Gemm(Protocol):
@@ -35,16 +47,22 @@ Bind = Callable[[torch.Tensor, torch.Tensor, FragmentWeight, "torch.Tensor | Non
 """int8 activations (lifted where the weight is), their scales, weight, bias and type of the result to a GEMM."""
 
 
-def bind_layer(problem: Problem, inputs: Inputs, gemm_of: Bind) -> Prepared:
-    """Quantization and a GEMM on fragment weights as one layer; packing is outside of `run`. Raises ShapeError for other inputs."""
+def bind_layer(problem: Problem, inputs: Inputs, gemm_of: Bind, dense: bool = False) -> Prepared:
+    """Quantization and a GEMM on fragment weights as one layer; packing is outside of `run`. dense: for the dense tensor cores, unlifted.
+
+    Raises ShapeError for other inputs.
+    """
     if not isinstance(inputs, LayerInputs | TrainInputs):
         raise ShapeError(f"{problem.op} takes LayerInputs or TrainInputs, not {type(inputs).__name__}")
     x, dtype, bias = inputs.x, DTYPES[problem.dtype], inputs.bias if isinstance(inputs, LayerInputs) else None
     if x.dim() != 2 or x.shape[1] != problem.in_features or x.dtype != dtype:
         raise ShapeError(f"x is {x.dtype} {list(x.shape)}; {dtype} [tokens, {problem.in_features}] is needed")
     tokens, features = x.shape
-    group = problem.sparsity.m if problem.sparsity.lifted else None
-    weight = fragment_weight(inputs.w_ternary, inputs.w_scale, problem.splits, problem.sparsity)
+    group = problem.sparsity.m if problem.sparsity.lifted and not dense else None
+    if dense:
+        weight = dense_fragment_weight(inputs.w_ternary, inputs.w_scale, problem.splits)
+    else:
+        weight = fragment_weight(inputs.w_ternary, inputs.w_scale, problem.splits, problem.sparsity)
     x_q, x_scale = allocate_activation(tokens, features, group, x.device)
     quantize = activation_config(features, tokens)
     gemm = gemm_of(x_q, x_scale, weight, bias, dtype)
@@ -58,18 +76,19 @@ def bind_layer(problem: Problem, inputs: Inputs, gemm_of: Bind) -> Prepared:
     return Prepared(run, {"y": gemm.out}, footprint, weight.weight_bytes, {"columns": weight.columns})
 
 
-def prepare(problem: Problem, inputs: Inputs, config: SparseConfig) -> Prepared:
+def prepare(problem: Problem, inputs: Inputs, config: SparseConfig, dense: bool = False) -> Prepared:
     """Bind a layer. Raises ShapeError for other inputs."""
 
     def gemm(x_q: torch.Tensor, x_scale: torch.Tensor, weight: FragmentWeight, bias: torch.Tensor | None, dtype: torch.dtype) -> Gemm:
         return bind(x_q, x_scale, weight, bias, dtype, config, multiprocessors(x_q.device))
 
-    return bind_layer(problem, inputs, gemm)
+    return bind_layer(problem, inputs, gemm, dense)
 
+
+_, DENSE = sparse_wgmma.KERNELS
 
 KERNELS: tuple[Kernel, ...] = (
-    Kernel("sparse-wgmma", "layer", "variant", prepare, default_config, space, unavailable, compile_units=compile_units,
-           interpreted=False),
-    Kernel("sparse-wgmma", "forward", "variant", prepare, default_config, space, unavailable, compile_units=compile_units,
-           interpreted=False),
+    *(Kernel("sparse-wgmma", op, "variant", prepare, default_config, space, unavailable, compile_units=compile_units, interpreted=False)
+      for op in OPS),
+    *(replace(DENSE, op=op, prepare=partial(prepare, dense=True)) for op in OPS),
 )
