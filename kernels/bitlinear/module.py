@@ -110,7 +110,7 @@ class BitLinear(nn.Linear):
 
     def repack(self) -> None:
         """Pack the weight now, in place: after changes that leave no trace in its version (`Tensor.data`, replays of captured graphs)."""
-        with torch.cuda.device_of(self.weight):
+        with torch.cuda.device_of(self.weight):  # type: ignore[no-untyped-call] # torch has no types there
             packs.pack_of(self.weight, self.sparsity, tuple(self.splits), "renew")
 
     @property
