@@ -18,7 +18,7 @@ import torch
 
 from kernels.inputs import Inputs, make_inputs
 from kernels.judge import judge
-from kernels.kernel import Kernel, Prepared
+from kernels.kernel import Kernel
 from kernels.problem import Problem
 from kernels.space import Config
 from tests.kernels.guarded import PATTERN, GuardedMemory
@@ -55,7 +55,7 @@ class Endurance:
         with self._on(lane):
             first = prepared.run()
         self.synchronize()
-        self.bound.append(Bound(kernel, problem, inputs, prepared, first, lane, is_dangerous(prepared, config)))
+        self.bound.append(Bound(kernel, problem, inputs, prepared, first, lane, is_dangerous(kernel, problem, config)))
 
     def _made(self, problem: Problem) -> Inputs:
         if problem not in self._inputs:
@@ -201,9 +201,10 @@ class Endurance:
         return torch.cuda.stream(self._lanes[lane]) if self._device == "cuda" else nullcontext()
 
 
-def is_dangerous(prepared: Prepared, config: Config) -> bool:
-    """Whether parts of a tile meet (any config with several, or of a part of it), or the launch is a dependent one."""
-    return bool(prepared.notes.get("dependent_launch")) or any(parts > 1 for parts in _parts(config))
+def is_dangerous(kernel: Kernel, problem: Problem, config: Config) -> bool:
+    """Whether parts of a tile meet (any config with several, or of a part of it), or a launch is a dependent one (on some GPU)."""
+    every = (options for unit in kernel.compile_units(problem, config) for options in (unit.options, *unit.since.values()))
+    return any(options.get("launch_pdl") for options in every) or any(parts > 1 for parts in _parts(config))
 
 
 def _parts(config: Any) -> Iterator[int]:

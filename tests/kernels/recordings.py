@@ -20,8 +20,8 @@ from kernels.problem import Problem
 
 @dataclass(frozen=True)
 class Bound:
-    """A kernel bound to inputs in guarded memory. first: what its first call returned. dangerous: programs of a launch meet in device
-    memory, or a launch begins before the one ahead has ended."""
+    """A kernel bound to inputs in guarded memory. first: what its first call returned. dangerous: programs of a launch meet, or a
+    launch begins before the one ahead has ended."""
 
     kernel: Kernel
     problem: Problem

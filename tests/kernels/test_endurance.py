@@ -8,12 +8,15 @@ import pytest
 import torch
 
 from autotune.tuned import lookup
-from kernels.catalogue import KERNELS, kernels_for
+from kernels.catalogue import KERNELS, find, kernels_for
 from kernels.gpu import Gpu, by_name, detect
 from kernels.inputs import GemmInputs
-from kernels.kernel import Kernel, Prepared
+from kernels.kernel import Kernel
 from kernels.problem import Op, Problem, Sparsity
 from kernels.space import NoConfig
+from kernels.sparse_backward.int8_grad import Int8GradConfig
+from kernels.ternary_gemm.sparse_mma_config import MmaConfig
+from kernels.ternary_gemm.sparse_wgmma_config import SparseConfig
 from suites.ahead import compilations, compile_ahead
 from suites.case import Case
 from suites.catalogue import Selection, plan
@@ -117,13 +120,16 @@ def test_views_and_outputs_given_stay_where_they_are() -> None:
 
 def test_what_is_dangerous() -> None:
     case, gpu = Problem("gemm", 2560, 6912, 128, Sparsity(2, 4)), by_name("h200")
-    configs = {kernel.name: kernel.default_config(case, gpu) for kernel in kernels_for("gemm") if kernel.kind == "variant"}
-    assert is_dangerous(Prepared(dict), configs["sparse-wgmma"])
-    assert is_dangerous(Prepared(dict, notes={"dependent_launch": True}), NoConfig())
-    assert not is_dangerous(Prepared(dict, notes={"dependent_launch": False}), NoConfig())
-    step = next(kernel for kernel in kernels_for("step") if kernel.name == "exact-sparse")
-    config = step.default_config(case.with_(op="step", tokens=4096), gpu)
-    assert is_dangerous(Prepared(dict), config) == (config.gemm.splits > 1)
+    for name, op in (("sparse-wgmma", "gemm"), ("decode", "gemm"), ("activation", "activation")):
+        few = Problem("activation", 0, 6912, 32, Sparsity(2, 4)) if op == "activation" else case.with_(tokens=32)
+        kernel = find(name, op)
+        assert is_dangerous(kernel, few, kernel.default_config(few, gpu)), f"{kernel}: its launch is a dependent one"
+    cut, whole = (MmaConfig(2, 2, 4, 4, 4, splits=splits) for splits in (4, 1))
+    assert is_dangerous(find("sparse-mma", "gemm"), case, cut), "parts of tiles meet"
+    assert not is_dangerous(find("sparse-mma", "gemm"), case, whole)
+    for parts in (1, 2):
+        assert is_dangerous(fake("plain"), case, Int8GradConfig(SparseConfig(1, 128, 7, parts))) == (parts > 1), "a config's part counts"
+    assert not is_dangerous(fake("plain"), case, NoConfig())
 
 
 def test_bits_are_bits() -> None:
