@@ -51,6 +51,11 @@ SHAPES = frozenset({
 that is 14 % off is more likely wrong than good."""
 
 
+SMALLEST = DecodeConfig(1, 4, 1, 4, x_kib=48)
+"""Where none of `SHAPES` is allowed: up to 128 rows of up to 128 in_features (one block, for one warp), or long rows where shared memory is
+99 KiB."""
+
+
 @functools.cache
 def _candidates() -> tuple[DecodeConfig, ...]:
     """What of the axes can be any good anywhere: the rest is not looked at again for every problem."""
@@ -72,7 +77,8 @@ def _estimated(case: _Case) -> dict[DecodeConfig, float]:
     for config in _candidates():
         if (config.group == 64 or config.group < sizes[2]) and reject(case.problem, gpu, config) is None:
             distinct.setdefault((plan(*sizes, config), replace(config, x_kib=0)), config)
-    return dict(sorted(((config, estimate(case.problem, gpu, config)) for config in distinct.values()), key=lambda entry: entry[1]))
+    allowed = distinct.values() or (SMALLEST,)
+    return dict(sorted(((config, estimate(case.problem, gpu, config)) for config in allowed), key=lambda entry: entry[1]))
 
 
 CLOCK, PORT, FLYING, ALL_PORTS = 1.75e9, 27.5, 8_000.0, 7.5e12

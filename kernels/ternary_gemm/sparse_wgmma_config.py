@@ -80,6 +80,8 @@ def is_wide(dtype: torch.dtype, out_features: int) -> bool:
 def split_refusal(config: SparseConfig, tokens: int, out_features: int, columns: int, processors: int) -> str | None:
     """Why the tiles cannot be dealt as the config says, or None."""
     plan = schedule(config, tokens, out_features, processors)
+    if config.pair > max(1, processors):
+        return f"pairs of programs on {processors} multiprocessors"
     if config.pair > 1 and (config.splits > 1 or plan.row_tiles % 2):
         return f"{plan.row_tiles} tiles of rows in {config.splits} parts; pairs need an even number, whole"
     if config.splits == 1:

@@ -66,10 +66,18 @@ def test_compiles_to_tensor_core_products_without_spills(case: Problem, config: 
 @pytest.mark.parametrize("gpu", [H200, A100], ids=lambda gpu: gpu.name)
 @pytest.mark.parametrize("tokens", [0, 1, 16, 64])
 def test_every_problem_has_an_allowed_default(tokens: int, gpu: Any) -> None:
-    for rows, width in ((2560, 2048), (8192, 28672), (130, 64)):
+    for rows, width in ((2560, 2048), (8192, 28672), (130, 64), (128, 128), (1, 4), (16, 256)):
         for sparsity in (TWO_FOUR, DENSE):
             case = problem(rows, width, tokens, sparsity)
             assert reject(case, gpu, default_config(case, gpu)) is None
+            assert space.reject(case, gpu, default_config(case, gpu)) is None
+    assert "not among" in str(space.reject(problem(64, 64, 1), gpu, DecodeConfig(1, 1, 1, 2)))
+
+
+def test_long_rows_have_a_default_where_shared_memory_is_small() -> None:
+    for tokens in (1, 9, 64):
+        case, gpu = problem(1000, 131072, tokens), by_name("l4")
+        assert reject(case, gpu, default_config(case, gpu)) is None
 
 
 def test_the_space_is_refused_with_reasons() -> None:

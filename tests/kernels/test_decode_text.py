@@ -17,6 +17,7 @@ from kernels.ternary_gemm import decode_wgmma as wgmma
 from kernels.ternary_gemm.decode import KINDS, decode_weight
 from kernels.ternary_gemm.decode_cluster import gather, keep, rank, turns
 from kernels.ternary_gemm.decode_config import DecodeConfig, breaks_rounds, plan, tokens_at_once
+from kernels.ternary_gemm.decode_estimate import SMALLEST
 from kernels.ternary_gemm.decode_kernel import early, places
 from kernels.ternary_gemm.decode_ptx import HEADER, clear, close, copy_columns, declare
 from kernels.ternary_gemm.decode_quantize import absmax, publish, quantize, scales, turn_columns
@@ -228,6 +229,8 @@ CASES = [
     (DecodeConfig(4, 1, 4, 2, splits=2, clustered=True), TWO_FOUR, 130, 1500, 1),
     (DecodeConfig(2, 2, 2, 2, splits=4, clustered=True, group=16), DENSE, 70, 1300, 21),
     (DecodeConfig(1, 1, 4, 2, splits=8, clustered=True), TWO_FOUR, 20, 2048, 9),
+    (SMALLEST, TWO_FOUR, 100, 96, 11),
+    (SMALLEST, DENSE, 5, 33, 1),
     (DecodeConfig(1, 4, 2, 2, wgmma=True), TWO_FOUR, 70, 1100, 9),
     (DecodeConfig(2, 4, 1, 3, x_kib=32, wgmma=True), TWO_FOUR, 130, 2048, 35),
     (DecodeConfig(2, 8, 1, 2, splits=2, clustered=True, group=24, wgmma=True), TWO_FOUR, 300, 700, 41),

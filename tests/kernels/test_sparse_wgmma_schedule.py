@@ -113,6 +113,7 @@ def test_tiles_that_cannot_be_cut_are_refused() -> None:
     assert "left over" in str(split_refusal(config, 128, 120 * 128, 4096, 132))
     assert "30 clusters" in str(split_refusal(config, 128, 31 * 128, 4096, 132))
     assert split_refusal(config, 128, 30 * 128, 4096, 132) is None
+    assert "pairs of programs on 1 " in str(split_refusal(SparseConfig(1, 128, 9, pair=2), 128, 256, 384, 1))
     assert "3 steps in 4 parts" in str(split_refusal(config, 128, 30 * 128, 384, 132))
 
 
