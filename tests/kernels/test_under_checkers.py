@@ -81,6 +81,7 @@ CHOSEN = (
     Case("two-pass", "groups-of-eight", "prepare", 0, 34, 1032, SIX_EIGHT),
     Case("activation", "plain", "activation", 7, 0, 1032),
     Case("activation", "lifted", "activation", 7, 0, 1032, SIX_EIGHT),
+    Case("bf16-transposable", "splits-of-whole-steps", "step", 63, 192, 320),
 )
 
 
