@@ -38,9 +38,9 @@ def _slices(block_t):
 
 
 @gluon.constexpr_function
-def _cluster(splits):
-    """The layout of shared memory that every program of a cluster has for itself: 8 bytes of each."""
-    return mbarrier.MBarrierLayout([[0] for _ in range(splits.bit_length() - 1)])
+def _layout(cluster):
+    """Of shared memory that each of so many programs of a cluster has for itself."""
+    return mbarrier.MBarrierLayout([[0] for _ in range(cluster.bit_length() - 1)])
 
 
 @gluon.jit
@@ -195,7 +195,7 @@ def sparse_gemm(x_desc, y_desc, w_ptr, x_scale_ptr, row_scale_ptr, bias_ptr, y_p
     # All shared memory is addressed by asm: one allocation, counted in the 8 bytes of a barrier. The compiler keeps it
     # for the first barrier's sake (and on Triton 3.6.0 puts a barrier of all threads behind each that it sets up).
     FULL: gl.constexpr = _offset(3, TILES, BLOCK_T, STAGES) // 8
-    memory = gl.allocate_shared_memory(gl.int64, [_words(TILES, BLOCK_T, STAGES, SPLITS), 1], _cluster(SPLITS * PAIR))
+    memory = gl.allocate_shared_memory(gl.int64, [_words(TILES, BLOCK_T, STAGES, SPLITS), 1], _layout(SPLITS * PAIR))
     mbarrier.init(memory.index(FULL), count=1)
     if SPLITS > 1:
         _, _, part = _place(SPLITS * PAIR)
