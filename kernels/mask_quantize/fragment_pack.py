@@ -16,7 +16,7 @@ from kernels.errors import ShapeError
 from kernels.fragments import block_shape
 from kernels.kernel import CompileUnit
 from kernels.mask_quantize.fragment_kernels import pack_fragments_kernel
-from kernels.mask_quantize.two_pass import TwoPassConfig, Workspace, allocate_workspace, check_weight, launch_carried_scales, launch_scales
+from kernels.mask_quantize.two_pass import TwoPassConfig, Workspace, allocate_workspace, check_weight, launch_scales
 from kernels.problem import Problem, Sparsity
 
 TWO_OF_FOUR = Sparsity(2, 4)
@@ -77,10 +77,7 @@ def launch_fragments(
         buffers.w_scale.fill_(1e-5)
         buffers.inv_scale.fill_(1e5)
         return
-    if sums is None:
-        launch_scales(weight, buffers.w_scale, buffers.inv_scale, buffers.workspace, config)
-    else:
-        launch_carried_scales(sums, in_features, buffers.w_scale, buffers.inv_scale, buffers.workspace)
+    launch_scales(weight, buffers.w_scale, buffers.inv_scale, buffers.workspace, config, sums)
     row_blocks, column_blocks = buffers.blocks.shape[:2]
     pairs = triton.cdiv(column_blocks, 2)
     pack_fragments_kernel[(row_blocks * pairs,)](

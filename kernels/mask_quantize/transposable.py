@@ -14,7 +14,7 @@ import triton.language as tl
 
 from kernels.errors import ShapeError
 from kernels.kernel import CompileUnit
-from kernels.mask_quantize.two_pass import PrepareBuffers, TwoPassConfig, check_weight, launch_carried_scales, launch_scales
+from kernels.mask_quantize.two_pass import PrepareBuffers, TwoPassConfig, check_weight, launch_scales
 from kernels.packed import packed_width
 from kernels.problem import Problem, Sparsity
 
@@ -137,10 +137,7 @@ def launch_transposable(
         buffers.w_scale.fill_(1e-5)
         buffers.inv_scale.fill_(1e5)
         return
-    if sums is None:
-        launch_scales(weight, buffers.w_scale, buffers.inv_scale, buffers.workspace, config)
-    else:
-        launch_carried_scales(sums, columns, buffers.w_scale, buffers.inv_scale, buffers.workspace)
+    launch_scales(weight, buffers.w_scale, buffers.inv_scale, buffers.workspace, config, sums)
     words = packed_width(columns) // 4
     aligned = weight.dtype.itemsize == 2 and weight.stride(0) % 4 == 0 and weight.data_ptr() % 8 == 0
     transposable_kernel[(rows // 4, triton.cdiv(words, BLOCKS))](

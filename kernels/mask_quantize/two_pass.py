@@ -104,9 +104,16 @@ def check_weight(weight: torch.Tensor, sparsity: Sparsity, splits: Sequence[int]
 
 
 def launch_scales(
-    weight: torch.Tensor, w_scale: torch.Tensor, inv_scale: torch.Tensor, workspace: Workspace, config: TwoPassConfig
+    weight: torch.Tensor, w_scale: torch.Tensor, inv_scale: torch.Tensor, workspace: Workspace, config: TwoPassConfig,
+    sums: torch.Tensor | None = None,
 ) -> None:
-    """The first pass: w_scale, inv_scale and the workspace's limits of a checked weight with at least one row. One launch."""
+    """The first pass: w_scale, inv_scale and the workspace's limits of a checked weight with at least one row. One launch.
+
+    sums: of |w|, as `launch_carried_scales` takes them; with them the weight is not read.
+    """
+    if sums is not None:
+        launch_carried_scales(sums, weight.shape[1], w_scale, inv_scale, workspace)
+        return
     in_features, largest = weight.shape[1], max(workspace.splits)
     flat = weight.stride(0) == in_features
     tiles = triton.cdiv(largest * in_features, config.sum_block) if flat else largest * triton.cdiv(in_features, config.sum_block)
@@ -157,10 +164,7 @@ def launch_prepare(
         raise ShapeError("packed_data, mask and w_fake must be contiguous and start at a multiple of 4 bytes")
     if flips is not None and (flips.dtype != torch.int64 or flips.numel() != 1):
         raise ShapeError(f"flips are {flips.dtype} {list(flips.shape)}; int64 [1] is needed")
-    if sums is None:
-        launch_scales(weight, w_scale, inv_scale, workspace, config)
-    else:
-        launch_carried_scales(sums, in_features, w_scale, inv_scale, workspace)
+    launch_scales(weight, w_scale, inv_scale, workspace, config, sums)
     column_tiles = triton.cdiv(packed_width(in_features) // 64, config.blocks)
     by_words = _by_words(weight.dtype, in_features, sparsity) and weight.stride(0) % 2 == 0 and weight.data_ptr() % 4 == 0
     kernel, types = _second_pass(weight.dtype, sparsity, by_words)
