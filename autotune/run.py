@@ -130,6 +130,7 @@ def _slots(options: argparse.Namespace, gpu: Gpu, around: Surroundings) -> list[
 
 
 def _tune(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, around: Surroundings, budget: Budget) -> int:
+    slots = _slots(options, gpu, around)
     folder, table = around.runs / f"tune-{gpu.name}", around.table or tuned.path_of(gpu)
     started, outcomes = time.monotonic(), list[Outcome]()
     versions, known = around.versions(), all_known(table)
@@ -142,7 +143,6 @@ def _tune(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, around: Su
         stack.callback(journal.close)
         poison = PoisonList(folder / "poison.jsonl", options.retry)
         stack.callback(poison.close)
-        slots = _slots(options, gpu, around)
         names = ", ".join(slot.device for slot in slots)
         print(f"{len(jobs)} cases, {total} candidates on {gpu.name} ({names}); journal {journal.path}, table {table}", flush=True)
         search = strategy(options.search or ("local" if options.budget else "exhaustive"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
@@ -27,15 +27,20 @@ def _never(problem: Problem, gpu: Gpu, config: Config) -> str | None:
 class ConfigSpace:
     """All configs a kernel may have: `config_type` filled from every combination of `axes` that `reject` lets pass.
 
-    `reject(problem, gpu, config)` gives the reason against a config, or None; it is the single source of truth.
+    `reject(problem, gpu, config)` gives the reason against a config, or None; it is the single source of truth. choices: the combinations
+    that can be good for any problem, where the axes have too many to ask one by one; all, if left out.
     """
 
     config_type: type[Any] = NoConfig
     axes: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     reject: Callable[[Problem, Gpu, Config], str | None] = _never
+    choices: Callable[[], Iterable[Config]] | None = None
 
     def candidates(self) -> Iterator[Config]:
-        """Every combination of the axes, refused ones included, in the order of the axes."""
+        """The choices, or every combination of the axes in their order; refused ones included."""
+        if self.choices is not None:
+            yield from self.choices()
+            return
         for values in itertools.product(*self.axes.values()):
             yield self.config_type(**dict(zip(self.axes, values, strict=True)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from dataclasses import dataclass, replace
 from math import ceil, exp
 
@@ -150,8 +151,7 @@ def default_config(problem: Problem, gpu: Gpu) -> DecodeConfig:
 
 def _worth(problem: Problem, gpu: Gpu, config: DecodeConfig) -> str | None:
     """`reject`, and configs that the estimate does not put among the best: a tuner has better things to do."""
-    estimated = _estimated(_Case.of(problem, gpu))
-    worth = dict(list(estimated.items())[:TRIED])
+    worth = _best(_Case.of(problem, gpu))
     if config in worth:
         return None
     reason = reject(problem, gpu, config)
@@ -160,4 +160,10 @@ def _worth(problem: Problem, gpu: Gpu, config: DecodeConfig) -> str | None:
     return f"estimated at {estimate(problem, gpu, config):.1f} us, not among the {TRIED} best (up to {max(worth.values()):.1f} us)"
 
 
-space = ConfigSpace(DecodeConfig, AXES, _worth)
+@functools.lru_cache(maxsize=256)
+def _best(case: _Case) -> dict[DecodeConfig, float]:
+    """What a tuner tries for a problem."""
+    return dict(itertools.islice(_estimated(case).items(), TRIED))
+
+
+space = ConfigSpace(DecodeConfig, AXES, _worth, _candidates)
