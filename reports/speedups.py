@@ -20,8 +20,10 @@ from reports.compare import CHOICES, ROOF, Comparison, Summary, compare, in_orde
 from reports.load import Case, Results, load
 from suites.command import EXIT_CODES, INCONCLUSIVE
 
+MOST_NAMED = 3
 EXAMPLE = "example: python -m reports.speedups --gpu h200 --suite prefill --sparsity 2:4 --over strongest"
-PARTS = ("forward", "input-grad", "weight-grad", "step")
+PARTS = {"train": ("forward", "input-grad", "weight-grad", "step"), "prepare": ("prepare", "activation")}
+"""The suites of several ops, and these."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -36,7 +38,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--shape", metavar="NxK", help="one shape: out_features x in_features")
     made.add_argument("--min-tokens", type=int, metavar="T")
     made.add_argument("--max-tokens", type=int, metavar="T")
-    made.add_argument("--part", choices=PARTS, help="part of a training step (default: step); only with --suite train")
+    parts = [part for own in PARTS.values() for part in own]
+    made.add_argument("--part", choices=parts, help="of --suite train (left out: step), or of --suite prepare (left out: both)")
     made.add_argument("--variant", metavar="NAME", help="one of our variants; left out: the fastest exact one of each case")
     made.add_argument("--state", choices=("interleaved", "sustained"), default="interleaved")
     made.add_argument("--run", nargs="+", action="extend", default=[], metavar="RUN", help="folders or .jsonl; left out: committed results")
@@ -61,12 +64,14 @@ def select(results: Results, options: argparse.Namespace) -> list[Comparison]:
     """The comparisons of the cases under the filters, in the records' order; UsageError for a name the records do not hold."""
     if not results.cases:
         raise RecordError(f"{results.source}: no cases; measure with python -m suites.run --gpu {results.gpu}, or give --run")
-    if options.part and options.suite != "train":
-        raise UsageError(f"--part {options.part}: only --suite train has parts")
+    if options.part and options.part not in PARTS.get(options.suite, ()):
+        own = PARTS.get(options.suite)
+        allowed = f"its parts are {', '.join(own)}" if own else f"it has none; suites with parts are {', '.join(PARTS)}"
+        raise UsageError(f"--part {options.part}: not a part of --suite {options.suite}: {allowed}")
     usual = [case for case in (*results.cases, *results.unreached) if case.usual]
     cases = _allowed(usual, "--suite", options.suite, lambda case: case.record.suite)
-    if options.suite == "train":
-        part = options.part or "step"
+    part = options.part or ("step" if options.suite == "train" else None)
+    if part:
         cases = _allowed(cases, "--part", part, lambda case: case.problem.op)
     cases = _allowed(cases, "--state", options.state, lambda case: case.record.state)
     if options.sparsity:
@@ -82,7 +87,20 @@ def select(results: Results, options: argparse.Namespace) -> list[Comparison]:
     if not within:
         raise UsageError(f"no case has {low} to {high} tokens; there are {', '.join(map(str, sorted({c.problem.tokens for c in cases})))}")
     _known_kernels(within, options)
-    return [compare(case, options.over, results, options.variant) for case in _prefer_measured(within)]
+    chosen = _prefer_measured(within)
+    foreign = _foreign(options.over, chosen)
+    return [
+        Comparison(case, reason=foreign[case.problem.op], refused=True) if case.problem.op in foreign
+        else compare(case, options.over, results, options.variant)
+        for case in chosen
+    ]
+
+
+def _foreign(over: str, cases: Sequence[Case]) -> dict[str, str]:
+    """Why the named baseline cannot exist for an op: it has no result there, not even an unavailable one, but has some of another op."""
+    takers = {case.problem.op for case in cases if case.reached and case.record.result(over)}
+    ops = {case.problem.op for case in cases} - takers if takers and over not in CHOICES else set()
+    return {op: f"{over} is a baseline of {', '.join(sorted(takers))}, not of {op}" for op in ops}
 
 
 def _allowed(cases: Iterable[Case], option: str, wanted: str, attribute: Any) -> list[Case]:
@@ -124,11 +142,26 @@ def as_table(comparisons: Sequence[Comparison], summary: Summary, over: str) -> 
     head += ["95 % interval"] + (["J/TOP", "their J/TOP"] if sustained else [])
     rows = [_cells(row_of(item), sustained) for item in comparisons if item.ratio]
     lines = _aligned([head, *rows]) if rows else []
-    without = [item for item in comparisons if not item.ratio]
-    for item in without:
-        mark = "refused" if item.refused else "missing"
-        lines.append(f"{mark}: {item.case.record.model} {item.case.record.layer} {item.case.record.label}: {item.reason}")
+    for mark in ("refused", "not compared", "missing"):
+        lines += _without(mark, [item for item in comparisons if not item.ratio and _mark(item) == mark])
     return "\n".join([*lines, summary.line])
+
+
+def _mark(item: Comparison) -> str:
+    return "missing" if not item.refused else "refused" if item.case.record.refusal is not None else "not compared"
+
+
+def _without(mark: str, items: Sequence[Comparison]) -> list[str]:
+    """The cases without a ratio and why; where more than three have the same reason, their number and the first."""
+    reasons: dict[str, list[str]] = {}
+    for item in items:
+        words = (item.case.record.model, item.case.record.layer, item.case.record.label)
+        reasons.setdefault(item.reason or "", []).append(" ".join(word for word in words if word))
+    shown = []
+    for reason, cases in reasons.items():
+        few = cases if len(cases) <= MOST_NAMED else [f"{len(cases)} cases, the first {cases[0]}"]
+        shown += [f"{mark}: {case}: {reason}" for case in few]
+    return shown
 
 
 def row_of(item: Comparison) -> dict[str, Any]:

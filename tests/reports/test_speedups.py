@@ -169,7 +169,25 @@ def test_parts_of_training(speedups) -> None:
     assert speedups(cases, "--part", "weight-grad", suite="train")[1][-1].startswith("geomean 4.000 ")
     code, _, err = speedups([*cases, *TWO], "--part", "step")
     assert (code, err.count("\n")) == (2, 1)
-    assert "only --suite train has parts" in err
+    assert "suites with parts are train, prepare" in err
+    code, _, err = speedups(cases, "--part", "activation", suite="train")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "its parts are forward, input-grad, weight-grad, step" in err
+
+
+def test_a_baseline_of_another_op_is_not_missing(speedups) -> None:
+    masks = [gemm(0, ok("two-pass", 10.0, "variant"), ok("mask-only", us), suite="prepare", op="prepare") for us in (20.0,)]
+    rows = [gemm(t, ok("activation", 1.0, "variant"), ok("torch-compiled", 2.0), suite="prepare", op="activation") for t in (1, 2, 3, 4)]
+    code, lines, _ = speedups([*masks, *rows], suite="prepare", over="mask-only")
+    assert (code, lines[-1]) == (0, "geomean 2.000 min 2.000 max 2.000 n 1 missing 0")
+    assert [line for line in lines if line.startswith("not compared")] == [
+        "not compared: 4 cases, the first m Wo activation K=2000 T=1 2:4: mask-only is a baseline of prepare, not of activation"
+    ]
+    absent = Result("mask-only", "baseline", "unavailable", "unavailable", "no Triton here")
+    other = gemm(9, ok("activation", 1.0, "variant"), absent, suite="prepare", op="activation")
+    assert speedups([*masks, *rows, other], suite="prepare", over="mask-only")[0] == 4, "an op that has the baseline misses it"
+    assert speedups([*masks, *rows], "--part", "activation", suite="prepare", over="mask-only")[0] == 2
+    assert speedups([*masks, *rows], "--part", "prepare", suite="prepare", over="mask-only")[1][-1].endswith("n 1 missing 0")
 
 
 def test_filters(speedups) -> None:
