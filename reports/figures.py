@@ -1,10 +1,10 @@
-"""The figures of the report: headline, speed-up over tokens, roofline, sustained rate and energy, projections."""
+"""The figures of the report: headline, speed-up over tokens, roofline, projections."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
@@ -12,9 +12,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from reports.compare import Comparison, Summary
 from reports.load import TERA, Case, Results
-from reports.svg import GRID, INK, MARKERS, MUTED, SERIES, Figure, draw
-from suites.record import Result
-from suites.statistics import geomean, time_us
+from reports.svg import INK, MARKERS, MUTED, SERIES, Figure, draw
+from suites.statistics import geomean
 
 WIDTH = 4.6  # inches of 72 units: a panel is as wide as a phone
 PARTS = ("forward", "input-grad", "weight-grad", "step")
@@ -51,7 +50,7 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "x"
 
 
-def _ratio_axis(axes: Axes, low: float, high: float, vertical: bool) -> None:
+def ratio_axis(axes: Axes, low: float, high: float, vertical: bool) -> None:
     """A logarithmic axis for ratios from low to high with at most seven plain ticks, 1 among them."""
     low, high = min(low, 0.9) / 1.08, max(high, 1.12) * 1.08
     fitting = [[tick for tick in ticks if low <= tick <= high] for ticks in _TICKS]
@@ -79,7 +78,7 @@ def headline(groups: Sequence[tuple[str, Summary]], over: str, gpu: str) -> Figu
             axes.plot([summary.geomean], [place], marker="o" if summary.geomean >= 1 else "D", color=colour, markersize=8)
             axes.text(1.03, place, times(summary.geomean), transform=axes.get_yaxis_transform(), va="center", color=INK, weight="bold")
         least, greatest = min((s.least for _, s in shown), default=1.0), max((s.greatest for _, s in shown), default=1.0)
-        _ratio_axis(axes, least, greatest, vertical=False)
+        ratio_axis(axes, least, greatest, vertical=False)
         axes.set_yticks(range(len(shown)), [short(name) for name, _ in shown])
         axes.set_ylim(max(len(shown), 1) - 0.5, -0.6)
         if not shown:
@@ -93,7 +92,7 @@ def headline(groups: Sequence[tuple[str, Summary]], over: str, gpu: str) -> Figu
     return draw("headline", title, f"{title}. {told or 'nothing was measured'}.", (5.6, 1.1 + 0.28 * max(len(shown), 1)), plot)
 
 
-def _title(axes: Axes, title: str, left: float = -0.12) -> None:
+def heading(axes: Axes, title: str, left: float = -0.12) -> None:
     """Title and legend above the axes, from `left` in axes widths on; the legend takes the columns that fit a panel."""
     labels = axes.get_legend_handles_labels()[1]
     in_one_row = sum(len(label) + 4 for label in labels) <= 50
@@ -147,10 +146,10 @@ def over_tokens(figure_id: str, title: str, groups: Sequence[Sequence[Line]], li
                 axes.vlines(shift, low, high, color=colour, alpha=0.35, linewidth=3)
                 axes.plot(shift, y, color=colour, marker=MARKERS[series % len(MARKERS)], label=label)
                 label = "_nolegend_"
-        _ratio_axis(axes, *limits, vertical=True)
+        ratio_axis(axes, *limits, vertical=True)
         _token_axis(axes, every)
         axes.set_ylabel(ylabel)
-        _title(axes, title)
+        heading(axes, title)
 
     return draw(figure_id, title, f"{title}: {ylabel}. {told}.", (WIDTH, 3.3), plot)
 
@@ -195,7 +194,7 @@ def roofline(figure_id: str, title: str, results: Results, families: Sequence[tu
             axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel("operations per compulsory byte")
         axes.set_ylabel("TOPS")
-        _title(axes, title)
+        heading(axes, title)
 
     return draw(figure_id, title, f"{title}. Roofs: {roofs}. {told}.", (WIDTH, 3.9), plot)
 
@@ -205,46 +204,6 @@ def _dot(item: Comparison) -> tuple[float, float] | None:
     if not us or not record.operations or not record.compulsory_bytes:
         return None
     return record.operations / record.compulsory_bytes, record.operations / us / 1e6
-
-
-def by_case(
-    figure_id: str, title: str, cases: Sequence[tuple[str, Case]], kernels: Sequence[str], ours: Sequence[str],
-    value: Callable[[Case, Result], float | None], xlabel: str,
-) -> Figure:  # fmt: skip
-    """A row per case and a mark per kernel: for sustained rates and joules. ours: the names whose marks are filled."""
-    rows = [(label, [(name, mark) for name in kernels if (mark := _value(case, name, value)) is not None]) for label, case in cases]
-    told = ". ".join(f"{label}: " + ", ".join(f"{kernel} {figure:.3g}" for kernel, figure in marks) for label, marks in rows)
-
-    def plot(axes: Axes) -> None:
-        for place, kernel in enumerate(kernels):
-            spots = [(figure, row) for row, (_, marks) in enumerate(rows) for name, figure in marks if name == kernel]
-            if spots:
-                x, y = zip(*spots, strict=True)
-                colour = SERIES[place % len(SERIES)]
-                face = colour if kernel in ours else "none"
-                marker = MARKERS[place % len(MARKERS)]
-                axes.plot(x, y, linestyle="none", marker=marker, color=colour, markerfacecolor=face, label=short(kernel))
-        axes.set_xlim(left=0)
-        axes.set_yticks(range(len(rows)), [short(label) for label, _ in rows])
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.set_xlabel(xlabel)
-        _title(axes, title, left=-0.45)
-        axes.grid(color=GRID, axis="both")
-
-    return draw(figure_id, title, f"{title}, {xlabel}. {told}.", (WIDTH, 1.3 + 0.16 * len(kernels) + 0.24 * len(rows)), plot)
-
-
-def _value(case: Case, kernel: str, value: Callable[[Case, Result], float | None]) -> float | None:
-    result = case.record.result(kernel)
-    return value(case, result) if result and result.status == "ok" else None
-
-
-def sustained_tops(case: Case, result: Result) -> float | None:
-    """TOPS over the sustained blocks, or None."""
-    us = time_us(result)
-    return case.tops(us) if us else None
 
 
 def projected(figure_id: str, title: str, cases: Sequence[Case], kernels: Sequence[str]) -> Figure:
@@ -268,6 +227,6 @@ def projected(figure_id: str, title: str, cases: Sequence[Case], kernels: Sequen
         axes.set_ylim(bottom=0)
         _token_axis(axes, sorted({tokens for line in means.values() for tokens, _ in line}))
         axes.set_ylabel("projected TOPS")
-        _title(axes, full)
+        heading(axes, full)
 
     return draw(figure_id, full, f"{full}. {told}.", (WIDTH, 3.1 + 0.1 * len(means)), plot)

@@ -10,13 +10,12 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from reports import breakeven, compiled, history, landscape, layers, memory, model_step, power, scatter, tables
+from reports import breakeven, compiled, history, landscape, layers, memory, model_step, operands, power_panel, scatter, tables
 from reports.answers import WORK, answers
 from reports.compare import Comparer, Comparison, in_order, sparsities
 from reports.figures import (
     PARTS,
     Line,
-    by_case,
     headline,
     limits_of,
     line_of,
@@ -24,7 +23,6 @@ from reports.figures import (
     projected,
     roofline,
     slug,
-    sustained_tops,
     times,
 )
 from reports.load import TERA, Case, Results, frame
@@ -46,7 +44,8 @@ FAMILIES = (
 HEADLINE_OPS = ("gemm", "layer", "step", "prepare", "activation")
 OVER = "the strongest baseline"
 PANELS: tuple[PanelFunction, ...] = (
-    layers.panel, model_step.panel, breakeven.panel, power.panel, memory.panel, scatter.panel, landscape.panel, compiled.panel,
+    power_panel.panel, operands.panel, layers.panel, model_step.panel, breakeven.panel, memory.panel, scatter.panel, landscape.panel,
+    compiled.panel,
 )  # fmt: skip
 """The sections that are a module each, in the order of the page; one without data is left out."""
 
@@ -70,7 +69,6 @@ def render(results: Results, compared: tuple[Results, Results] | None = None) ->
         "headline": headline_figure(results, groups) if any(group.summary.count for group in groups) else None,
         "speedups": speedup_figures(groups),
         "rooflines": roofline_figures(results, groups),
-        "sustained": sustained_figures(results),
         "panels": panels(Data(results, comparer)),
         "tables": cases,
         "csv": packed_csv(results) if cases else "",
@@ -178,29 +176,6 @@ def roofline_figures(results: Results, groups: Sequence[tables.Group]) -> list[F
     plans = [("Roofline, inference", inference), ("Roofline, training", training)]
     able = [(title, families) for title, families in plans if any(item.our_us for _, some in families for item in some)]
     return [roofline(f"fig-{slug(title)}", title, results, families) for title, families in able]
-
-
-def sustained_figures(results: Results) -> list[Figure]:
-    """Rate and joules of the sustained cases, our fastest kernels first."""
-    cases = [case for case in results.measured if case.record.state == "sustained" and case.usual]
-    if not cases:
-        return []
-    marked: dict[str, int] = {}
-    for case in cases:
-        for result in case.record.results:
-            if result.blocks and result.exact and result.status == "ok":
-                marked[result.kernel] = marked.get(result.kernel, 0) + (100 if result.kind == "variant" else 1)
-    kernels = sorted(marked, key=lambda name: (-marked[name], name))[:6]
-    ours = [name for name in kernels if marked[name] >= 100]
-    labels = [(f"{c.record.model or 'square'} {c.record.layer or c.problem.in_features} {c.problem.sparsity}", c) for c in cases]
-
-    def joules(case: Case, result: Result) -> float | None:
-        return case.joules_per_top(result)
-
-    return [
-        by_case("fig-sustained-rate", "Sustained rate", labels, kernels, ours, sustained_tops, "TOPS, more is better"),
-        by_case("fig-sustained-energy", "Energy", labels, kernels, ours, joules, "joules per 10¹² operations, less is better"),
-    ]
 
 
 def projection_figures(results: Results) -> list[Figure]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kernels.problem import Problem, Sparsity
-from reports import power
+from reports import operands, power, power_panel
 from reports.compare import Comparer
 from reports.load import Case, Results, load
 from reports.panel import Data
@@ -83,30 +83,75 @@ def test_the_same_shape_under_other_data(tmp_path: Path) -> None:
     gone = Result("ours", "variant", "refused", "refused", "not ternary")
     uniform = case(gone, busy("dense-bf16", "baseline", 1600, 1300), data="uniform")
     results = read(tmp_path, case(ours, theirs), uniform, zero)
-    found = [(own.result.kernel, own.data, own.over_ternary) for own in power.under_data(results)]
+    found = [(own.result.kernel, own.data, own.over_ternary) for own in operands.under_data(results)]
     assert found == [
         ("ours", "ternary", 1.0), ("ours", "zero", pytest.approx(700 / 600)),
         ("dense-bf16", "ternary", 1.0), ("dense-bf16", "uniform", pytest.approx(1400 / 1600)),
         ("dense-bf16", "zero", pytest.approx(1400 / 1200)),
     ]
     assert len(list(power.pairs(results))) == 1, "ratios are those of the usual data"
-    assert power.under_data(read(tmp_path, case(ours, theirs))) == []
+    assert operands.under_data(read(tmp_path, case(ours, theirs))) == []
+
+
+def test_interleaved_data_and_another_card_are_told_apart(tmp_path: Path) -> None:
+    def turns(us: float, data: str, run: str = "r") -> CaseRecord:
+        return replace(case(timed("ours", "variant", us), timed("dense-bf16", "baseline", 2 * us), "interleaved", data), run=run)
+
+    heads = [RunRecord(name, "h200", "2026-01-01T00:00:00", "abc", False, "m/1", "fake", {"uuid": name}) for name in ("r", "q")]
+    write_all(tmp_path / "run.jsonl", [*heads, turns(700, "ternary"), turns(560, "zero"), turns(1400, "uniform", "q")])
+    found = operands.under_data(load("h200", [tmp_path / "run.jsonl"]))
+    assert [(own.data, own.over_ternary, own.other_card) for own in found if own.result.kernel == "ours"] == [
+        ("ternary", 1.0, False), ("uniform", pytest.approx(0.5), True), ("zero", pytest.approx(1.25), False),
+    ]
+    results = load("h200", [tmp_path / "run.jsonl"])
+    made = operands.panel(Data(results, Comparer(results)))
+    assert made is not None
+    assert "Interleaved, uniform data run at 0.50 to 0.50 of the rate" in made.html
+    assert "(another card)" in made.html
+    assert "<svg" not in made.html, "without sustained blocks there are no clocks of one kernel to draw"
+
+
+def test_halves_of_another_card_or_commit_are_said_to_be(tmp_path: Path) -> None:
+    heads = [RunRecord(name, "h200", "2026-01-01T00:00:00", commit, False, "m/1", "fake", {"uuid": card}) for name, commit, card in
+             (("r", "abc", "one"), ("q", "abd", "two"))]
+    sustained = replace(case(busy("ours", "variant", 700, 1700), busy("dense-bf16", "baseline", 1540, 1545)), run="q")
+    write_all(tmp_path / "run.jsonl", [*heads, INTERLEAVED, sustained])
+    results = load("h200", [tmp_path / "run.jsonl"])
+    (pair,) = power.pairs(results)
+    assert (pair.other_card, pair.other_commit) == (True, True)
+    made = power_panel.panel(Data(results, Comparer(results)))
+    assert made is not None
+    assert "measured for 1 on another card and for 1 on another commit" in made.html
+    same = read(tmp_path, INTERLEAVED, replace(sustained, run="r"))
+    made = power_panel.panel(Data(same, Comparer(same)))
+    assert made is not None
+    assert "another c" not in made.html
+
+
+def test_equal_clocks_explain_nothing(tmp_path: Path) -> None:
+    sustained = case(busy("ours", "variant", 700, 1500), busy("dense-bf16", "baseline", 1540, 1500))
+    (pair,) = power.pairs(read(tmp_path, INTERLEAVED, sustained))
+    assert pair.why == "+10.0%; the clocks are equal, so not the clock"
 
 
 def test_the_panel(tmp_path: Path) -> None:
     sustained = case(busy("ours", "variant", 700, 1700), busy("dense-bf16", "baseline", 1540, 1545))
     evil = replace(sustained, model="<b>&", data="zero", layer="square (zero data)")
     results = read(tmp_path, INTERLEAVED, sustained, replace(sustained, model="<b>&"), evil)
-    made = power.panel(Data(results, Comparer(results)))
+    made = power_panel.panel(Data(results, Comparer(results)))
     assert made is not None
     assert made.id == "power"
     assert "which explains it" in made.html
     assert "2.00×" in made.html
-    assert "rate over ternary" in made.html
+    other = operands.panel(Data(results, Comparer(results)))
+    assert other is not None
+    assert "Rate over ternary" in other.html
+    assert "&lt;b&gt;" in other.html
+    assert "<b>" not in other.html
     assert "<b>" not in made.html
     assert "&lt;b&gt;" in made.html
     nothing = read(tmp_path, INTERLEAVED)
-    assert power.panel(Data(nothing, Comparer(nothing))) is None
+    assert power_panel.panel(Data(nothing, Comparer(nothing))) is None
 
 
 def test_the_committed_results_have_it() -> None:
