@@ -10,7 +10,20 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from reports import breakeven, compiled, history, landscape, layers, memory, model_step, operands, power_panel, scatter, tables
+from reports import (
+    breakeven,
+    compiled,
+    history,
+    landscape,
+    layers,
+    learning_panel,
+    memory,
+    model_step,
+    operands,
+    power_panel,
+    scatter,
+    tables,
+)
 from reports.answers import WORK, answers
 from reports.compare import Comparer, Comparison, in_order, sparsities
 from reports.figures import (
@@ -44,8 +57,8 @@ FAMILIES = (
 HEADLINE_OPS = ("gemm", "layer", "step", "prepare", "activation")
 OVER = "the strongest baseline"
 PANELS: tuple[PanelFunction, ...] = (
-    power_panel.panel, operands.panel, layers.panel, model_step.panel, breakeven.panel, memory.panel, scatter.panel, landscape.panel,
-    compiled.panel,
+    power_panel.panel, operands.panel, layers.panel, model_step.panel, learning_panel.panel,
+    breakeven.panel, memory.panel, scatter.panel, landscape.panel, compiled.panel,
 )  # fmt: skip
 """The sections that are a module each, in the order of the page; one without data is left out."""
 
