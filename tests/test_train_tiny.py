@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from examples import train_tiny
-from examples.train_tiny import METHODS, SMOKE, FakeQuantLinear, batch_of, build, loss_of, main, schedule_of, text
+from examples.tiny_model import METHODS, SMOKE, FakeQuantLinear, build, text
+from examples.train_tiny import batch_of, loss_of, main, schedule_of
 from kernels.bitlinear import BitLinear, layers
+from kernels.errors import Failure
 from reports.learning import load, verdicts
 
 pytestmark = pytest.mark.filterwarnings("ignore:BitLinear runs on the CPU")
@@ -93,10 +96,56 @@ def test_a_loss_that_differs_is_exit_3(tmp_path: Path, monkeypatch: pytest.Monke
     assert main([*line, "--method", "ours"]) == 0
 
 
-def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert main(["--smoke", "--steps", "0"]) == 2
-    assert main(["--smoke", "--seeds", "0"]) == 2
+def test_several_processes_train_the_same(tmp_path: Path) -> None:
+    line = ["--smoke", "--steps", "2", "--sparsity", "2:4", "--seeds", "1", "--device", "cpu", "--out"]
+    assert main([*line, str(tmp_path / "one.json")]) == 0
+    assert main([*line, str(tmp_path / "two.json"), "--processes", "2"]) == 0
+    one, two = ({(run.method, run.validation) for run in load(tmp_path / name).runs} for name in ("one.json", "two.json"))
+    assert one == two
+    assert len(one) == 2
+
+
+def test_a_run_that_fails_costs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def runs(jobs: list, *rest: object) -> Iterator[train_tiny.Run | Failure]:
+        for method, sparsity, seed in jobs:
+            lost = (method, seed) == ("ours", 2)
+            yield Failure("memory", "too little") if lost else train_tiny.Run(method, sparsity, seed, (10,), (1.0,), (1.0 + seed,), 0.1)
+
+    monkeypatch.setattr(train_tiny, "train_in_children", runs)
+    out = tmp_path / "curves.json"
+    assert main(["--processes", "2", "--device", "cpu", "--sparsity", "2:4", "--out", str(out)]) == 4
+    assert "memory: too little" in capsys.readouterr().err
+    assert len(load(out).runs) == 7
+
+
+def test_an_interruption_keeps_what_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def trained(method: str, sparsity: str, seed: int, *rest: object) -> train_tiny.Run:
+        if seed:
+            raise KeyboardInterrupt
+        return train_tiny.Run(method, sparsity, seed, (10,), (1.0,), (1.0,), 0.1)
+
+    monkeypatch.setattr(train_tiny, "train", trained)
+    out = tmp_path / "curves.json"
+    assert main(["--device", "cpu", "--sparsity", "2:4", "--out", str(out)]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert len(load(out).runs) == 2
+
+
+def test_bad_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(train_tiny, "run", lambda arguments: {"runs": []})
-    assert main(["--smoke", "--out", str(tmp_path / "file" / "curves.json")]) == 2
-    assert "cannot write" in capsys.readouterr().err
+    out = str(tmp_path / "curves.json")
+    for line, said in (
+        (["--steps", "0"], "at least 1"), (["--seeds", "0"], "at least 1"), (["--processes", "0"], "at least 1"),
+        (["--sparsity", "9:9"], "choose from"), (["--device", "tpu"], "choose from"),
+        (["--out", str(tmp_path / "file" / "curves.json")], "cannot be written"),
+    ):  # fmt: skip
+        assert main(["--smoke", "--out", out, *line]) == 2, line
+        told = capsys.readouterr().err
+        assert said in told
+        assert told.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")
+def test_a_gpu_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--smoke", "--device", "cuda", "--out", str(tmp_path / "curves.json")]) == 5
+    assert "needed" in capsys.readouterr().err
