@@ -13,6 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from reports import (
     breakeven,
     compiled,
+    failures,
+    gate_limits,
     history,
     landscape,
     layers,
@@ -21,6 +23,7 @@ from reports import (
     model_step,
     operands,
     power_panel,
+    provenance,
     scatter,
     tables,
 )
@@ -58,7 +61,7 @@ HEADLINE_OPS = ("gemm", "layer", "step", "prepare", "activation")
 OVER = "the strongest baseline"
 PANELS: tuple[PanelFunction, ...] = (
     power_panel.panel, operands.panel, layers.panel, model_step.panel, learning_panel.panel,
-    breakeven.panel, memory.panel, scatter.panel, landscape.panel, compiled.panel,
+    breakeven.panel, memory.panel, scatter.panel, gate_limits.panel, landscape.panel, compiled.panel,
 )  # fmt: skip
 """The sections that are a module each, in the order of the page; one without data is left out."""
 
@@ -67,7 +70,7 @@ def render(results: Results, compared: tuple[Results, Results] | None = None) ->
     """The HTML of the report. compared: two runs whose cases are set side by side as well."""
     comparer = Comparer(results)
     groups, cases = tables.groups(comparer), tables.case_rows(comparer)
-    answered = answers(comparer)
+    answered, run_rows = answers(comparer), provenance.run_rows(results)
     context: dict[str, Any] = {
         "answers": answered,
         "picker": picker(answered),
@@ -85,10 +88,14 @@ def render(results: Results, compared: tuple[Results, Results] | None = None) ->
         "panels": panels(Data(results, comparer)),
         "tables": cases,
         "csv": packed_csv(results) if cases else "",
-        "doubtful": sum(1 for _, rows in cases for row in rows if row.flag),
-        "missing": tables.not_measured(results),
-        "statuses": tables.statuses(results),
-        "conditions": tables.conditions(results.measured),
+        "doubtful": failures.doubtful(cases),
+        "failures": failures.failures(results),
+        "absences": failures.absences(results),
+        "statuses": failures.statuses(results),
+        "origin": provenance.origin(results),
+        "run_rows": run_rows,
+        "facts": provenance.facts(run_rows),
+        "conditions": provenance.conditions(results.measured),
         "roofs": [(name, value, unit) for unit, names in sorted(results.rates.items()) for name, value in sorted(names.items())],
         "published": [(entry, ours_beside(entry, results)) for entry in PUBLISHED],
         "footprint": FOOTPRINT,
@@ -121,7 +128,10 @@ def _environment() -> Environment:
     made = Environment(
         loader=PackageLoader("reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.filters.update(times=times, num=number, duration=duration, pairs=tables.pairs, brief=tables.brief, slug=slug, rate=_rate)
+    made.filters.update(
+        times=times, num=number, duration=duration, pairs=tables.pairs, brief=tables.brief, slug=slug, rate=_rate,
+        version=provenance.version,
+    )
     return made
 
 

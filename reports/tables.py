@@ -1,4 +1,4 @@
-"""The page's tables as plain values: headline groups, cases with every kernel, what was not measured, conditions, comparison of runs."""
+"""The page's tables as plain values: headline groups, cases with every kernel, comparison of runs."""
 
 from __future__ import annotations
 
@@ -192,53 +192,6 @@ def doubts(case: Case, comparison: Comparison) -> list[str]:
         found.append(f"noisy: the speed-up is uncertain by {noise(comparison.ratio):.0%}")
     slowed = throttled(case.record)
     return [*found, f"throttled: {slowed}"] if slowed else found
-
-
-def not_measured(results: Results) -> list[tuple[str, str, int, str]]:
-    """What has no time in measured cases: kernel (or "every kernel"), why, how many cases, and one of them."""
-    found: dict[tuple[str, str], list[str]] = {}
-    for case in results.measured:
-        where = f"{case.record.suite} {case.record.model} {case.record.label}"
-        if case.record.refusal:
-            found.setdefault(("every kernel", case.record.refusal), []).append(where)
-        for result in case.record.results:
-            if result.status != "ok" or time_us(result) is None:
-                found.setdefault((result.kernel, why(result).removeprefix(f"{result.kernel}: ")), []).append(where)
-    for case in results.unreached:
-        place = f"{case.record.suite} {case.record.model} {case.record.label}"
-        found.setdefault(("every kernel", "should have been measured, and was not"), []).append(place)
-    return [(kernel, reason, len(places), places[0]) for (kernel, reason), places in sorted(found.items())]
-
-
-def statuses(results: Results) -> dict[str, int]:
-    """How many results of measured cases have each status."""
-    return dict(_counted(result.status for case in results.measured for result in case.record.results))
-
-
-def conditions(cases: Iterable[Case]) -> list[tuple[str, str]]:
-    """The conditions around the cases: least, median and greatest of what is a number, the distinct values of what is not."""
-    values: dict[str, list[Any]] = {}
-    for case in cases:
-        for name, value in _leaves(case.record.conditions):
-            values.setdefault(name, []).append(value)
-    return [(name, _spread(found)) for name, found in sorted(values.items())]
-
-
-def _leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key} ")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _spread(found: list[Any]) -> str:
-    numbers = [value for value in found if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    if len(numbers) == len(found):
-        low, middle, high = min(numbers), float(np.median(numbers)), max(numbers)
-        return f"{low:g}" if low == high else f"{low:g} to {high:g}, median {middle:g}"
-    counts = _counted(str(value) for value in found)
-    return "; ".join(f"{name} ({count})" for name, count in counts[:8]) + ("; …" if len(counts) > 8 else "")
 
 
 @dataclass(frozen=True)
