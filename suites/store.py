@@ -55,20 +55,28 @@ def _cut_unfinished_line(path: Path) -> None:
 
 
 def write_all(path: Path, records: Iterable[Record]) -> None:
-    """Replace a file by these records, through a temporary file beside it, so that an interruption leaves the old one."""
-    temporary = path.with_name(path.name + ".new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text("".join(to_line(record) + "\n" for record in records), encoding="utf-8", errors="replace")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
+    """Replace a file by these records, so that a failure or an interruption leaves the old one."""
+    write_text(path, "".join(to_line(record) + "\n" for record in records))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, its folder too; OutputError where that fails."""
+    """Write a text file, its folder too, whole or not at all (a device such as /dev/stdout: as it comes); OutputError where that fails."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        if path.exists() and not path.is_file():
+            path.write_text(text, encoding="utf-8", errors="replace")
+        else:
+            _replace(Path(os.path.realpath(path)), text)
     except OSError as error:
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def _replace(path: Path, text: str) -> None:
+    """Through a temporary file beside it, of which nothing is left when it fails."""
+    temporary = path.with_name(path.name + ".new")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

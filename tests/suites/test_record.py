@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from kernels.errors import OutputError, RecordError
 from kernels.problem import Problem, Sparsity
 from suites.record import CaseRecord, Record, Result, RoofRecord, RunRecord, from_dict, latest, read, to_line
-from suites.store import Writer, write_all
+from suites.store import Writer, write_all, write_text
 
 PROBLEM = Problem("gemm", 1, 4, 1, Sparsity(2, 4))
 HEAD = RunRecord("r", "h200", "2026", "abc", True, "m/1", "fake", {"name": "X"}, {"torch": "2"}, ("--quick",), planned=("k",))
@@ -112,3 +113,28 @@ def test_a_cut_off_end_is_cut_in_place(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(Path, "write_bytes", full)
     Writer(file).close()
     assert file.read_text() == to_line(HEAD) + "\n"
+
+
+def test_a_text_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    page, link = tmp_path / "new" / "page.html", tmp_path / "link.html"
+    write_text(page, "old")
+    link.symlink_to(page)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as a disk that fills up: the first 1000 bytes are written
+    try:
+        with pytest.raises(OutputError, match="cannot be written"):
+            write_text(link, "n" * 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert page.read_text() == "old"
+    assert [path.name for path in page.parent.iterdir()] == ["page.html"]
+    write_text(link, "new")
+    assert page.read_text() == "new"
+    assert link.is_symlink()
+
+
+def test_a_device_is_written_to_as_it_is() -> None:
+    write_text(Path("/dev/null"), "text")
+    with pytest.raises(OutputError, match="No space left"):
+        write_text(Path("/dev/full"), "text")
+    assert Path("/dev/full").is_char_device()
