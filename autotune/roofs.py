@@ -1,4 +1,4 @@
-"""Roofs: what the device at hand was measured to reach in copying, reading and dense matrix products."""
+"""Roofs: what the device at hand was measured to reach in copying, reading, dense matrix products, and `mma.sp` from registers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ BUFFER_BYTES = 4 << 30
 TURNS = 10
 SHAPES = ((8192, 8192, 8192), (16384, 8192, 8192), (8192, 16384, 4096))
 """M, N, K of the dense products: large enough that neither launch nor a last wave counts."""
+SPARSE_MMA = "sparse-int8-mma"
+"""The roof of `mma.sp`: operations count the zeros of 2:4 weights, as those of a problem do."""
 _BLOCK, _STEPS = 2048, 8
+_ROUNDS, _WARPS = 2048, 8
 
 
 @dataclass(frozen=True)
@@ -29,15 +32,19 @@ class Roof:
 
 
 def measure_roofs(clock: Clock) -> list[Roof]:
-    """copy and read bandwidth, and the best dense-bf16, dense-int8 and dense-fp8 product of `SHAPES`, on the current device; seconds.
+    """copy and read bandwidth, the best dense-bf16, dense-int8 and dense-fp8 product of `SHAPES`, and `SPARSE_MMA`, on the current device;
+    seconds.
 
-    Copy counts bytes read and written. fp8 needs capability 8.9. Without a device there are none. RuntimeError on a device fault.
+    Copy counts bytes read and written. fp8 needs capability 8.9, `SPARSE_MMA` 8.0. Without a device there are none. RuntimeError on a
+    device fault.
     """
     if not torch.cuda.is_available():
         return []
     roofs = [_bandwidth(clock, name) for name in ("copy", "read")]
-    kinds = [kind for kind in _PRODUCTS if kind != "fp8" or torch.cuda.get_device_capability() >= (8, 9)]
-    return roofs + [_product(clock, kind) for kind in kinds]
+    capability = torch.cuda.get_device_capability()
+    kinds = [kind for kind in _PRODUCTS if kind != "fp8" or capability >= (8, 9)]
+    sparse = [_sparse_mma(clock)] if capability >= (8, 0) else []
+    return roofs + [_product(clock, kind) for kind in kinds] + sparse
 
 
 def _turns(clock: Clock, call: Call) -> Iterator[float]:
@@ -120,3 +127,49 @@ def _product(clock: Clock, kind: str) -> Roof:
         x, w = (torch.randn(rows, k, device="cuda", dtype=torch.float32) for rows in (m, n))
         found.append(_best(f"dense-{kind}", "op/s", [2.0 * m * n * k / seconds for seconds in _turns(clock, _PRODUCTS[kind](x, w))]))
     return max(found, key=lambda roof: roof.value)
+
+
+def _products_text() -> str:
+    """PTX of $2 rounds of eight `mma.sp.m16n8k64` from registers: two row tiles by four of eight tokens, each sum waiting for itself only.
+
+    Operands are noise from $1, which differs by thread: weights 64 times a ternary code, as kernels unpack them, and any int8.
+    """
+    lines = ["{ .reg .b32 sum<32>, code<8>, token<16>, sign<8>, noise, chosen, left; .reg .pred more;", "mov.b32 noise, $1;"]
+    lines += [f"mov.b32 sum{i}, 0;" for i in range(32)]
+    for name in (f"{kind}{i}" for kind, count in (("token", 16), ("code", 8), ("sign", 8)) for i in range(count)):
+        lines += ["mad.lo.u32 noise, noise, 1664525, 1013904223;", f"mov.b32 {name}, noise;"]
+    for i in range(8):
+        lines += [f"and.b32 code{i}, code{i}, 0x40404040;", f"shl.b32 noise, code{i}, 1;", f"and.b32 noise, noise, sign{i};",
+                  f"or.b32 code{i}, code{i}, noise;"]
+    lines += ["mov.b32 chosen, 0x94DE8C4D;", "mov.b32 left, $2;", "AGAIN_${:uid}:"]
+    for tile in range(2):
+        for eight in range(4):
+            sums, codes, tokens = (", ".join(f"{name}{first + i}" for i in range(4)) for name, first in (
+                ("sum", 16 * tile + 4 * eight), ("code", 4 * tile), ("token", 4 * eight)))
+            lines += ["mma.sp::ordered_metadata.sync.aligned.m16n8k64.row.col.s32.s8.s8.s32 "
+                      f"{{{sums}}}, {{{codes}}}, {{{tokens}}}, {{{sums}}}, chosen, 0x0;"]
+    lines += ["sub.u32 left, left, 1;", "setp.ne.u32 more, left, 0;", "@more bra.uni AGAIN_${:uid};", "mov.b32 $0, 0;"]
+    return "\n".join([*lines, *(f"xor.b32 $0, $0, sum{i};" for i in range(32)), "}"])
+
+
+_PRODUCTS_TEXT = tl.constexpr(_products_text())
+
+
+@triton.jit
+def _sparse_mma_kernel(sums, rounds, THREADS: tl.constexpr):
+    """Each thread's sums of all rounds, so that none can be left out."""
+    place = tl.program_id(0) * THREADS + tl.arange(0, THREADS)
+    found = tl.inline_asm_elementwise(_PRODUCTS_TEXT, "=r,r,r", [place, rounds], dtype=tl.int32, is_pure=True, pack=1)
+    tl.store(sums + place, found)
+
+
+def _sparse_mma(clock: Clock) -> Roof:
+    """`mma.sp.m16n8k64` of int8 from registers, 16 warps a multiprocessor: nothing is loaded, stored or unpacked."""
+    programs = 2 * torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+    sums = torch.empty(programs * 32 * _WARPS, dtype=torch.int32, device="cuda")
+
+    def products() -> None:
+        _sparse_mma_kernel[(programs,)](sums, _ROUNDS, THREADS=32 * _WARPS, num_warps=_WARPS)
+
+    operations = 2.0 * 16 * 8 * 64 * 8 * _ROUNDS * _WARPS * programs
+    return _best(SPARSE_MMA, "op/s", [operations / seconds for seconds in _turns(clock, products)])

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from reports.load import Case, Results
+from suites.floors import SPARSE_MMA
 from suites.record import Result
 from suites.statistics import Ratio, best_variant, bootstrap_interval, geomean, speedup, strongest, time_us
 
 STRONGEST, STRONGEST_DENSE, ROOF = "strongest", "strongest-dense", "roof"
-CHOICES = (STRONGEST, STRONGEST_DENSE, ROOF)
+ROOFS = (ROOF, SPARSE_MMA)
+CHOICES = (STRONGEST, STRONGEST_DENSE, *ROOFS)
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Summary:
 
 
 def compare(case: Case, over: str, results: Results, variant: str | None = None) -> Comparison:
-    """The fastest exact variant (or the named one) over a baseline by name, `strongest`, `strongest-dense`, or the case's `roof`."""
+    """The fastest exact variant (or the named one) over a baseline by name, `strongest`, `strongest-dense`, or a roof: the case's `roof`,
+    or that of `mma.sp`."""
     record = case.record
     if record.refusal is not None:
         return Comparison(case, reason=record.refusal, refused=True)
@@ -77,8 +80,8 @@ def compare(case: Case, over: str, results: Results, variant: str | None = None)
     ours = best_variant(record, variant)
     if ours is None:
         return Comparison(case, reason=_why_not_ours(case, variant))
-    if over == ROOF:
-        return _over_roof(case, ours, results)
+    if over in ROOFS:
+        return _over_roof(case, ours, results.roof_us(case) if over == ROOF else results.sparse_roof_us(case))
     theirs = strongest(record, dense_only=over == STRONGEST_DENSE) if over in CHOICES else record.result(over)
     if theirs is None or theirs.status != "ok" or time_us(theirs) is None:
         return Comparison(case, ours, reason=_why_not_theirs(case, over, theirs))
@@ -86,8 +89,7 @@ def compare(case: Case, over: str, results: Results, variant: str | None = None)
     return Comparison(case, ours, theirs, ratio, None if ratio else f"{ours.kernel} and {theirs.kernel} share no paired samples")
 
 
-def _over_roof(case: Case, ours: Result, results: Results) -> Comparison:
-    roof = results.roof_us(case)
+def _over_roof(case: Case, ours: Result, roof: float | None) -> Comparison:
     if roof is None:
         return Comparison(case, ours, reason="no roof was measured in this run")
     series = [block["seconds"] / block["calls"] * 1e6 for block in ours.blocks] or list(ours.samples_us)

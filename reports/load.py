@@ -17,6 +17,7 @@ from kernels.problem import Problem, Sparsity
 from reports.scan import read_latest
 from suites.case import State
 from suites.catalogue import Selection, plan
+from suites.floors import SPARSE_MMA, expansion
 from suites.record import CaseRecord, Result, RoofRecord, RunRecord
 from suites.statistics import joules_per_call, time_us
 
@@ -92,14 +93,24 @@ class Results:
             names[roof.name] = max(roof.value, names.get(roof.name, 0.0))
         return best
 
-    def roof_us(self, case: Case) -> float | None:
-        """The least time at the measured roofs (of its run, else of its card, else of any), µs: the larger of the compulsory bytes at the
-        best bandwidth and the operations at the best rate of any type; None where no roof was measured."""
+    def _own_roofs(self, case: Case) -> Sequence[RoofRecord]:
+        """Those of its run, else of its card, else all."""
         card = {run.id: run.device.get("uuid") for run in self.runs}
         same = [roof for roof in self.roofs if card.get(roof.run) == card.get(case.record.run)]
-        own = [roof for roof in same if roof.run == case.record.run] or same or self.roofs
+        return [roof for roof in same if roof.run == case.record.run] or same or self.roofs
+
+    def sparse_roof_us(self, case: Case) -> float | None:
+        """The case's operations, lifted where its weights are, at the measured rate of `mma.sp`, µs; None where that was not measured."""
+        rate = max((roof.value for roof in self._own_roofs(case) if roof.name == SPARSE_MMA), default=0.0)
+        operations = case.record.operations * expansion(case.problem.sparsity)
+        return operations / rate * 1e6 if operations and rate else None
+
+    def roof_us(self, case: Case) -> float | None:
+        """The least time at the measured roofs (of its run, else of its card, else of any), µs: the larger of the compulsory bytes at the
+        best bandwidth and the operations at the best dense rate of any type; None where no roof was measured."""
+        own = self._own_roofs(case)
         bandwidth = max((roof.value for roof in own if roof.unit == "B/s"), default=0.0)
-        rate = max((roof.value for roof in own if roof.unit == "op/s"), default=0.0)
+        rate = max((roof.value for roof in own if roof.unit == "op/s" and roof.name != SPARSE_MMA), default=0.0)
         if not bandwidth or (case.record.operations and not rate):
             return None
         arithmetic = case.record.operations / rate if case.record.operations else 0.0

@@ -16,7 +16,7 @@ from typing import Any
 from autotune.command import Parser, guarded
 from kernels.errors import RecordError, UsageError
 from kernels.problem import Sparsity
-from reports.compare import CHOICES, ROOF, Comparison, Summary, compare, in_order, plain, sparsities, summarize
+from reports.compare import CHOICES, ROOF, ROOFS, Comparison, Summary, compare, in_order, plain, sparsities, summarize
 from reports.load import Case, Results, load
 from suites.command import EXIT_CODES, INCONCLUSIVE
 
@@ -32,7 +32,8 @@ def parser() -> argparse.ArgumentParser:
     made = Parser(prog="python -m reports.speedups", description=description, epilog=f"{EXAMPLE} · {EXIT_CODES}")
     made.add_argument("--gpu", required=True, help="profile name, such as h200; auto: the runs' own")
     made.add_argument("--suite", required=True, help="one suite: prefill, decode, layer, prepare, train, square")
-    made.add_argument("--over", required=True, metavar="NAME", help=f"a baseline's name, or {', '.join(CHOICES)} (the share of the roof)")
+    over = f"a baseline's name, or {', '.join(CHOICES)} (the last two: the share of the case's roof, of mma.sp's)"
+    made.add_argument("--over", required=True, metavar="NAME", help=over)
     made.add_argument("--sparsity", help="dense, 2:4 or 6:8; left out: every sparsity")
     made.add_argument("--model", help="one model's layers")
     made.add_argument("--shape", metavar="NxK", help="one shape: out_features x in_features")
@@ -138,7 +139,7 @@ def _prefer_measured(cases: Iterable[Case]) -> list[Case]:
 def as_table(comparisons: Sequence[Comparison], summary: Summary, over: str) -> str:
     """The table for people: a row per case, then the cases without a ratio with their reasons, then the summary line."""
     sustained = any(item.ours and item.ours.blocks for item in comparisons)
-    head = ["model", "what", "NxK", "tokens", "weights", "ours", "µs", "TOPS", "TB/s", "over", "µs", "share" if over == ROOF else "ratio"]
+    head = ["model", "what", "NxK", "tokens", "weights", "ours", "µs", "TOPS", "TB/s", "over", "µs", "share" if over in ROOFS else "ratio"]
     head += ["95 % interval"] + (["J/TOP", "their J/TOP"] if sustained else [])
     rows = [_cells(row_of(item), sustained) for item in comparisons if item.ratio]
     lines = _aligned([head, *rows]) if rows else []

@@ -9,6 +9,8 @@ from kernels.problem import Problem, Sparsity
 from suites.record import CaseRecord, Result
 from suites.statistics import time_us
 
+SPARSE_MMA = "sparse-int8-mma"
+"""The roof that `autotune.roofs` measures of `mma.sp`: of kernels that use it, not of a case."""
 FLOAT_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4, "int32": 4}
 ROOF_TOLERANCE = 1.05
 """How far above its roof a result must be to be called impossible: clocks boost above the datasheet's, roofs are measured with noise."""

@@ -141,6 +141,22 @@ def test_the_share_of_the_roof_by_hand(speedups) -> None:
     assert "no roof was measured" in lines[0]
 
 
+def test_the_share_of_the_roof_of_mma_sp_is_its_own(speedups) -> None:
+    # 4e8 operations at 2e14 op/s: 2 µs of 10; lifted weights are multiplied 1.5-fold. No other share counts that roof.
+    roofs = [RoofRecord(golden.RUN, "copy", 1e12, "B/s"), RoofRecord(golden.RUN, "dense-int8", 1e14, "op/s")]
+    sparse = RoofRecord(golden.RUN, "sparse-int8-mma", 2e14, "op/s")
+    code, lines, _ = speedups([*roofs, sparse, TWO[0]], over="sparse-int8-mma")
+    assert (code, lines[-1]) == (0, "geomean 0.200 min 0.200 max 0.200 n 1 missing 0")
+    assert "share" in lines[0]
+    problem = Problem("gemm", 1000, 2000, 100, golden.S68)
+    lifted = replace(TWO[0], problem=problem.to_dict(), label=str(problem))
+    assert speedups([*roofs, sparse, lifted], over="sparse-int8-mma")[1][-1] == "geomean 0.300 min 0.300 max 0.300 n 1 missing 0"
+    assert speedups([*roofs, sparse, TWO[0]], over="roof")[1][-1] == "geomean 0.400 min 0.400 max 0.400 n 1 missing 0"
+    code, lines, _ = speedups([*roofs, TWO[0]], over="sparse-int8-mma")
+    assert (code, lines[-1].split()[-2:]) == (4, ["missing", "1"])
+    assert "no roof was measured" in lines[0]
+
+
 def test_a_small_share_keeps_its_digits(speedups) -> None:
     roofs = [RoofRecord(golden.RUN, "copy", 1e12, "B/s"), RoofRecord(golden.RUN, "dense-int8", 1e17, "op/s")]
     assert speedups([*roofs, TWO[0]], over="roof")[1][-1] == "geomean 0.01 min 0.01 max 0.01 n 1 missing 0"
@@ -205,7 +221,7 @@ def test_filters(speedups) -> None:
         (["--shape", "1x1"], "allowed: 1000x2000"),
         (["--shape", "square"], "NxK"),
         (["--variant", "magic"], "allowed: dense-triton"),
-        (["--over", "magic"], "strongest, strongest-dense, roof, dense-bf16, dense-int8"),
+        (["--over", "magic"], "strongest, strongest-dense, roof, sparse-int8-mma, dense-bf16, dense-int8"),
         (["--suite", "pretrain"], "allowed: prefill"),
         (["--state", "sustained"], "allowed: interleaved"),
         (["--min-tokens", "900"], "there are 100, 200"),
