@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass, replace
-from math import ceil, exp
+from math import ceil
 
 from kernels.gpu import Gpu
 from kernels.problem import Problem
@@ -17,10 +17,9 @@ TRIED = 40
 """Configs that a tuner tries for a problem, by estimated time."""
 
 AXES = {
-    "tiles": (1, 2, 4), "warps_m": (1, 2, 4, 8), "warps_k": (1, 2, 4, 8, 16), "depth": (2, 3, 4, 8), "splits": (1, 2, 3, 4, 8),
-    "x_kib": (96, 136), "group": (16, 32, 64), "rounds": (1, 2, 3, 7), "clustered": (False, True), "wgmma": (False,),
+    "tiles": (1, 2, 4), "warps_m": (1, 2, 4, 8), "warps_k": (1, 2, 4, 8, 16), "depth": (8, 4, 3, 2), "splits": (1, 2, 3, 4, 8),
+    "x_kib": (96, 136), "group": (16, 32, 64), "rounds": (1, 2, 3, 7), "clustered": (False, True), "wgmma": (False, True),
 }
-"""Warpgroups have not run on a device yet: they are tuned for when they have."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,12 @@ SHAPES = frozenset({
     (4, 1, 8, 4), (4, 1, 16, 4), (4, 2, 2, 4), (4, 2, 4, 2), (4, 2, 4, 4), (4, 2, 8, 2), (4, 2, 8, 3), (4, 4, 2, 3), (4, 4, 2, 4),
     (4, 4, 4, 2), (4, 4, 4, 3), (4, 8, 1, 3), (4, 8, 1, 4), (4, 8, 2, 2), (4, 8, 2, 4),
 })
-"""tiles, warps_m, warps_k, depth of the programs that came first or second somewhere among 318 times on an H200: what else fits an estimate
+"""tiles, warps_m, warps_k, depth of the programs that came first or second somewhere among 700 times on an H200: what else fits an estimate
 that is 14 % off is more likely wrong than good."""
 
 
+GROUP_TOKENS = 9
+"""Fewest tokens for which warpgroups are tried: for fewer they have not been timed."""
 SMALLEST = DecodeConfig(1, 4, 1, 4, x_kib=48)
 """Where none of `SHAPES` is allowed: up to 128 rows of up to 128 in_features (one block, for one warp), or long rows where shared memory is
 99 KiB."""
@@ -76,16 +77,32 @@ def _estimated(case: _Case) -> dict[DecodeConfig, float]:
     sizes = (case.problem.out_features, case.problem.in_features, case.problem.tokens)
     distinct: dict[tuple[Plan, DecodeConfig], DecodeConfig] = {}
     for config in _candidates():
-        if (config.group == 64 or config.group < sizes[2]) and reject(case.problem, gpu, config) is None:
+        useful = (config.group == 64 or config.group < sizes[2]) and (sizes[2] >= GROUP_TOKENS or not config.wgmma)
+        if useful and reject(case.problem, gpu, config) is None:
             distinct.setdefault((plan(*sizes, config), replace(config, x_kib=0)), config)
     allowed = distinct.values() or (SMALLEST,)
     return dict(sorted(((config, estimate(case.problem, gpu, config)) for config in allowed), key=lambda entry: entry[1]))
 
 
-CLOCK, PORT, FLYING, ALL_PORTS = 1.75e9, 27.5, 8_000.0, 7.5e12
-"""Hz; bytes that a multiprocessor takes from the L2 per clock, weights and activations alike; bytes on their way per multiprocessor at
-which 1 − 1/e of the memory's rate is reached; bytes per second that the L2 gives to all. Constants of `estimate` are fitted to 318 times
-on an H200 (2026-11-22, root mean square error 14 % where the best weigh most); those of warpgroups are guesses."""
+CLOCK, PORT = 1.75e9, 32.5
+"""Hz; bytes that a multiprocessor takes from the L2 per clock, weights and activations alike. The constants of `estimate` are fitted to 700
+times on an H200 (2026-11-22): root mean square error 14 % where the best weigh most."""
+UNPACK, PRODUCTS = 11.0, 4.7
+"""Clocks of a multiprocessor for a warp's 16 rows of a block of 128 columns, and for the two products of each of their eights of tokens
+(`mma.sp`; dense ones are four)."""
+GROUP_PRODUCT, GROUP_LATENCY = 22.6, 12.3
+"""Clocks of a multiprocessor for a warpgroup's product, and until the next can begin for each eight of its tokens."""
+CROWDED, CALM = 1.23, 0.3
+"""Measured: a long launch that leaves places free crowds on some multiprocessors, as the one before it leaves them: by so many programs for
+every place left free, and by what share of that where the next launch begins behind its last steps."""
+WAVE, CLUSTER_WAVE, LAST_WAVE = 2.0, 2.9, 0.38
+"""Microseconds before each further wave of programs, of clusters, and the power of its share of the places by which the last one takes."""
+BEGIN, SUMS, CHUNK = 1.35, 0.36, 0.28
+"""Microseconds of a launch, of the sums of eight tokens over warps (those of warpgroups do not show), of each further chunk."""
+CLUSTER, CLUSTER_SUM, MEMORY, MEMORY_SUMS = 0.96, 3.0e-4, 1.4, 1.43e5
+"""Microseconds of a meeting in clusters, of each of a program's sums there; of one in memory, and sums of all programs a microsecond."""
+QUANTIZE, ACTIVATION, LAUNCH = 0.6, 0.03, 2.7
+"""Microseconds of a layer's own quantization, of each activation a thread; of a launch of `activation` before it."""
 USABLE = {1: 1.0, 2: 1.0, 4: 0.96, 8: 0.91}
 """Of the multiprocessors, by programs of a cluster: they have to be neighbours. 32 clusters of 4, or 16 of 8, one program a multiprocessor,
 did not run at once on 132."""
@@ -97,51 +114,49 @@ def residents(found: Plan, config: DecodeConfig, sparse: bool) -> int:
     return max(1, min(227 // (found.shared_kib + 1), by_registers, 64 // config.warps))
 
 
+def _busy(found: Plan, config: DecodeConfig, places: int, programs: int, gpu: Gpu, sparse: bool) -> float:
+    """Microseconds that so many programs, at most `places` a multiprocessor, take: memory, L2 port, products; the slowest counts most."""
+    sms, tokens8, products = max(1, gpu.sms), found.tokens8, 2 if sparse else 4
+    steps = found.chunks * found.steps * found.rounds
+    weights, activations = config.rows * found.share * 32 * found.rounds, found.group * found.share * COLUMNS
+    fair = ceil(programs / sms)
+    long = min(1.0, max(0.0, steps / config.depth - 2) / 4) * (1.0 if config.eager else CALM)
+    busiest = fair + CROWDED * long * max(0, min(places, programs) - fair)
+    memory = programs * weights / found.groups / min(gpu.bandwidth, 1e13)
+    port = busiest * (weights + activations) / (PORT * CLOCK)
+    if config.wgmma:
+        issued = busiest * config.warps / 4 * steps * config.tiles * products * GROUP_PRODUCT
+        latency = steps * config.tiles * products * tokens8 * GROUP_LATENCY
+    else:
+        issued, latency = busiest * config.warps * steps * config.tiles * (UNPACK + PRODUCTS * products / 2 * tokens8), 0.0
+    return 1e6 * float(sum(part**4 for part in (memory, port, issued / CLOCK, latency / CLOCK)) ** 0.25)
+
+
 def estimate(problem: Problem, gpu: Gpu, config: DecodeConfig) -> float:
-    """Microseconds, roughly: launch, activations, then memory, L2 port, issue and tensor cores, of which the slowest counts most, sums."""
+    """Microseconds, roughly: launch, activations, waves of programs, sums, the meeting of shares, chunks."""
     found = plan(problem.out_features, problem.in_features, problem.tokens, config)
     sparse, sms = is_sparse(problem), max(1, gpu.sms)
-    tokens8, parts, steps = found.tokens8, 1 if sparse else 2, found.chunks * found.steps * found.rounds
-    places, bandwidth = residents(found, config, sparse), min(gpu.bandwidth, 1e13)
-    weights, activations = config.rows * found.share * 32 * found.rounds, found.group * found.share * COLUMNS
-    ring = config.warps * config.tiles * 512 * min(config.depth, steps)
-
-    def busy(programs: int) -> float:
-        fair = ceil(programs / sms)
-        # Measured: a long launch that leaves places free crowds on some multiprocessors, as the one before it leaves them.
-        long = min(1.0, max(0.0, steps / config.depth - 2) / 4) * (1.0 if config.eager else 0.3)
-        busiest = fair + 0.7 * long * max(0, min(places, programs) - fair)
-        flying = min(places, programs / sms) * ring
-        memory = programs * weights / found.groups / (bandwidth * (1 - exp(-flying / FLYING))) if programs else 0.0
-        ports = max(programs * (weights + activations) / ALL_PORTS, busiest * (weights + activations) / (PORT * CLOCK))
-        if config.wgmma:
-            tensor = busiest * config.warps / 4 * steps * config.tiles * 2 * parts * max(16, 4 * tokens8)
-            issue = busiest * config.warps * steps * (35 + config.tiles * 25 * parts) * 0.3
-            latency = steps * (250 + 8 * config.tiles * parts * tokens8)
-        else:
-            tensor = busiest * config.warps * steps * tokens8 * (9.0 * config.tiles * parts + 0.8)  # last: ldmatrix
-            words = 17 + 14 * (parts - 1) + 2 * parts * tokens8
-            issue = busiest * config.warps * steps * (26 + config.tiles * words + 3 * tokens8) * 0.23
-            latency = steps * (85 + 35 * tokens8)
-        return float(sum(part**4 for part in (memory, ports, tensor / CLOCK, issue / CLOCK, latency / CLOCK)) ** 0.25)
-
+    places = residents(found, config, sparse)
     capacity = max(1, int(sms * places * USABLE[found.cluster]) // found.cluster * found.cluster)
     waves, rest = divmod(found.programs, capacity)
-    whole = busy(capacity) * (waves + (rest / capacity) ** 0.52) if waves else busy(rest)
-    whole += (1.1e-6 if found.cluster == 1 else 3.2e-6) * min(waves, 4)
-    together = min(places, max(1.0, found.programs / sms))
-    first = 0.3e-6 + activations / found.chunks * together / (PORT * CLOCK)
-    begin = 1.3e-6 + max(0.0, first - 0.13 * min(whole, ring * together * sms / bandwidth))
-    # Weights arrive on behind the sums of all row tiles but the last, where there are enough of them.
-    exposed = found.rounds - (found.rounds - 1) / 2 * min(1.0, found.steps / 4)
-    sums = tokens8 * exposed * (0.08e-6 + 0.22e-6 * max(1.0, config.rows * 8 * (2 * config.warps_k + 12) / 19200))
-    meet = 0.0 if config.splits == 1 else 1.1e-6 if config.clustered else 2.9e-6 + found.programs * config.rows * found.group / 4e12
+    whole = _busy(found, config, places, capacity if waves else rest, gpu, sparse)
+    whole *= waves + (rest / capacity) ** LAST_WAVE if waves else 1
+    whole += (WAVE if found.cluster == 1 else CLUSTER_WAVE) * min(waves, 4)
+    activations = found.group * found.share * COLUMNS / found.chunks
+    begin = BEGIN + 1e6 * activations * min(places, max(1.0, found.programs / sms)) / (PORT * CLOCK)
+    sums = meet = 0.0
+    if not config.wgmma:
+        # Weights arrive on behind the sums of all row tiles but the last, where there are enough of them.
+        exposed = found.rounds - (found.rounds - 1) / 2 * min(1.0, found.steps / 4)
+        sums = SUMS * found.tokens8 * exposed * max(1.0, config.rows * 8 * (2 * config.warps_k + 12) / 19200)
+    if config.splits > 1:
+        each = config.rows * found.group
+        meet = CLUSTER + CLUSTER_SUM * each if config.clustered else MEMORY + found.programs * each / MEMORY_SUMS
     if problem.op == "layer":
         itemsize = 4 if problem.dtype == "fp32" else 2
-        each = problem.in_features * found.group / (32 * config.warps)
-        begin += 0.8e-6 + 0.026e-6 * each if quantizes(found, problem.in_features, itemsize, config) else 2.7e-6
-    chunk = (found.chunks - 1) * (0.26e-6 + 0.5e-6 * (1 - (found.pending + 1) / config.depth))
-    return 1e6 * float(begin + whole + sums + meet + chunk)
+        fused = quantizes(found, problem.in_features, itemsize, config)
+        begin += QUANTIZE + ACTIVATION * problem.in_features * found.group / (32 * config.warps) if fused else LAUNCH
+    return float(begin + whole + sums + meet + (found.chunks - 1) * CHUNK)
 
 
 def default_config(problem: Problem, gpu: Gpu) -> DecodeConfig:

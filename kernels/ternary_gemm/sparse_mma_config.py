@@ -19,7 +19,9 @@ LINE_BYTES = 64
 PORT_BYTES = 128
 """Bytes that shared memory moves in a clock."""
 PRODUCT_SHARE, PORT_SHARE, SHORTEST_STAGE = 0.65, 0.59, 380
-"""Of the tensor cores' and of shared memory's rate that a main loop reaches, and clocks of a stage with few products."""
+"""Of the tensor cores' and of shared memory's rate that a main loop of eight warps reaches, and clocks of a stage with few products."""
+ENOUGH_WARPS, FEW_SHARE = 8, 0.73
+"""Warps of a multiprocessor that reach those shares, and what fewer reach of them: four in one program took 1.37 times as long as eight."""
 BAND = 16
 """Row tiles of a band: so many and about a hundred tiles at work read as many bytes of weights as of activations, within a factor of 2."""
 
@@ -161,11 +163,20 @@ def default_config(problem: Problem, gpu: Gpu) -> MmaConfig:
 
 
 def estimated_clocks(problem: Problem, gpu: Gpu, config: MmaConfig) -> float:
-    """Clocks of a problem: waves of tiles or their parts; a part is its stages, each the slower of tensor cores and shared memory, then
-    what it leaves in device memory and the epilogue. The constants fit an H200's timings of 2026-11-22 (docs/kernels-mma.md)."""
-    tile, area = config.tile, config.tile.block_n * config.tile.block_t
+    """Clocks of a problem: full waves of tiles or their parts, and a last one with fewer programs a multiprocessor. The constants fit an
+    H200's timings of 2026-11-22 (docs/kernels-mma.md)."""
+    tile, places = config.tile, max(1, gpu.sms)
     parts = math.ceil(problem.out_features / tile.block_n) * math.ceil(max(1, problem.tokens) / tile.block_t) * config.splits
-    stage = max(SHORTEST_STAGE, 2 * config.per_sm * max(config.product_clocks(gpu) / PRODUCT_SHARE, config.port_clocks / PORT_SHARE))
+    waves, rest = divmod(parts, places * config.per_sm)
+    last = _part_clocks(problem, gpu, config, math.ceil(rest / places)) if rest else 0.0
+    return waves * _part_clocks(problem, gpu, config, config.per_sm) + last
+
+
+def _part_clocks(problem: Problem, gpu: Gpu, config: MmaConfig, programs: int) -> float:
+    """Clocks of a part where so many programs share a multiprocessor: its stages, each the slower of tensor cores and shared memory, then
+    what it leaves in device memory and the epilogue."""
+    tile, area = config.tile, config.tile.block_n * config.tile.block_t
+    share = 1.0 if programs * tile.threads // 32 >= ENOUGH_WARPS else FEW_SHARE
+    stage = 2 * programs * max(config.product_clocks(gpu) / PRODUCT_SHARE, config.port_clocks / PORT_SHARE) / share
     meeting = 0.0 if config.splits == 1 else 2500 + area / 16 * (1 + config.splits)
-    part = math.ceil(blocks(problem) / config.splits) * stage + area * config.per_sm / 6 + meeting
-    return math.ceil(parts / (max(1, gpu.sms) * config.per_sm)) * part
+    return math.ceil(blocks(problem) / config.splits) * max(SHORTEST_STAGE, stage) + area * programs / 6 + meeting
