@@ -22,6 +22,13 @@ def row_scale(w_scale: torch.Tensor, splits: Sequence[int] | None, out_features:
     return w_scale.double().repeat_interleave(counts, output_size=out_features)
 
 
+def _token_scale(x_scale: torch.Tensor, tokens: int) -> torch.Tensor:
+    """x_scale [tokens] as a column of float64."""
+    if x_scale.shape != (tokens,):
+        raise ValueError(f"x_scale has shape {tuple(x_scale.shape)}, there are {tokens} tokens")
+    return x_scale.double()[:, None]
+
+
 def _product(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     """x · wᵀ in float64, some tokens at a time: x [tokens, in_features], w [out_features, in_features]."""
     if x.shape[1] != w.shape[1]:
@@ -55,21 +62,26 @@ def linear(
 
     x_q: int8 [tokens, in_features], or values of any float type; x_scale: [tokens]; w_ternary: int8 or float64 [out_features, in_features],
     masked where it is sparse; w_scale: [number of splits]; bias: [out_features]. Returns float64 [tokens, out_features]; the
-    product is exact for int8 as in `accumulate`.
-    Raises ValueError where shapes do not fit.
+    product is exact for int8 as in `accumulate`. Raises ValueError where shapes do not fit.
     """
     y = _product(x_q, w_ternary)
-    y *= x_scale.double()[:, None]
+    y *= _token_scale(x_scale, y.shape[0])
     y *= row_scale(w_scale, splits, w_ternary.shape[0])
-    return y if bias is None else y.add_(bias.double())
+    if bias is None:
+        return y
+    if bias.shape != y.shape[1:]:
+        raise ValueError(f"bias has shape {tuple(bias.shape)}, the layer {y.shape[1]} out_features")
+    return y.add_(bias.double())
 
 
 def input_grad(dy: torch.Tensor, w_ternary: torch.Tensor, w_scale: torch.Tensor, splits: Sequence[int] | None) -> torch.Tensor:
     """dx = dy · (w_ternary · w_scale): the rounding of the activation is passed straight through.
 
     dy: [tokens, out_features]; w_ternary: [out_features, in_features], masked; w_scale: [number of splits].
-    Returns float64 [tokens, in_features].
+    Returns float64 [tokens, in_features]. Raises ValueError where shapes do not fit.
     """
+    if dy.shape[1] != w_ternary.shape[0]:
+        raise ValueError(f"out_features differ: gradients have {dy.shape[1]}, weights {w_ternary.shape[0]}")
     return (dy.double() * row_scale(w_scale, splits, w_ternary.shape[0])) @ w_ternary.double()
 
 
@@ -77,8 +89,11 @@ def weight_grad(dy: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor) -> t
     """dw = dyᵀ · (x_q · x_scale), dense: masked positions get their gradient too, so that they can come back.
 
     dy: [tokens, out_features]; x_q: int8 [tokens, in_features]; x_scale: [tokens]. Returns float64 [out_features, in_features].
+    Raises ValueError where shapes do not fit.
     """
-    return (dy.double() * x_scale.double()[:, None]).t() @ x_q.double()
+    if dy.shape[0] != x_q.shape[0]:
+        raise ValueError(f"tokens differ: gradients have {dy.shape[0]}, activations {x_q.shape[0]}")
+    return (dy.double() * _token_scale(x_scale, dy.shape[0])).t() @ x_q.double()
 
 
 def bias_grad(dy: torch.Tensor) -> torch.Tensor:

@@ -83,3 +83,14 @@ def test_shapes_that_do_not_fit_are_errors() -> None:
         accumulate(o["x_q"][:, :12], o["w_ternary"])
     with pytest.raises(ValueError, match="the layer 1 split"):
         linear(o["x_q"], o["x_scale"], o["w_ternary"], o["w_scale"], None)
+    for x_scale in (o["x_scale"][:3], o["x_scale"][:1], o["x_scale"][:, None]):
+        with pytest.raises(ValueError, match="there are 4 tokens"):
+            linear(o["x_q"], x_scale, o["w_ternary"], o["w_scale"], SPLITS)
+        with pytest.raises(ValueError, match="there are 4 tokens"):
+            weight_grad(torch.zeros(4, 6), o["x_q"], x_scale)
+    with pytest.raises(ValueError, match="the layer 6 out_features"):
+        linear(o["x_q"], o["x_scale"], o["w_ternary"], o["w_scale"], SPLITS, o["bias"][:1])
+    with pytest.raises(ValueError, match="out_features differ: gradients have 5, weights 6"):
+        input_grad(torch.zeros(4, 5), o["w_ternary"], o["w_scale"], SPLITS)
+    with pytest.raises(ValueError, match="tokens differ: gradients have 3, activations 4"):
+        weight_grad(torch.zeros(3, 6), o["x_q"], o["x_scale"])
