@@ -156,7 +156,7 @@ _PRODUCTS_TEXT = tl.constexpr(_products_text())
 
 
 @triton.jit
-def _sparse_mma_kernel(sums, rounds, THREADS: tl.constexpr):
+def sparse_mma_kernel(sums, rounds, THREADS: tl.constexpr):
     """Each thread's sums of all rounds, so that none can be left out."""
     place = tl.program_id(0) * THREADS + tl.arange(0, THREADS)
     found = tl.inline_asm_elementwise(_PRODUCTS_TEXT, "=r,r,r", [place, rounds], dtype=tl.int32, is_pure=True, pack=1)
@@ -169,7 +169,7 @@ def _sparse_mma(clock: Clock) -> Roof:
     sums = torch.empty(programs * 32 * _WARPS, dtype=torch.int32, device="cuda")
 
     def products() -> None:
-        _sparse_mma_kernel[(programs,)](sums, _ROUNDS, THREADS=32 * _WARPS, num_warps=_WARPS)
+        sparse_mma_kernel[(programs,)](sums, _ROUNDS, THREADS=32 * _WARPS, num_warps=_WARPS)
 
     operations = 2.0 * 16 * 8 * 64 * 8 * _ROUNDS * _WARPS * programs
     return _best(SPARSE_MMA, "op/s", [operations / seconds for seconds in _turns(clock, products)])

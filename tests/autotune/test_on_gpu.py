@@ -11,7 +11,7 @@ import torch
 from autotune.clock import MAX_COPIES, CudaClock, Unmeasurable
 from autotune.conditions import device_facts, nvml_monitor
 from autotune.measure import QUICK, SUSTAINED, bind, copies_needed, interleaved, sustained
-from autotune.roofs import measure_roofs
+from autotune.roofs import SPARSE_MMA, measure_roofs
 from kernels.errors import Failure
 from kernels.gpu import detect
 
@@ -146,3 +146,5 @@ def test_roofs_are_near_the_datasheet_and_not_above() -> None:
     for name, peak in (("dense-bf16", "bf16"), ("dense-fp8", "fp8"), ("dense-int8", "int8")):
         if name in roofs and peak in gpu.peak:
             assert 0.2 * gpu.peak[peak] < roofs[name].value < 1.02 * gpu.peak[peak]
+    if "int8" in gpu.peak:  # sparse: twice the operations, at half of the rate where the instruction is not the card's own
+        assert 0.35 * 2 * gpu.peak["int8"] < roofs[SPARSE_MMA].value < 1.02 * 2 * gpu.peak["int8"]

@@ -63,6 +63,19 @@ def test_compiles_to_tensor_core_products_without_spills(case: Problem, config: 
     assert reject(case, profile, config) is None
 
 
+@pytest.mark.compile
+@pytest.mark.parametrize("case", [problem(57344, 8192, 64), problem(8192, 28672, 16, DENSE), problem(2048, 2048, 16)], ids=str)
+def test_defaults_for_many_tokens_multiply_by_warpgroups(case: Problem) -> None:
+    config = default_config(case, H200)
+    assert config.wgmma
+    assert not default_config(case, A100).wgmma
+    (unit,) = compile_units(case, config)
+    found = compile_unit(unit, H200)
+    assert isinstance(found, Compiled), found
+    assert found.spills == 0
+    assert found.instructions[unit.expects[90]] > 0
+
+
 @pytest.mark.parametrize("gpu", [H200, A100], ids=lambda gpu: gpu.name)
 @pytest.mark.parametrize("tokens", [0, 1, 16, 64])
 def test_every_problem_has_an_allowed_default(tokens: int, gpu: Any) -> None:
@@ -78,6 +91,13 @@ def test_long_rows_have_a_default_where_shared_memory_is_small() -> None:
     for tokens in (1, 9, 64):
         case, gpu = problem(1000, 131072, tokens), by_name("l4")
         assert reject(case, gpu, default_config(case, gpu)) is None
+
+
+def test_a_tuner_is_offered_both_kinds_of_products() -> None:
+    kinds = {config.wgmma for config in space.allowed(problem(8192, 8192, 16), H200)}
+    assert kinds == {False, True}
+    assert {config.wgmma for config in space.allowed(problem(8192, 8192, 16), A100)} == {False}
+    assert len(list(space.candidates())) < 2500
 
 
 def test_the_space_is_refused_with_reasons() -> None:

@@ -235,6 +235,7 @@ CASES = [
     (DecodeConfig(2, 4, 1, 3, x_kib=32, wgmma=True), TWO_FOUR, 130, 2048, 35),
     (DecodeConfig(2, 8, 1, 2, splits=2, clustered=True, group=24, wgmma=True), TWO_FOUR, 300, 700, 41),
     (DecodeConfig(1, 4, 2, 3, wgmma=True), DENSE, 64, 777, 18),
+    (DecodeConfig(1, 4, 2, 4, splits=2, group=16, wgmma=True), TWO_FOUR, 70, 1100, 33),
 ]
 
 

@@ -94,6 +94,13 @@ def test_every_problem_has_an_allowed_default() -> None:
                     assert reject(case, gpu, default_config(case, gpu)) is None
 
 
+def test_no_default_leaves_a_multiprocessor_with_four_warps() -> None:
+    for rows, width in ((13824, 2560), (2560, 6912), (22016, 2048), (9728, 896), (8192, 8192)):
+        for tokens in (2048, 8192, 16384):
+            config = default_config(problem(rows, width, tokens), H200)
+            assert config.per_sm * config.tile.threads >= 256, (rows, width, tokens)
+
+
 def test_the_space_is_refused_with_reasons() -> None:
     case = problem(8192, 8192, 8192)
     assert "registers" in str(reject(case, A100, MmaConfig(2, 4, 8, 8, 3)))
