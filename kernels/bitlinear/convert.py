@@ -88,7 +88,7 @@ def set_sparsity(model: nn.Module, sparsity: str | Sparsity) -> None:
     """Switch every layer of a live model. Raises ShapeError or UsageError, before any is switched, where one cannot be."""
     found = layers(model)
     for name, layer in found.items():
-        read_sparsity(sparsity, layer.in_features, name)
+        read_sparsity(sparsity, layer.in_features, name or type(layer).__name__)
         if isinstance(layer, PackedLinear):
             layer.set_sparsity(sparsity)
     for layer in found.values():
