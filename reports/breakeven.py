@@ -9,10 +9,13 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from reports.answers import WORK, Answer, answers
-from reports.panel import Data, Panel, paragraph, table
+from reports.panel import Data, Panel, folded, paragraph, table
 
-RIVALS = ("dense-bf16", "dense-int8", "cusparselt-int8-scaled", "fakequant-published-compiled")
+RIVALS = ("dense-bf16", "dense-fp8", "dense-int8", "cusparselt-int8-scaled", "fakequant-published-compiled")
 """Named baselines with a column of their own, where any case has them."""
+ALWAYS = "every count"
+FIXED = 4
+"""Columns before those of baselines."""
 
 
 def panel(data: Data) -> Panel | None:
@@ -25,13 +28,29 @@ def panel(data: Data) -> Panel | None:
         return None
     rivals = [name for name in RIVALS if any(name in answer.others for found in able.values() for answer in found)]
     rows = [_row(key, able[key], rivals) for key in sorted(able)]
-    head = ("Model", "Work", "Weights", "Measured", "Than the strongest", *(f"Than {name}" for name in rivals))
+    crossing_rows = [row for row in rows if not all(cell == "–" or ALWAYS in str(cell) for cell in row[FIXED:])]
+    head = ("Model", "Work", "Weights", "Measured", "Strongest", *rivals)
     about = (
-        "At how many tokens ours is faster, all layers of a block together: a filled mark for each measured count at which it is. Between "
-        "two counts the crossing is interpolated on logarithmic scales and marked ≈; beyond what was measured nothing is claimed."
+        "From which number of tokens on, or up to which, ours is faster, all layers of a block together: a filled mark for each measured "
+        "count at which it is. Between two counts the crossing is interpolated on logarithmic scales and marked ≈; beyond what was "
+        "measured nothing is claimed. dense-fp8 computes another function, and never counts as strongest."
     )
-    html = paragraph(about) + table("Break-even numbers of tokens", head, rows, text=range(len(head)))
+    html = paragraph(about) + paragraph(_told(rows, rivals))
+    if crossing_rows:
+        html += table("Break-even numbers of tokens where there are any", head, crossing_rows, text=range(len(head)))
+    if len(crossing_rows) < len(rows):
+        html += folded(f"All {len(rows)} combinations of model, work and weights", table("Break-even", head, rows, text=range(len(head))))
     return Panel("breakeven", "Break-even: at how many tokens ours is faster", "Break-even", html)
+
+
+def _told(rows: Sequence[Sequence[object]], rivals: Sequence[str]) -> str:
+    """Against whom ours is faster at every count, and how often."""
+    parts = []
+    for place, name in enumerate(("the strongest baseline", *rivals), FIXED):
+        cells = [str(row[place]) for row in rows if row[place] != "–"]
+        always = sum(ALWAYS in cell for cell in cells)
+        parts.append(f"{name} in {'all' if always == len(cells) else f'{always} of'} {len(cells)}")
+    return f"At every measured count ours is faster than {', than '.join(parts)} combinations of model, work and weights."
 
 
 def _row(key: tuple[str, str, str, str], found: Sequence[Answer], rivals: Sequence[str]) -> list[object]:
@@ -62,7 +81,7 @@ def when(points: Sequence[tuple[int, float]]) -> str:
     """
     ordered = sorted(points)
     if all(ratio >= 1 for _, ratio in ordered):
-        return "every count"
+        return ALWAYS
     ranges: list[tuple[str, str]] = []
     start = "" if ordered[0][1] >= 1 else None
     for (t0, r0), (t1, r1) in pairwise(ordered):

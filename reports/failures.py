@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from reports.compare import why
 from reports.load import Results
-from reports.tables import CaseRow
+from reports.tables import CaseRow, brief
 from suites.record import CaseRecord
 from suites.statistics import time_us
 
@@ -45,7 +45,7 @@ def absences(results: Results) -> list[Row]:
     found: dict[tuple[str, str], dict[str, list[str]]] = {}
     for case in results.measured:
         absent = [result for result in case.record.results if result.status not in FAILED]
-        reasons = [(result.kernel, why(result).removeprefix(f"{result.kernel}: ")) for result in absent]
+        reasons = [(result.kernel, why(result).removeprefix(f"{result.kernel}: ").removeprefix("unavailable, ")) for result in absent]
         for kernel, reason in [*reasons, *([(EVERY, case.record.refusal)] if case.record.refusal else [])]:
             split = re.fullmatch(r"(.+), not ([^,;]+)", reason)
             base, last = (split[1], split[2]) if split else (reason, "")
@@ -62,7 +62,7 @@ def _joined(base: str, lasts: Iterable[str]) -> str:
 
 
 def _where(record: CaseRecord) -> str:
-    names = (record.suite, record.model, record.layer, record.label)
+    names = (record.suite, record.model, record.layer, brief(record.label))
     return " ".join(dict.fromkeys(name for name in names if name))
 
 
@@ -77,7 +77,8 @@ def statuses(results: Results) -> dict[str, int]:
 
 def doubtful(tables: Iterable[tuple[str, list[CaseRow]]]) -> list[tuple[str, str, str]]:
     """The measured cases that are not to be relied on: suite, case, and why."""
-    return [
-        (name, " ".join(part for part in (row.comparison.case.record.model, row.what, row.comparison.case.record.label) if part), row.flag)
-        for name, rows in tables for row in rows if row.flag
-    ]
+    def said(row: CaseRow) -> str:
+        record = row.comparison.case.record
+        return " ".join(part for part in (record.model, record.layer, brief(record.label)) if part)
+
+    return [(name, said(row), row.flag) for name, rows in tables for row in rows if row.flag]

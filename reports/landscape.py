@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -13,8 +12,11 @@ from markupsafe import Markup
 from autotune import tuned
 from autotune.landscape import Landscape, at_share, committed, nearest_winners, replay
 from autotune.search import STRATEGIES
+from reports.figures import WIDTH, heading, ratio_axis, slug
+from reports.load import Results
 from reports.panel import Data, Panel, figures, paragraph, table
-from reports.svg import MARKERS, SERIES, draw
+from reports.svg import MARKERS, MUTED, SERIES, Figure, draw
+from suites.statistics import geomean
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -32,28 +34,41 @@ QUANTILES = 4
 
 def panel(data: Data) -> Panel | None:
     """The section; None where neither a landscape nor a tuned table of this GPU is committed."""
-    landscapes = [one for one in committed() if one.gpu == data.results.gpu]
-    parts = [part for part in (gained(data.results.gpu), searched(landscapes) if landscapes else None) if part is not None]
-    if not parts:
-        return None
-    return Panel("tuning", "Tuning: what it gains, and how soon", "Tuning", Markup("").join(parts))
+    kernels: dict[str, list[Landscape]] = {}
+    for one in committed():
+        if one.gpu == data.results.gpu:
+            kernels.setdefault(one.kernel, []).append(one)
+    parts = [gained(data.results)]
+    for kernel, landscapes in sorted(kernels.items()):
+        parts += [Markup("<h3>The landscape of {}</h3>").format(kernel), searched(landscapes)]
+    shown = [part for part in parts if part is not None]
+    return Panel("tuning", "Tuning: what it gains, and how soon", "Tuning", Markup("").join(shown)) if shown else None
 
 
-def gained(gpu: str) -> Markup | None:
-    """Tuned against default over the committed table, per kernel; None without one."""
-    entries = [entry for entry in tuned.read(tuned.FOLDER / f"{gpu}.json") if entry.default_us]
+def gained(results: Results) -> Markup | None:
+    """Tuned against default over the committed table, per kernel, and how many results ran with it; None without a table."""
+    entries = [entry for entry in tuned.read(tuned.FOLDER / f"{results.gpu}.json") if entry.default_us]
     if not entries:
         return None
+    used: dict[tuple[str, str], list[str]] = {}
+    for case in results.measured:
+        for result in case.record.results if case.usual else ():
+            if result.status == "ok":
+                used.setdefault((result.kernel, case.problem.op), []).append(result.config_source)
     rows = []
-    for kernel, op in sorted({(entry.kernel, entry.op) for entry in entries}):
-        ratios = [entry.default_us / entry.us for entry in entries if (entry.kernel, entry.op) == (kernel, op) and entry.default_us]
-        geomean = math.exp(statistics.fmean(map(math.log, ratios)))
-        rows.append([f"{kernel} ({op})", len(ratios), f"{geomean:.2f}×", f"{min(ratios):.2f}×", f"{max(ratios):.2f}×"])
+    for key in sorted({(entry.kernel, entry.op) for entry in entries}):
+        own = [entry for entry in entries if (entry.kernel, entry.op) == key]
+        ratios = [entry.default_us / entry.us for entry in own if entry.default_us]
+        spread = [f"{geomean(ratios):.2f}×", f"{min(ratios):.2f}×", f"{max(ratios):.2f}×"]
+        sources = used.get(key, [])
+        rows.append([f"{key[0]} ({key[1]})", len(ratios), *spread, f"{sources.count('tuned')} of {len(sources)}"])
     about = (
-        "Tuned configs against the kernels' default configs, finalists timed interleaved on fresh inputs. Only cases where the winner was "
-        "shown to be faster are in the table; all others run with their default, and are not counted here."
+        "Tuned configs against the kernels' default configs, finalists timed interleaved on fresh inputs. A config is in the table where "
+        "it was shown to be faster; elsewhere the default stays. A table is not applied to a kernel whose source has changed since: the "
+        "last column counts the results on this page that ran with a tuned config."
     )
-    return paragraph(about) + table("Tuned against default", ("Kernel", "Cases", "Geomean", "Least", "Most"), rows)
+    head = ("Kernel", "Cases", "Geomean", "Least", "Most", "Results here that used one")
+    return paragraph(about) + table("Tuned against default", head, rows)
 
 
 def searched(landscapes: Sequence[Landscape]) -> Markup:
@@ -63,20 +78,71 @@ def searched(landscapes: Sequence[Landscape]) -> Markup:
     quarter = {label: statistics.median(at_share(curve, 0.25) for curve in own) for label, own in found.items()}
     told = ", ".join(f"{label} {value:.1%}" for label, value in quarter.items())
     description = f"The best config found so far over the share of candidates tried, as a fraction of the optimum. After a quarter: {told}."
-    drawn = draw("search", "Search quality", description, (6.2, 3.4), functools.partial(_plot, found=found))
+    drawn = draw(f"search-{slug(landscapes[0].kernel)}", "Search quality", description, (WIDTH, 3.6), functools.partial(_plot, found=found))
     rows = []
     for label, own in found.items():
         cells = [f"{statistics.median(at_share(curve, share) for curve in own):.1%}" for share in SHOWN]
         rows.append([label, *cells, f"{min(at_share(curve, 0.25) for curve in own):.1%}"])
     head = ("Search", *(f"after {share:.0%}" for share in SHOWN), "worst landscape after 25%")
     one = landscapes[0]
+    drawing = figures([shape(landscapes), drawn])
     about = (
-        f"{len(landscapes)} landscapes, {sizes[0]} to {sizes[-1]} candidates each, every candidate of {one.kernel} timed once "
+        f"{len(landscapes)} shapes, {sizes[0]} to {sizes[-1]} candidates each, every one timed once "
         f"({one.machine}, {one.date}). A quarter of the candidates is few here: {sizes[0] // QUANTILES} to {sizes[-1] // QUANTILES}. "
         f"Speed of the best so far as a share of the optimum's: median over the landscapes, each the mean of {SEEDS} seeds. "
         "“Other shapes’ winners” leaves out the shape that is searched, and no default config is tried first."
     )
-    return paragraph(about) + figures([drawn]) + table("Search quality", head, rows)
+    return paragraph(about) + drawing + axes_table(landscapes) + table("Search quality", head, rows)
+
+
+def shape(landscapes: Sequence[Landscape]) -> Figure:
+    """Every candidate of every landscape, fastest first, as a multiple of the optimum; the median landscape is the thick line."""
+    curves_ = [sorted(time / one.best for time in one.times) for one in landscapes]
+    middle = [statistics.median(at(curve, share) for curve in curves_) for share in (0.0, *SHARES)]
+    title = f"All candidates of {landscapes[0].kernel}"
+    description = (
+        f"{title}, fastest first, as a multiple of the best: in the median landscape a quarter is within {middle[5]:.2f}×, half within "
+        f"{middle[10]:.2f}×, all within {middle[-1]:.2f}×; the worst candidate of any is {max(map(max, curves_)):.1f}×."
+    )
+
+    def plot(axes: Axes) -> None:
+        for place, curve in enumerate(curves_):
+            x = [100 * rank / max(1, len(curve) - 1) for rank in range(len(curve))]
+            axes.plot(x, curve, color=MUTED, linewidth=0.7, label="a shape" if not place else "_nolegend_")
+        axes.plot([100 * share for share in (0.0, *SHARES)], middle, color=SERIES[0], linewidth=2.4, label="median")
+        ratio_axis(axes, 1.0, max(map(max, curves_)), vertical=True)
+        axes.set_xlabel("candidates, fastest first, %")
+        axes.set_ylabel("time over the optimum's")
+        heading(axes, title)
+
+    return draw(f"fig-landscape-{slug(landscapes[0].kernel)}", title, description, (WIDTH, 3.3), plot)
+
+
+def at(ordered: Sequence[float], share: float) -> float:
+    """The value at that share of an ordered sequence."""
+    return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]
+
+
+def axes_table(landscapes: Sequence[Landscape]) -> Markup:
+    """What fixing one axis of the config at one value costs: the best of the candidates that have it over the optimum."""
+    rows = []
+    for axis in landscapes[0].points[0]:
+        found = {repr(point[axis]) for one in landscapes for point in one.points if axis in point}
+        values = sorted(found, key=lambda text: (len(text), text))
+        cells = [cell for value in values if (cell := _fixed(landscapes, axis, value))]
+        if len(values) > 1:
+            rows.append([axis, Markup("; ").join(cells)])
+    about = "What fixing one axis of the config costs, geometric mean over the shapes; in brackets, for how many the optimum has it."
+    return paragraph(about) + table("Axes of the config", ("Axis", "Value: time over the optimum's (shapes)"), rows, text=(0, 1))
+
+
+def _fixed(landscapes: Sequence[Landscape], axis: str, value: str) -> Markup:
+    costs = [
+        min(own) / one.best for one in landscapes
+        if (own := [time for point, time in zip(one.points, one.times, strict=True) if repr(point.get(axis)) == value])
+    ]
+    wins = sum(repr(one.winner.get(axis)) == value for one in landscapes)
+    return Markup('<b>{}</b>: {:.2f}× <span class="iv">({} of {})</span>').format(value.strip("'"), geomean(costs), wins, len(costs))
 
 
 def curves(landscapes: Sequence[Landscape], name: str, informed: bool) -> list[tuple[float, ...]]:
@@ -98,7 +164,7 @@ def _plot(axes: Axes, found: Mapping[str, Sequence[Sequence[float]]]) -> None:
         if bands:
             axes.fill_between(places, [100 * band[0] for band in bands], [100 * band[-1] for band in bands], color=colour, alpha=0.15, lw=0)
     axes.set_xlabel("candidates tried, %")
-    axes.set_ylabel("speed of the best so far, % of the optimum")
+    axes.set_ylabel("best so far, % of the optimum")
     axes.set_xlim(0, 100)
     axes.set_ylim(top=101)
-    axes.legend(loc="lower right")
+    heading(axes, "Search quality")

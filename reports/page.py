@@ -44,6 +44,7 @@ from reports.figures import (
 from reports.load import TERA, Case, Results, frame
 from reports.panel import Data, Panel, PanelFunction
 from reports.picker import duration, picker
+from reports.power import pairs
 from reports.published import FOOTPRINT, PUBLISHED, ours_beside, weight_share
 from reports.svg import DARK, LIGHT, Figure
 from suites.record import Result
@@ -73,7 +74,7 @@ def render(results: Results, compared: tuple[Results, Results] | None = None) ->
     answered, run_rows = answers(comparer), provenance.run_rows(results)
     context: dict[str, Any] = {
         "answers": answered,
-        "picker": picker(answered),
+        "picker": picker(answered, list(pairs(results)), results.gpu),
         "works": WORK,
         "results": results,
         "run": next((head for head in reversed(results.runs) if head.evidence == "measured"), results.runs[-1] if results.runs else None),

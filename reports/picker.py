@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from reports.answers import BLOCKS, WORK, Answer
 from reports.compare import in_order
+from reports.power import Pair
 
 MOST_CARDS = 500
 FIRST = ("layer", "2:4", 2048)
@@ -29,7 +30,10 @@ class Bar:
 
 @dataclass(frozen=True)
 class Card:
-    """An answer in words. decided: whether its interval excludes 1. whose: of the fastest."""
+    """An answer in words. decided: whether its interval excludes 1. whose: of the fastest. rivals: the strongest baselines.
+
+    busy: what the same layers' GEMMs do under the power cap, or empty. again: the command that measures these cases, or empty.
+    """
 
     answer: Answer
     bars: tuple[Bar, ...]
@@ -39,6 +43,9 @@ class Card:
     sure: str
     doubts: str
     total: str
+    rivals: str
+    busy: str
+    again: str
 
 
 @dataclass(frozen=True)
@@ -53,12 +60,15 @@ class Picker:
     left_out: int
 
 
-def picker(answers: Sequence[Answer]) -> Picker | None:
-    """The picker over these answers; None without any. At most `MOST_CARDS`: beyond that the largest models' answers are kept."""
+def picker(answers: Sequence[Answer], sustained: Sequence[Pair] = (), gpu: str = "h200") -> Picker | None:
+    """The picker over these answers; None without any. At most `MOST_CARDS`: beyond that the largest models' answers are kept.
+
+    sustained: the pairs measured under the power cap, told beside the answers of their model and weights.
+    """
     if not answers:
         return None
     kept = _fitting(answers)
-    cards = tuple(map(card, kept))
+    cards = tuple(card(answer, sustained, gpu) for answer in kept)
     work = in_order({answer.work for answer in kept}, tuple(WORK))
     weights = in_order({answer.sparsity for answer in kept}, ("2:4", "6:8", "dense"))
     models = in_order({answer.model for answer in kept}, ())
@@ -92,7 +102,7 @@ def _first(answers: Sequence[Answer]) -> int:
     return min(range(len(answers)), key=rank)
 
 
-def card(answer: Answer) -> Card:
+def card(answer: Answer, sustained: Sequence[Pair] = (), gpu: str = "h200") -> Card:
     """One answer in words and bars."""
     ratio = answer.ratio
     decided, ahead = ratio.low > 1 or ratio.high < 1, ratio.value >= 1
@@ -100,7 +110,39 @@ def card(answer: Answer) -> Card:
     level = "Certain which is faster" if decided else "The interval includes 1, so neither is faster for certain"
     rounds = f"95 % interval {ratio.low:.3f} to {ratio.high:.3f}, at least {answer.pairs} paired rounds a layer"
     sure = f"{level}: {rounds}; every output was judged against an exact reference."
-    return Card(answer, _bars(answer), decided, fastest, whose, sure, "; ".join(answer.doubts), _total(answer))
+    return Card(
+        answer, _bars(answer), decided, fastest, whose, sure, "; ".join(answer.doubts), _total(answer), _names(answer.theirs),
+        _busy(answer, sustained), _again(answer, gpu),
+    )
+
+
+def _busy(answer: Answer, sustained: Sequence[Pair]) -> str:
+    """The sustained ratios of this model's GEMMs with these weights, each over the strongest baseline measured so; empty without any."""
+    found: dict[tuple[str, int], Pair] = {}
+    for pair in sustained:
+        record, problem = pair.case.record, pair.case.problem
+        here = (record.model, str(problem.sparsity)) == (answer.model, answer.sparsity) and answer.work in ("gemm", "layer")
+        before = found.get((record.layer, problem.tokens))
+        if here and (before is None or _rank(pair) < _rank(before)):
+            found[record.layer, problem.tokens] = pair
+    return "; ".join(
+        f"{layer} at {tokens} tokens {pair.sustained.value:.2f}× {pair.theirs.kernel}{'' if pair.theirs.exact else ' (another function)'}"
+        for (layer, tokens), pair in found.items()
+    )
+
+
+def _rank(pair: Pair) -> tuple[bool, float]:
+    """Baselines of the same function first, of these the fastest."""
+    return not pair.theirs.exact, pair.sustained.value
+
+
+def _again(answer: Answer, gpu: str) -> str:
+    """The command that measures the answer's cases; empty for models that the command does not know by name."""
+    if answer.model not in BLOCKS:
+        return ""
+    suite = answer.items[0].case.record.suite
+    what = f"--suite {suite} --model {answer.model} --sparsity {answer.sparsity} --tokens {answer.tokens}"
+    return f"python -m suites.run --gpu {gpu} {what}"
 
 
 def _whose(ahead: bool) -> str:
@@ -111,9 +153,7 @@ def _bars(answer: Answer) -> tuple[Bar, ...]:
     rows = [(_names(answer.ours) + " (ours)", answer.us, "ours"), (_names(answer.theirs), answer.theirs_us, "theirs")]
     if "dense-bf16" in answer.others and answer.theirs != ["dense-bf16"]:
         rows.append(("dense-bf16, cuBLAS", answer.others["dense-bf16"], "theirs"))
-    inexact = answer.inexact()
-    if inexact:
-        rows.append((f"{inexact[0]}, another function", inexact[1], "other"))
+    rows += [(f"{name}, another function", us, "other") for name, us in answer.inexact()]
     longest = max(us for _, us, _ in rows)
     return tuple(Bar(name, us, 100 * us / longest, kind) for name, us, kind in sorted(rows, key=lambda row: row[1]))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,9 +17,11 @@ from suites.quality import noise
 from suites.record import Result
 
 WIDTH, LEFT, ROW = 331.0, 122.0, 15.0
-REACH = 0.05  # of the median on either side; what lies beyond stands at the edge
+REACH = 0.1  # of the median on either side; what lies beyond stands at the edge
 STRIPS = (("sm_mhz", "SM clock, MHz"), ("power_w", "power, W"), ("temperature_c", "temperature, °C"))
 SEEN = ("before", "after")
+NAME = 42.0
+"""The room that a suite's name takes."""
 
 
 def panel(data: Data) -> Panel | None:
@@ -31,7 +32,8 @@ def panel(data: Data) -> Panel | None:
         return None
     html = paragraph(
         "Each stroke is the ratio of one round, the strongest baseline's time over ours, relative to the median; the bar is the 95 % "
-        "interval of the median. Shown are the least certain cases of each suite, one in the middle, and the most certain."
+        "interval of the median. Shown are the four least certain cases of each suite, the one in the middle, and the most certain; what "
+        f"lies more than {REACH:.0%} from the median stands at the edge."
     )
     html += figures(drawn)
     if strip is not None:
@@ -126,14 +128,17 @@ def _strip(sketch: Sketch, pairs: Sequence[Sequence[float | None]], top: float, 
 
 
 def _suites(sketch: Sketch, cases: Sequence[Case], y: float) -> None:
-    """The name of each suite under its first case."""
-    left, width, before = 92.0, sketch.width - 92.0, -math.inf
-    for place, case in enumerate(cases):
+    """The name of each suite under its first case; where names would run into each other, that of the longer stretch stays."""
+    left, width = 92.0, sketch.width - 92.0
+    starts = [place for place, case in enumerate(cases) if place == 0 or case.record.suite != cases[place - 1].record.suite]
+    stretches = [(end - start, start) for start, end in zip(starts, [*starts[1:], len(cases)], strict=True)]
+    named: list[float] = []
+    for _, place in sorted(stretches, key=lambda stretch: (-stretch[0], stretch[1])):
         x = left + width * place / len(cases)
-        if (place == 0 or case.record.suite != cases[place - 1].record.suite) and x - before > 42:
+        if all(abs(x - other) > NAME for other in named):
             sketch.line([(x, 8), (x, y - 4)], "grid")
-            sketch.words(x + 2, y + 4, case.record.suite, size=8.5, colour="muted")
-            before = x
+            sketch.words(x + 2, y + 4, cases[place].record.suite, size=8.5, colour="muted")
+            named.append(x)
 
 
 def _seen(case: Case, when: str, name: str) -> float | None:

@@ -47,7 +47,7 @@ def test_a_block_is_the_sum_of_its_layers() -> None:
     assert answer.whole
     assert [item.case.record.layer for item in answer.items] == list(BLOCK)
     assert answer.others["dense-fp8"] == pytest.approx(30.0)
-    assert answer.inexact() == ("dense-fp8", pytest.approx(30.0))
+    assert answer.inexact() == [("dense-fp8", pytest.approx(30.0))]
 
 
 def test_a_block_without_one_of_its_layers_has_no_answer() -> None:
