@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,28 +14,29 @@ from kernels.errors import NoGpu, UsageError
 from kernels.gpu import Gpu, claim
 from suites import catalogue
 from suites.arguments import add_choice, selection
-from suites.case import Case
 from suites.command import EXIT_CODES, accepted_file
 
 if TYPE_CHECKING:
     from suites.calibrating import Laboratory
 
-FEWEST_PROCESSES = 5
+FEWEST_PROCESSES = 6
+"""Three that stand for a run in the check by resampling, and three that it is judged by."""
 
 
 def parser() -> Parser:
     """The parser of `suites.calibrate`."""
     made = Parser(
-        prog="python -m suites.calibrate", description="Measure the same code in fresh processes and derive the limits of the gate.",
-        epilog="examples:\n  python -m suites.calibrate --gpu h200 --processes 7 --cases 40 --accept\n"
+        prog="python -m suites.calibrate",
+        description="Measure the same code in fresh processes and derive the limits of the gate; the cases of a quick run by default.",
+        epilog="examples:\n  python -m suites.calibrate --gpu h200 --processes 12 --cases 40 --accept\n"
         "  python -m suites.calibrate --gpu h200 --suite prefill --tokens 512 2048 --budget 10m --out runs/calibration\n"
         f"  python -m suites.calibrate --gpu h200 --out runs/calibration --resume\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_choice(made)
-    made.add_argument("--quick", action="store_true", help="as few rounds as a quick run has; limits for quick runs")
-    made.add_argument("--cases", type=int, default=24, metavar="N", help="so many of the cases, spread evenly; 0 for all (default: 24)")
-    made.add_argument("--processes", type=int, default=7, metavar="N", help="fresh processes, at least 5 (default: 7)")
+    made.add_argument("--quick", action="store_true", help="as few rounds as a quick run has: limits for quick runs")
+    made.add_argument("--cases", type=int, default=24, metavar="N", help="so many cases, spread evenly; 0 for all (default: 24)")
+    made.add_argument("--processes", type=int, default=12, metavar="N", help="fresh processes, at least 6 (default: 12)")
     made.add_argument("--inject", type=int, default=3, metavar="N", help="cases with really slowed kernels: 2, 5 and 10 %% (default: 3)")
     made.add_argument("--budget", metavar="10m", help="stop measuring after that long: 90s, 10m or 2h")
     made.add_argument("--out", metavar="FOLDER", help="folder of the samples; runs/calibration-<gpu> by default")
@@ -62,7 +64,9 @@ def _main(arguments: tuple[str, ...], detect: Callable[[int], Gpu | None], labor
         raise UsageError(f"--processes {args.processes}: the spread between processes needs at least {FEWEST_PROCESSES}")
     if args.cases < 0 or args.inject < 0:
         raise UsageError("--cases and --inject: allowed are 0 and up")
-    cases = spread([case for case in catalogue.plan(selection(args)) if not case.problem.refusal], args.cases)
+    asked = selection(args)
+    everything = not (asked.suites or asked.models or asked.shapes or asked.tokens or asked.sparsities)
+    cases = [case for case in catalogue.plan(replace(asked, quick=asked.quick or everything)) if not case.problem.refusal]
     found = detect(args.device)
     if found is None:
         raise NoGpu(f"--gpu {args.gpu}: a GPU is needed to calibrate, and this machine has none")
@@ -78,13 +82,6 @@ def _detect(index: int) -> Gpu | None:
     from kernels.gpu import detect
 
     return detect(index)
-
-
-def spread(cases: Sequence[Case], count: int) -> list[Case]:
-    """So many of the cases, at even distances; all of them for 0 or where there are no more."""
-    if not count or count >= len(cases):
-        return list(cases)
-    return [cases[place * len(cases) // count] for place in range(count)]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -16,16 +16,21 @@ from kernels.gpu import Gpu
 from kernels.kernel import Kernel
 from kernels.problem import Op
 from suites import calibration, resampling
+from suites.ahead import FEW, compilations, compile_ahead
 from suites.arguments import budget_seconds
 from suites.bench import Bench, Fault
-from suites.calibration import MEASURABLE, Calibration, Noise
+from suites.calibrating_cases import choose, spread
+from suites.calibrating_process import AheadWorker
+from suites.calibrating_samples import Samples
+from suites.calibration import CONFIRMED, FOUND, MEASURABLE, Calibration
+from suites.calibration_pairs import FEWEST, pairs_of
 from suites.case import Case
 from suites.command import GOOD, INCONCLUSIVE, SLOWER, WRONG, first_that_applies
 from suites.executor import ON_DEVICE, DeviceArguments, Executor, Local, Worker, catalogued, measure_case
-from suites.injected import SLOWED, Injection, injectable
+from suites.injected import SLOWED, SlowedCase, injectable
 from suites.judging import Judge, Judgement, judge_case, settled
 from suites.on_gpu import Lab
-from suites.record import CaseRecord, Record, RunRecord, read
+from suites.record import Record, RunRecord, read
 from suites.resampling import INJECTED, Checks
 from suites.session import ROOT, commit_of, now, only, run_id
 from suites.store import Writer
@@ -33,8 +38,10 @@ from suites.store import Writer
 FILE = "records.jsonl"
 LIMITS = "calibration.json"
 FALSE_ALARMS = 0.01
-FIRST = (0.05, 0.10, 0.02)
-"""The order in which slowdowns are injected: one of each first, each in a case of its own."""
+POWER = {"2%": 0.80, "5%": FOUND}
+"""What shares of slowdowns have to be found of the cases called measurable."""
+FIRST = CONFIRMED + FEWEST
+"""So many processes come first, then the slowed kernels, then the rest: what a budget cuts off is what can be spared."""
 
 
 class Laboratory(Protocol):
@@ -42,42 +49,6 @@ class Laboratory(Protocol):
 
     def __call__(self, process: int, slowdown: float) -> Lab:
         """The lab."""
-
-
-@dataclass
-class Samples:
-    """What is measured so far, by the label of its process: `p0`, `p1` … for the same code, `slow5-0` … for slowed kernels."""
-
-    cases: dict[str, dict[str, CaseRecord]]
-    heads: dict[str, RunRecord]
-
-    @classmethod
-    def of(cls, records: Iterable[Record]) -> Samples:
-        """Sorted by the end of each run's id."""
-        samples = cls({}, {})
-        for record in records:
-            if isinstance(record, RunRecord):
-                samples.heads[record.id] = record
-            elif isinstance(record, CaseRecord):
-                samples.add(record)
-        return samples
-
-    def add(self, record: CaseRecord) -> None:
-        """Take in a case."""
-        self.cases.setdefault(label_of(record.run), {})[record.key] = record
-
-    def fresh(self) -> dict[str, list[CaseRecord]]:
-        """The records of each case by its fresh processes, in order; kernels that were not right every time are left out by `pairs_of`."""
-        found: dict[str, list[CaseRecord]] = {}
-        for label in sorted((label for label in self.cases if label.startswith("p")), key=lambda label: int(label[1:])):
-            for key, record in self.cases[label].items():
-                found.setdefault(key, []).append(record)
-        return found
-
-
-def label_of(run: str) -> str:
-    """The process that a run's id stands for."""
-    return run.partition("/")[2]
 
 
 @dataclass
@@ -95,67 +66,95 @@ class Calibrating:
 
     @property
     def plan(self) -> Plan:
-        """How much to measure; a lab may have its own."""
+        """How much to measure, without call times; a lab may have its own."""
         made = self.laboratory(0, 0.0).plan if self.laboratory else None
-        return made or (QUICK if self.args.quick else FULL)
+        return made or replace(QUICK if self.args.quick else FULL, call_samples=0)
 
     def kernels(self, lab: Lab | None) -> Callable[[Op], Sequence[Kernel]]:
         """The kernels that take part, by op."""
         return only(lab.kernels_for if lab else catalogued(), self.args.kernel, self.cases)
 
-    def measure(self) -> bool:
-        """Every case in every process; whether nothing is left to do."""
-        for process in range(self.args.processes):
-            done = self.samples.cases.get(f"p{process}", {})
-            todo = [case for case in self.cases if case.key not in done]
-            if todo and not self._process(f"p{process}", todo, self._executor(process, 0.0)):
+    def compile(self) -> None:
+        """Compile what the cases need before anything is timed, so that the first process is one like all others."""
+        work = compilations(self._left("p0"), self.kernels(None), self.gpu) if self.laboratory is None else []
+        if len(work) >= FEW:
+            done, failed = compile_ahead(work, self.gpu, self.args.device)
+            print(f"suites.calibrate: compiled {done} kernels ahead, {failed} left; {self.left():.0f} s of the budget left", flush=True)
+
+    def measure(self, processes: Sequence[int]) -> bool:
+        """Every case in each of these processes; whether nothing is left to do."""
+        todo = {process: self._left(f"p{process}") for process in processes}
+        numbers, following = [process for process in processes if todo[process]], None
+        for place, process in enumerate(numbers):
+            executor = following or self._executor(process, 0.0)
+            following = self._executor(numbers[place + 1], 0.0) if place + 1 < len(numbers) else None
+            if isinstance(following, AheadWorker):
+                following.start()
+            try:
+                done = self._process(f"p{process}", todo[process], executor)
+            except BaseException:
+                done = False
+                raise
+            finally:
+                executor.close()
+                if not done and following is not None:
+                    following.close()
+            if not done:
                 return False
         return True
 
-    def inject(self, noises: Sequence[Noise]) -> bool:
-        """Slowed kernels in the cases that can be slowed, one share a case and process; whether nothing is left to do."""
-        for share, number, case, kernel in self.injections(noises):
-            label = f"slow{share:.0%}-{number}".replace("%", "")
-            if case.key in self.samples.cases.get(label, {}):
-                continue
-            if not self._process(label, [case], self._executor(self.args.processes + number, share, kernel)):
-                return False
+    def _left(self, label: str) -> list[Case]:
+        done = self.samples.cases.get(label, {})
+        return [case for case in self.cases if case.key not in done]
+
+    def inject(self) -> bool:
+        """Slowed kernels in cases that are measurable and can be slowed, each in as many processes as confirm a change; whether all are."""
+        chosen = self._slowable()
+        for process in range(CONFIRMED):
+            executor = None if self.laboratory else Worker(SLOWED, self._device())
+            try:
+                for share in INJECTED:
+                    if not self._slow(process, share, chosen, executor or self._executor(self.args.processes + process, share)):
+                        return False
+            finally:
+                if executor:
+                    executor.close()
         return True
 
-    def injections(self, noises: Sequence[Noise]) -> Iterator[tuple[float, int, Case, str]]:
-        """Share, number, case and kernel of every injection: measurable cases at even distances, one of each share first."""
+    def _slow(self, process: int, share: float, chosen: Sequence[tuple[Case, str]], executor: Executor) -> bool:
+        name = f"slow{share * 100:.0f}"
+        known, done = self.samples.cases.get(f"{name}-0", {}), self.samples.cases.get(f"{name}-{process}", {})
+        cases = [SlowedCase.of(case, kernel, share, known.get(case.key)) for case, kernel in chosen if case.key not in done]
+        return not cases or self._process(f"{name}-{process}", cases, executor)
+
+    def _slowable(self) -> list[tuple[Case, str]]:
+        """Cases, each with a kernel, at even distances among those that the first processes call measurable and that can be slowed."""
         kernels, seen = self.kernels(self.laboratory(0, 0.0) if self.laboratory else None), dict[str, str]()
-        for noise in noises:
-            if noise.visible <= MEASURABLE:
+        for noise in calibration.noises_of(pairs_of(self.samples.fresh(FIRST))):
+            case = next(case for case in self.cases if case.key == noise.key)
+            kernel = next(own for own in kernels(case.problem.op) if own.name == noise.kernel)
+            if noise.visible <= MEASURABLE and case.cache == "hot" and (self.laboratory or injectable(kernel, case.problem, self.gpu)):
                 seen.setdefault(noise.key, noise.kernel)
-        able = [
-            (case, kernel) for case in self.cases for kernel in kernels(case.problem.op)
-            if seen.get(case.key) == kernel.name and (self.laboratory or injectable(kernel, case.problem, self.gpu))
-        ]
-        chosen = [able[place * len(able) // self.args.inject] for place in range(min(self.args.inject, len(able)))] if able else []
-        for turn in range(len(INJECTED)):
-            for number, (case, kernel) in enumerate(chosen):
-                yield FIRST[(turn + number) % len(FIRST)], number, case, kernel.name
+        return spread([(case, seen[case.key]) for case in self.cases if case.key in seen], self.args.inject) if self.args.inject else []
 
     def _process(self, label: str, cases: Sequence[Case], executor: Executor) -> bool:
         """These cases in one fresh process; False where the budget ended before the last."""
-        head = self._head(label)
+        head, started = self._head(label), time.monotonic()
         self.writer.write(head)
         self.samples.heads[head.id] = head
-        try:
-            for number, case in enumerate(cases):
-                if self.left() <= 0:
-                    return False
-                print(f"suites.calibrate: {label}, case {number + 1} of {len(cases)}: {case}", flush=True)
-                try:
-                    record = replace(measure_case(executor, case, self.plan), run=head.id)
-                except Fault as fault:
-                    print(f"suites.calibrate: {case}: {fault}", flush=True)
-                    continue
-                self.writer.write(record)
-                self.samples.add(record)
-        finally:
-            executor.close()
+        for number, case in enumerate(cases):
+            if self.left() <= 0:
+                print(f"suites.calibrate: {label}: the budget ended after {number} of {len(cases)} cases", flush=True)
+                return False
+            try:
+                record = replace(measure_case(executor, case, self.plan), run=head.id)
+            except Fault as fault:
+                print(f"suites.calibrate: {case}: {fault}", flush=True)
+                continue
+            self.writer.write(record)
+            self.samples.add(record)
+        took = time.monotonic() - started
+        print(f"suites.calibrate: {label}: {len(cases)} cases in {took:.1f} s; {self.left():.0f} s of the budget left", flush=True)
         return True
 
     def _head(self, label: str) -> RunRecord:
@@ -167,12 +166,14 @@ class Calibrating:
             self.arguments,
         )
 
-    def _executor(self, process: int, share: float, kernel: str = "") -> Executor:
+    def _executor(self, process: int, share: float) -> Executor:
         if self.laboratory is not None:
             lab = self.laboratory(process, share)
             return Local(Bench(self.gpu, lab.clock, lab.monitor, self.kernels(lab), "cpu"))
-        device = DeviceArguments(self.gpu, self.args.device, "", self.plan.turn_us, tuple(self.args.kernel))
-        return Worker(SLOWED, Injection(device, kernel, share)) if share else Worker(ON_DEVICE, device)
+        return AheadWorker(ON_DEVICE, self._device())
+
+    def _device(self) -> DeviceArguments:
+        return DeviceArguments(self.gpu, self.args.device, "", self.plan.turn_us, tuple(self.args.kernel))
 
 
 def run(
@@ -184,18 +185,19 @@ def run(
     existing = _existing(path, gpu, args.resume)
     seconds = float("inf") if args.budget is None else budget_seconds(args.budget)
     with Writer(path) as writer:
+        kernels = only(laboratory(0, 0.0).kernels_for if laboratory else catalogued(), args.kernel, cases)
         work = Calibrating(
-            args, arguments, gpu, cases, writer, Samples.of(existing), lambda: seconds - (time.monotonic() - started), laboratory,
+            args, arguments, gpu, choose(cases, kernels, gpu, args.cases), writer, Samples.of(existing),
+            lambda: seconds - (time.monotonic() - started), laboratory,
         )
-        complete = work.measure()
-        noises = calibration.noises_of(calibration.pairs_of(work.samples.fresh()))
-        complete = complete and work.inject(noises)
-    made, checks, judgements = _derive(work, gpu, noises)
+        work.compile()
+        complete = work.measure(range(min(FIRST, args.processes))) and work.inject()
+        complete = complete and work.measure(range(FIRST, args.processes))
+    made, checks, judgements = _derive(work, gpu)
     calibration.write(out / LIMITS, made)
     codes = _show(made, checks, judgements, work.samples)
     if not complete:
         print(f"suites.calibrate: the budget was spent; go on with --out {out} --resume")
-        codes.append(INCONCLUSIVE)
     code = first_that_applies(codes)
     if args.accept and code == GOOD:
         calibration.write(calibration.calibration_file(accepted), made)
@@ -216,22 +218,21 @@ def _existing(path: Path, gpu: Gpu, resume: bool) -> list[Record]:
     return records
 
 
-def _derive(work: Calibrating, gpu: Gpu, noises: Sequence[Noise]) -> tuple[Calibration, Checks | None, list[tuple[str, Judgement]]]:
+def _derive(work: Calibrating, gpu: Gpu) -> tuple[Calibration, Checks | None, list[tuple[str, Judgement]]]:
     """The limits, the resampling, and the gate's verdict on every slowed kernel."""
     samples = work.samples
-    checks = resampling.check(calibration.pairs_of(samples.fresh()), noises)
-    head = next(reversed(samples.heads.values()))
+    pairs = pairs_of(samples.fresh())
+    noises = calibration.noises_of(pairs)
+    checks, head = resampling.check(pairs, noises), next(reversed(samples.heads.values()))
     made = Calibration(
-        gpu.name, head.device.get("uuid"), head.started[:10], head.commit, head.method, tuple(noises), head.versions,
-        asdict(checks) if checks else {},
+        gpu.name, head.device.get("uuid"), head.started, head.commit, head.method, noises, head.versions,
+        asdict(checks) if checks else {}, samples.timed(),
     )
-    judge = Judge(gpu, {}, made, samples.heads)
-    judgements = []
-    for label in sorted(label for label in samples.cases if label.startswith("slow")):
-        for key, record in samples.cases[label].items():
-            own = settled(judge_case(record, samples.fresh()[key][0], judge), len(noises))
-            slowed = {result.kernel for result in record.results if "injected" in result.notes} or {noises[0].kernel}
-            judgements += [(label, judgement) for judgement in own if judgement.kernel in slowed]
+    judge, judgements = Judge(gpu, {}, made, samples.heads), []
+    for (label, key), record in samples.slowed().items():
+        own = settled(judge_case(record, samples.fresh()[key][0], judge), len(noises))
+        slowed = {result.kernel for result in record.results if "injected" in result.notes}
+        judgements += [(label, judgement) for judgement in own if judgement.kernel in slowed or not slowed]
     found = {f"{label} {own.key} {own.kernel}": own.verdict for label, own in judgements}
     return replace(made, checks={**made.checks, "injections": found}), checks, judgements
 
@@ -247,11 +248,12 @@ def _show(
     codes = [WRONG] if wrong else []
     for line in resampling.lines(checks) if checks else ["too few processes for false alarms and power"]:
         print(f"suites.calibrate: {line}")
-    if checks is None or checks.false_alarms > FALSE_ALARMS:
-        codes.append(INCONCLUSIVE)
     for label, judgement in judgements:
         print(f"  {label}: {judgement.verdict} {judgement.key} {judgement.kernel}: {judgement.detail}")
-    missed = [label for label, judgement in judgements if judgement.verdict != "REGRESSED" and not label.startswith("slow2-")]
+    if checks is None or checks.false_alarms > FALSE_ALARMS or any(checks.power_measurable[name] < least for name, least in POWER.items()):
+        print("suites.calibrate: not what a gate needs: too few processes, false alarms above 1 %, or slowdowns that stay unseen")
+        codes.append(INCONCLUSIVE)
+    missed = [f"{label} {judgement.kernel}" for label, judgement in judgements if judgement.verdict != "REGRESSED" and label != "slow2"]
     if missed:
         print(f"suites.calibrate: injected and not found: {', '.join(missed)}")
         codes.append(SLOWER)

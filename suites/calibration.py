@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from kernels.errors import RecordError
+from suites.calibration_pairs import Pair
 from suites.distributions import digamma, student_quantile, trigamma, trigamma_inverse
-from suites.record import CaseRecord, Result
-from suites.statistics import Estimate, median_error, process_logs, time_us
+from suites.statistics import Estimate
 from suites.store import write_text
 
 SCHEMA = "tersparse-calibration/1"
@@ -29,8 +29,12 @@ FOUND = 0.99
 """With this chance a slowdown of a case's `visible` is found."""
 MEASURABLE = 0.05
 """A case whose `visible` is at most this is called measurable."""
-FEWEST = 3
-"""Processes without which nothing is said of the spread between them."""
+CONFIRMED = 3
+"""Processes from which on a run's own spread keeps one of them, that lies elsewhere, from passing for a change: then `FLOOR` counts."""
+FLOOR = 0.005
+"""The smallest change that counts at all."""
+MARGIN = 0.03
+"""The smallest change that counts where nothing is calibrated, the runs are from different cards, or too few processes confirm it."""
 LEAST_SIGMA = 1e-5
 ENOUGH_FOR_A_LINE = 12
 BORROWED_QUANTILE = 90
@@ -43,8 +47,9 @@ class Noise:
 
     us: the kernel's median time. processes, rounds: it was estimated from. spread: the plain standard deviation between processes.
     within: the part of it that the rounds inside a process explain. sigma, degrees: the strengthened deviation and its degrees of freedom.
-    visible: the slowdown that one process against one finds with the chance `FOUND`, in a run of as many comparisons as were calibrated.
-    borrowed: not of this case, but of those like it.
+    visible: the slowdown that a run of `CONFIRMED` processes finds with the chance `FOUND` against the calibrated ones, in a run of as many
+    comparisons as were calibrated. borrowed: not of this case, but of those like it. medians: of each process, logarithmic. noisiest: the
+    largest standard error that the rounds of a calibrated process gave its median.
     """
 
     key: str
@@ -59,21 +64,42 @@ class Noise:
     degrees: float
     visible: float = math.inf
     borrowed: bool = False
+    medians: tuple[float, ...] = ()
+    noisiest: float = 0.0
 
-    def variance(self, estimate: Estimate) -> float:
-        """Of an estimate like this: by the calibration, and by its own rounds where these are noisier."""
-        fewer = self.within**2 * max(0.0, self.rounds / estimate.rounds - 1)
-        return max((self.sigma**2 + fewer) / estimate.processes, estimate.error**2)
+    def reference(self) -> Estimate:
+        """What the calibrated processes say together; their spread is `sigma` already."""
+        error = self.within / math.sqrt(len(self.medians))
+        return Estimate(float(np.mean(self.medians)), error, len(self.medians), self.rounds)
 
-    def smallest(self, comparisons: int, now: int = 1, then: int = 1) -> float:
+    def error(self, now: Estimate, then: Estimate) -> tuple[float, float]:
+        """The standard error of the difference of two runs, and its degrees of freedom.
+
+        The variance between processes is the calibrated one pooled with what the processes of both runs show, so that one that lies
+        elsewhere widens the error as it moves the mean. Rounds that are fewer, or noisier than in any calibrated process, add to it.
+        """
+        degrees = self.degrees + now.degrees + then.degrees
+        pooled = (self.degrees * self.sigma**2 + now.scatter + then.scatter) / degrees
+        variances = []
+        for own in (now, then):
+            fewer = self.within**2 * max(0.0, self.rounds / own.rounds - 1) / own.processes
+            noisier = own.error**2 - self.noisiest**2 / own.processes
+            variances.append(pooled / own.processes + max(fewer, noisier, 0.0))
+        return math.sqrt(sum(variances)), degrees
+
+    def smallest(self, comparisons: int, now: int, then: int, floor: float = FLOOR) -> float:
         """The slowdown that is found with the chance `FOUND` among so many comparisons; now, then: processes of the two runs."""
-        quantiles = student_quantile(ALPHA / comparisons / 2, self.degrees) + student_quantile(1 - FOUND, self.degrees)
-        return math.expm1(min(50.0, quantiles * self.sigma * math.sqrt(1 / now + 1 / then)))
+        error, degrees = self.sigma * math.sqrt(1 / now + 1 / then), self.degrees + now - 1
+        alarm = max(math.log1p(floor), student_quantile(ALPHA / comparisons / now / 2, degrees) * error)
+        return math.expm1(min(50.0, alarm + student_quantile(1 - FOUND, degrees) * error))
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The limits of a GPU. uuid: of the card. method, versions, commit, date: of the calibration. checks: what resampling showed of it."""
+    """The limits of a GPU. uuid: of the card. method, versions, commit, date (and time): of the calibration. checks: by resampling.
+
+    timed: by case, the kernels that took turns: beside others, which heat the device otherwise, a kernel has another speed-up.
+    """
 
     gpu: str
     uuid: str | None
@@ -83,6 +109,7 @@ class Calibration:
     noises: tuple[Noise, ...]
     versions: Mapping[str, Any] = field(default_factory=dict)
     checks: Mapping[str, Any] = field(default_factory=dict)
+    timed: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def noise(self, key: str, kernel: str, baseline: str) -> Noise | None:
         """Of that pair, else borrowed from the pairs of its suite, or of all suites where it has fewer than five; None without any."""
@@ -97,61 +124,8 @@ class Calibration:
         sigma = float(np.percentile([own.sigma for own in kin], BORROWED_QUANTILE))
         within = float(np.percentile([own.within for own in kin], BORROWED_QUANTILE))
         rounds, degrees = min(own.rounds for own in kin), min(own.degrees for own in kin)
-        return Noise(key, kernel, baseline, 0.0, 0, rounds, sigma, within, sigma, degrees, borrowed=True)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """What calibration sees of a kernel and its baseline in a case.
-
-    logs: the logarithmic speed-ups of each process, round by round. errors: the standard error of the median of each.
-    """
-
-    key: str
-    kernel: str
-    baseline: str
-    us: float
-    logs: tuple[np.ndarray, ...]
-    errors: tuple[float, ...]
-
-    def without(self, *places: int) -> Pair:
-        """The same without some of the processes."""
-        kept = [place for place in range(len(self.logs)) if place not in places]
-        return replace(self, logs=tuple(self.logs[place] for place in kept), errors=tuple(self.errors[place] for place in kept))
-
-
-def pairs_of(cases: Mapping[str, Sequence[CaseRecord]]) -> list[Pair]:
-    """Every variant against the fastest exact baseline. cases: by key, the records of the fresh processes in order."""
-    found: list[Pair] = []
-    for key, records in cases.items():
-        for result in records[0].results:
-            if result.kind == "variant" and len(records) >= FEWEST:
-                found += _pair(key, result.kernel, records)
-    return found
-
-
-def _pair(key: str, kernel: str, records: Sequence[CaseRecord]) -> Iterable[Pair]:
-    ours = [record.result(kernel) for record in records]
-    common = [
-        theirs.kernel for theirs in records[0].results
-        if theirs.kind == "baseline" and theirs.exact and all(_timed(record.result(theirs.kernel)) for record in records)
-    ]
-    if not common or not all(map(_timed, ours)):
-        return
-    baseline = min(common, key=lambda name: _typical(record.result(name) for record in records))
-    logs = tuple(
-        np.concatenate(process_logs(own, theirs)) for own, record in zip(ours, records, strict=True)
-        if own is not None and (theirs := record.result(baseline)) is not None
-    )
-    yield Pair(key, kernel, baseline, _typical(ours), logs, tuple(map(median_error, logs)))
-
-
-def _timed(result: Result | None) -> bool:
-    return result is not None and result.status == "ok" and bool(result.samples_us)
-
-
-def _typical(results: Iterable[Result | None]) -> float:
-    return float(np.median([time for result in results if result is not None and (time := time_us(result)) is not None]))
+        noisiest = max(own.noisiest for own in kin)
+        return Noise(key, kernel, baseline, 0.0, 0, rounds, sigma, within, sigma, degrees, borrowed=True, noisiest=noisiest)
 
 
 def noises_of(pairs: Sequence[Pair]) -> tuple[Noise, ...]:
@@ -164,14 +138,14 @@ def noises_of(pairs: Sequence[Pair]) -> tuple[Noise, ...]:
     withins = [math.sqrt(float(np.mean(np.square(pair.errors)))) for pair in pairs]
     prior_degrees, priors = _prior(spreads, degrees, withins, [pair.us for pair in pairs])
     found = []
-    for pair, spread, own, within, prior in zip(pairs, spreads, degrees, withins, priors, strict=True):
+    for pair, spread, own, within, prior, middles in zip(pairs, spreads, degrees, withins, priors, medians, strict=True):
         variance = prior if math.isinf(prior_degrees) else (prior_degrees * prior + own * spread**2) / (prior_degrees + own)
         total = min(prior_degrees + own, float(sum(degrees)))
         noise = Noise(
             pair.key, pair.kernel, pair.baseline, pair.us, len(pair.logs), min(map(len, pair.logs)), spread, within,
-            math.sqrt(variance), total,
+            math.sqrt(variance), total, medians=tuple(middles), noisiest=max(pair.errors),
         )
-        found.append(replace(noise, visible=noise.smallest(len(pairs))))
+        found.append(replace(noise, visible=noise.smallest(len(pairs), CONFIRMED, len(pair.logs))))
     return tuple(found)
 
 
@@ -212,8 +186,14 @@ def write(path: Path, calibration: Calibration) -> None:
 
 def _plain(row: Mapping[str, Any]) -> dict[str, Any]:
     """Figures of five digits; what is left at its default is left out."""
-    kept = {name: value for name, value in row.items() if value is not False and value != math.inf}
-    return {name: float(f"{value:.5g}") if isinstance(value, float) else value for name, value in kept.items()}
+    kept = {name: value for name, value in row.items() if value is not False and value != math.inf and value != ()}
+    return {name: _short(value) for name, value in kept.items()}
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(round(own, 6) if isinstance(own, float) else own for own in value)
+    return float(f"{value:.5g}") if isinstance(value, float) else value
 
 
 def read(path: Path) -> Calibration | None:
@@ -230,7 +210,7 @@ def read(path: Path) -> Calibration | None:
 
 
 def _noise(row: Mapping[str, Any]) -> Noise:
-    noise = Noise(**row)
+    noise = Noise(**{**row, "medians": tuple(row.get("medians", ()))})
     numbers = (noise.us, noise.spread, noise.within, noise.sigma, noise.degrees, noise.visible)
     good = all(isinstance(number, (int, float)) and number >= 0 for number in numbers)
     if not good or min(noise.sigma, noise.degrees, noise.rounds) <= 0:

@@ -14,8 +14,9 @@ from autotune.command import Parser, guarded
 from kernels.errors import GpuMismatch, NoGpu, RecordError, UsageError
 from kernels.gpu import GPUS, Gpu, by_name, unlisted
 from suites import arguments, calibration
+from suites.calibration import MARGIN
 from suites.command import EXIT_CODES, GOOD, INCONCLUSIVE, SLOWER, WRONG, accepted_file, first_that_applies
-from suites.judging import MARGIN, Judge, Judgement, Verdict, judge_case, settled
+from suites.judging import Judge, Judgement, Verdict, judge_case, settled
 from suites.quality import headline, noise
 from suites.record import CaseRecord, Record, RoofRecord, RunRecord, latest, read
 from suites.store import write_text
@@ -67,7 +68,7 @@ def decided(record: CaseRecord, accepted: CaseRecord | None, judge: Judge, compa
         ratio = headline(record)
         return ratio is None or noise(ratio) <= MARGIN or not ratio.low <= 1 <= ratio.high
     judgements = settled(judge_case(record, accepted, judge), comparisons)
-    return all(judgement.change is None or judgement.verdict != "INCONCLUSIVE" for judgement in judgements)
+    return not any(own.suspect or (own.change is not None and own.verdict == "INCONCLUSIVE") for own in judgements)
 
 
 def exit_code(judgements: Sequence[Judgement]) -> int:

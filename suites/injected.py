@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,12 +35,23 @@ _COMPARED = Plan(rounds=8, max_rounds=8, relative_width=0.0, seconds=1.0, call_s
 
 
 @dataclass(frozen=True)
-class Injection:
-    """What the child that measures a slowed kernel needs: the device's arguments, the kernel by name, and the share to slow it by."""
+class SlowedCase(Case):
+    """A case with one kernel, by name, slowed by a share. cycles, came_to: the delay and what it came to, where that is known already."""
 
-    device: DeviceArguments
-    kernel: str
-    share: float = field(default=0.0)
+    kernel: str = ""
+    share: float = 0.0
+    cycles: int = 0
+    came_to: float = 0.0
+
+    @classmethod
+    def of(cls, case: Case, kernel: str, share: float, known: CaseRecord | None = None) -> SlowedCase:
+        """That case. known: its record with the same delay."""
+        result = known.result(kernel) if known else None
+        notes = result.notes if result else {}
+        return cls(
+            case.suite, case.model, case.layer, case.problem, case.cache, case.state, case.data, kernel, share,
+            int(notes.get("injected_cycles", 0)), float(notes.get("injected_measured", 0.0)),
+        )
 
 
 def function_of(kernel: Kernel, problem: Problem, gpu: Gpu) -> Any:
@@ -117,29 +128,27 @@ def _load(path: Path) -> ModuleType:
 
 @dataclass
 class Slowed(Local):
-    """Measures cases with one kernel slowed by a share, found by trying. The kernel's result says what it really came to."""
-
-    kernel: str = ""
-    share: float = 0.0
+    """Measures slowed cases; how long a delay has to be is found by trying. The kernel's result says what it really came to."""
 
     def case(self, case: Case, plan: Plan, excluded: dict[str, Failure]) -> CaseRecord:
-        """The record of one case. UsageError where its kernel cannot be slowed."""
-        kernel = next((own for own in self.bench.kernels(case.problem.op) if own.name == self.kernel), None)
+        """The record of one `SlowedCase`. UsageError where its kernel cannot be slowed."""
+        named = case.kernel if isinstance(case, SlowedCase) else ""
+        kernel = next((own for own in self.bench.kernels(case.problem.op) if own.name == named), None)
         function = function_of(kernel, case.problem, self.bench.gpu) if kernel else None
-        if kernel is None or function is None:
-            raise UsageError(f"{self.kernel}: not a kernel that can be slowed")
-        cycles, came_to = self._cycles(kernel, function, case)
+        if not isinstance(case, SlowedCase) or kernel is None or function is None:
+            raise UsageError(f"{named}: not a kernel that can be slowed")
+        cycles, came_to = (case.cycles, case.came_to) if case.cycles else self._cycles(kernel, function, case)
         with delayed(function, cycles) as copy:
             slow = slowed(kernel, function, copy)
             bench = replace(self.bench, kernels=lambda op: [slow if own is kernel else own for own in self.bench.kernels(op)])
             record = Local(bench, self.run, weights=self.weights).case(case, plan, excluded)
-        notes = {"injected": self.share, "injected_measured": round(came_to, 5), "injected_cycles": cycles}
+        notes = {"injected": case.share, "injected_measured": round(came_to, 5), "injected_cycles": cycles}
         results = tuple(
-            replace(result, notes={**result.notes, **notes}) if result.kernel == self.kernel else result for result in record.results
+            replace(result, notes={**result.notes, **notes}) if result.kernel == named else result for result in record.results
         )
         return replace(record, results=results)
 
-    def _cycles(self, kernel: Kernel, function: Any, case: Case) -> tuple[int, float]:
+    def _cycles(self, kernel: Kernel, function: Any, case: SlowedCase) -> tuple[int, float]:
         """The delay that comes nearest to the share, and the share that it comes to, interleaved with the kernel as it is."""
         inputs, (config, _) = make_inputs(case.problem, self.bench.device), lookup(kernel, case.problem, self.bench.gpu)
 
@@ -147,7 +156,7 @@ class Slowed(Local):
             return self.bench.clock.timer([made.prepare(case.problem, inputs, config).run], cold=False)
 
         plain, best = timer(kernel), (0, 0.0)
-        cycles = max(1, round(self.share * plain.sample() * CYCLES_PER_US))
+        cycles = max(1, round(case.share * plain.sample() * CYCLES_PER_US))
         for _ in range(TRIES):
             with delayed(function, cycles) as copy:
                 other = timer(slowed(kernel, function, copy))
@@ -155,16 +164,16 @@ class Slowed(Local):
             other.close()
             ratios = sorted(b / a for a, b in zip(taken["plain"].kernel_us, taken["slowed"].kernel_us, strict=True))
             came_to = ratios[len(ratios) // 2] - 1
-            if not best[0] or abs(came_to - self.share) < abs(best[1] - self.share):
+            if not best[0] or abs(came_to - case.share) < abs(best[1] - case.share):
                 best = cycles, came_to
-            if abs(came_to - self.share) <= CLOSE * self.share:
+            if abs(came_to - case.share) <= CLOSE * case.share:
                 break
-            cycles = max(1, round(cycles * min(4.0, self.share / max(came_to, self.share / 4))))
+            cycles = max(1, round(cycles * min(4.0, case.share / max(came_to, case.share / 4))))
         plain.close()
         return best
 
 
-def slowed_device(injection: Injection, mark: Callable[[str], None]) -> Slowed:
-    """The executor of a child that measures a slowed kernel on a CUDA device."""
-    local = on_device(injection.device, mark)
-    return Slowed(local.bench, local.run, local.measured_roofs, kernel=injection.kernel, share=injection.share)
+def slowed_device(device: DeviceArguments, mark: Callable[[str], None]) -> Slowed:
+    """The executor of a child that measures slowed kernels on a CUDA device."""
+    local = on_device(device, mark)
+    return Slowed(local.bench, local.run, local.measured_roofs)

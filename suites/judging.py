@@ -8,18 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from kernels.gpu import Gpu
-from suites.calibration import ALPHA, MEASURABLE, Calibration, Noise
+from suites.calibration import ALPHA, CONFIRMED, FLOOR, MARGIN, MEASURABLE, Calibration, Noise
+from suites.calibration_pairs import steadiest
 from suites.distributions import student_quantile, student_tail
 from suites.quality import NOISE, case_refusals, headline, noise
 from suites.reasons import Sides, other_card, probable
 from suites.record import CaseRecord, Result, RunRecord
 from suites.refusals import AFTER_TIMING, result_refusals
 from suites.statistics import CONFIDENCE, Estimate, Ratio, estimate, holm, process_logs, speedup, time_us
-
-MARGIN = 0.03
-"""The smallest change that counts where nothing is calibrated, or the two runs are from different cards."""
-FLOOR = 0.005
-"""The smallest change that counts at all."""
 
 Verdict = Literal["PASS", "IMPROVED", "REGRESSED", "INCONCLUSIVE", "MISSING", "WRONG", "NEW"]
 
@@ -39,7 +35,7 @@ class Comparison:
 
     def limit(self, comparisons: int) -> float:
         """The slowdown that a PASS excludes: what can be seen among so many comparisons, but never more than `MEASURABLE`."""
-        return max(self.floor, min(MEASURABLE, self.noise.smallest(comparisons, *self.processes)))
+        return max(self.floor, min(MEASURABLE, self.noise.smallest(comparisons, *self.processes, self.floor)))
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,7 @@ class Judgement:
     """The verdict on one variant in one case, or on a baseline that is missing.
 
     change: speed-up now over speed-up accepted. test: what it is judged by where the case is calibrated; then `settled` gives the verdict.
+    suspect: a change, were it not for the few processes that say so; more of them would decide.
     """
 
     key: str
@@ -55,6 +52,7 @@ class Judgement:
     detail: str = ""
     change: Ratio | None = None
     test: Comparison | None = None
+    suspect: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,14 +96,17 @@ def settled(judgements: Sequence[Judgement], comparisons: int = 0) -> list[Judge
 def _settle(judgement: Judgement, test: Comparison, probability: float, comparisons: int) -> Judgement:
     change = judgement.change
     assert change is not None
-    if probability <= ALPHA and abs(math.log(change.value)) >= math.log1p(test.floor):
+    size = abs(math.log(change.value))
+    suspect = probability <= ALPHA and size >= math.log1p(FLOOR) and test.processes[0] < CONFIRMED
+    if probability <= ALPHA and size >= math.log1p(test.floor):
         slower = change.value < 1
         found = f"{judgement.detail}; p {probability:.1g}" + (f"; probably {test.reason}" if slower else "")
-        return replace(judgement, verdict="REGRESSED" if slower else "IMPROVED", detail=found)
+        return replace(judgement, verdict="REGRESSED" if slower else "IMPROVED", detail=found, suspect=suspect)
     limit = test.limit(comparisons)
     verdict: Verdict = "PASS" if change.low >= 1 / (1 + limit) else "INCONCLUSIVE"
     sees = "excluded" if verdict == "PASS" else "not excluded"
-    return replace(judgement, verdict=verdict, detail=f"{judgement.detail}; slower by {limit:.1%} is {sees}")
+    few = f"; {test.processes[0]} of {CONFIRMED} processes that would confirm a change" if suspect else ""
+    return replace(judgement, verdict=verdict, detail=f"{judgement.detail}; slower by {limit:.1%} is {sees}{few}", suspect=suspect)
 
 
 def _doubt(now: CaseRecord, result: Result, before: Result | None, judge: Judge) -> Judgement | None:
@@ -132,12 +133,25 @@ def _compare(now: CaseRecord, then: CaseRecord | None, result: Result, before: R
         return Judgement(now.key, result.kernel, "INCONCLUSIVE", str(refused[0]))
     if then is None or before is None or before.status != "ok":
         return _new(now, result)
-    pair = _common(now, then)
+    limits = judge.limits if now.state == "interleaved" else None
+    pair = _common(now, then, result.kernel, limits)
     if pair is None:
         return Judgement(now.key, result.kernel, "MISSING", "no baseline that both runs measured")
     sides = Sides(now, then, (result, before), pair, judge.heads)
-    noise_of = judge.limits.noise(now.key, result.kernel, pair[0].kernel) if judge.limits and now.state == "interleaved" else None
-    return _plain(sides) if noise_of is None else _calibrated(sides, noise_of)
+    noise_of = limits.noise(now.key, result.kernel, pair[0].kernel) if limits else None
+    if limits is None or noise_of is None:
+        return _plain(sides)
+    if _recalibrated(sides, limits, noise_of):
+        card = judge.heads[now.run].device.get("uuid") if now.run in judge.heads else None
+        return _calibrated(sides, noise_of, noise_of.reference(), len({card, limits.uuid} - {None}) > 1)
+    return _calibrated(sides, noise_of, None, other_card(sides))
+
+
+def _recalibrated(sides: Sides, limits: Calibration, noise_of: Noise) -> bool:
+    """Whether the calibrated processes stand for what was accepted: they are newer, and timed the kernels that this run timed."""
+    head = sides.head(sides.then)
+    timed = {result.kernel for result in sides.now.results if time_us(result) is not None}
+    return bool(noise_of.medians) and head is not None and limits.date > head.started and timed == set(limits.timed.get(sides.now.key, ()))
 
 
 def _plain(sides: Sides) -> Judgement:
@@ -154,14 +168,15 @@ def _plain(sides: Sides) -> Judgement:
     return Judgement(sides.now.key, result.kernel, verdict, detail, change)
 
 
-def _calibrated(sides: Sides, noise_of: Noise) -> Judgement:
+def _calibrated(sides: Sides, noise_of: Noise, reference: Estimate | None, elsewhere: bool) -> Judgement:
+    """By the calibrated noise. reference: the calibrated processes, where newer than what was accepted. elsewhere: on two cards."""
     result, before = sides.ours
     now = estimate(process_logs(result, sides.theirs[0], sides.now.processes))
-    then = estimate(process_logs(before, sides.theirs[1], sides.then.processes))
+    then = reference or estimate(process_logs(before, sides.theirs[1], sides.then.processes))
     if now is None or then is None:
         return Judgement(sides.now.key, result.kernel, "MISSING", "no paired samples")
     change, probability = change_of(now, then, noise_of)
-    floor = MARGIN if other_card(sides) else FLOOR
+    floor = MARGIN if elsewhere or min(now.processes, then.processes) < CONFIRMED else FLOOR
     detail = _detail(math.exp(now.value), math.exp(then.value), sides.theirs[0].kernel, change)
     detail += "; limits borrowed" if noise_of.borrowed else ""
     reason = probable(sides) if change.value < 1 else ""
@@ -172,9 +187,9 @@ def _calibrated(sides: Sides, noise_of: Noise) -> Judgement:
 def change_of(now: Estimate, then: Estimate, noise_of: Noise) -> tuple[Ratio, float]:
     """Speed-up now over then with its interval at `CONFIDENCE`, and how probable so large a change is under the same code (two-sided)."""
     difference = now.value - then.value
-    error = math.sqrt(noise_of.variance(now) + noise_of.variance(then))
-    half = student_quantile((1 - CONFIDENCE) / 2, noise_of.degrees) * error
-    probability = 2 * student_tail(abs(difference) / error, noise_of.degrees)
+    error, degrees = noise_of.error(now, then)
+    half = student_quantile((1 - CONFIDENCE) / 2, degrees) * error
+    probability = 2 * student_tail(abs(difference) / error, degrees)
     pairs = min(now.rounds, then.rounds)
     return Ratio(math.exp(difference), math.exp(difference - half), math.exp(difference + half), pairs), probability
 
@@ -192,15 +207,16 @@ def _new(now: CaseRecord, result: Result) -> Judgement:
     return Judgement(now.key, result.kernel, "NEW", "not accepted before")
 
 
-def _common(now: CaseRecord, then: CaseRecord) -> tuple[Result, Result] | None:
-    """The fastest baseline (as accepted) that computes exactly the case's function and was measured both times: now, then."""
+def _common(now: CaseRecord, then: CaseRecord, kernel: str, limits: Calibration | None) -> tuple[Result, Result] | None:
+    """The baseline to compare with, measured both times: now, then. One calibrated for the kernel, else the `steadiest` exact one."""
+    calibrated = {own.baseline for own in limits.noises if (own.key, own.kernel) == (now.key, kernel)} if limits else set()
     pairs = []
     for before in then.results:
-        result = now.result(before.kernel)
-        if before.kind == "baseline" and before.exact and before.status == "ok" and result is not None and result.status == "ok":
-            time = time_us(before)
-            if time is not None and time_us(result) is not None:
-                pairs.append((time, (result, before)))
+        result, time = now.result(before.kernel), time_us(before)
+        if before.kind != "baseline" or before.status != "ok" or result is None or result.status != "ok":
+            continue
+        if time is not None and time_us(result) is not None and (before.exact or before.kernel in calibrated):
+            pairs.append(((before.kernel not in calibrated, *steadiest(before, time)), (result, before)))
     return min(pairs, key=lambda pair: pair[0])[1] if pairs else None
 
 

@@ -1,33 +1,35 @@
 """What a calibrated gate does, by resampling what fresh processes measured: its false alarms, its power, and how well two runs agree.
 
-A resampled comparison of two runs is two of the processes, with the rounds inside each drawn anew; the noise it is judged by is that
-of the *other* processes, so that nothing is judged by itself. All cases of a resampled run are of the same two processes, as in a real one.
+A resampled run is `CONFIRMED` of the processes; the *other* processes are its calibration: the noise that it is judged by, what it
+is compared with, and which cases are called measurable all come from them alone. All cases of a resampled run are of the same
+processes, as in a real one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from itertools import combinations
 
 import numpy as np
 
-from suites.calibration import ALPHA, FEWEST, MEASURABLE, Noise, Pair, noises_of
+from suites.calibration import ALPHA, CONFIRMED, FLOOR, MEASURABLE, Noise, noises_of
+from suites.calibration_pairs import FEWEST, Pair
 from suites.distributions import proportion_bound, student_quantile, student_tail
-from suites.judging import FLOOR
-from suites.statistics import CONFIDENCE, Estimate, holm
+from suites.statistics import CONFIDENCE, holm
 
 INJECTED = (0.02, 0.05, 0.10)
 
 
 @dataclass(frozen=True)
 class Checks:
-    """What resampling showed, as shares. runs, comparisons: resampled runs, and independent ones among the pairs of processes.
+    """What resampling showed, as shares. runs: resampled runs. comparisons: cases of runs that share no process with each other.
 
-    false_alarms: REGRESSED or IMPROVED per case of the same code; upper: its 95 % bound. runs_with_alarm: resampled runs with any.
-    power: by injected slowdown, found cases; measurable: those whose `visible` is at most `MEASURABLE`, as share and in number.
-    power_measurable: of these alone. agreement: intervals of one run that cover the other's median; stated: how many should.
+    false_alarms: REGRESSED or IMPROVED per kernel and case of the same code; upper: its 95 % bound, as if only `comparisons` had been made.
+    runs_with_alarm: resampled runs with any. power: by injected slowdown, found cases; power_measurable: of those that the other
+    processes call measurable. measurable: the number that all processes together call so. agreement: intervals that cover the other
+    run's median; stated: how many should.
     """
 
     processes: int
@@ -46,94 +48,70 @@ class Checks:
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Resampled comparisons of two processes. differences: logarithmic, [runs, pairs]. errors, degrees (of freedom): of each pair."""
+class _Run:
+    """A resampled run, by pair. differences: logarithmic, to its calibration. errors, degrees: of these. measurable: called so."""
 
     differences: np.ndarray
     errors: np.ndarray
-    degrees: np.ndarray
+    degrees: tuple[float, ...]
+    measurable: np.ndarray
 
 
-def check(pairs: Sequence[Pair], noises: Sequence[Noise], runs: int = 2000, seed: int = 0) -> Checks | None:
-    """Resample; None where fewer than two more processes than `FEWEST` took part. noises: of all processes, for what is measurable."""
+def check(pairs: Sequence[Pair], noises: Sequence[Noise], runs: int = 500, seed: int = 0) -> Checks | None:
+    """Resample; None where fewer processes than `CONFIRMED` + `FEWEST` took part. noises: of all processes. runs: at most so many."""
     processes = min((len(pair.logs) for pair in pairs), default=0)
-    if processes < FEWEST + 2:
+    if processes < CONFIRMED + FEWEST:
         return None
-    batches = list(_batches(pairs, noises, processes, runs, seed))
-    alarms = np.concatenate([_alarms(batch) for batch in batches])
-    rate = float(alarms.mean())
-    independent = len({pair.key for pair in pairs}) * (processes // 2)
-    measurable = np.array([noise.visible <= MEASURABLE for noise in noises])
-    power = {f"{share:.0%}": np.concatenate([_found(batch, share) for batch in batches]).mean(axis=0) for share in INJECTED}
-    covered = [abs(batch.differences) <= _quantiles(batch) * batch.errors for batch in batches]
+    chosen = list(combinations(range(processes), CONFIRMED))
+    if len(chosen) > runs:
+        chosen = [chosen[place] for place in np.random.default_rng(seed).choice(len(chosen), runs, replace=False)]
+    made = [_resampled(pairs, now) for now in chosen]
+    alarms = np.array([_alarms(run) for run in made])
+    rate, cases = float(alarms.mean()), len({pair.key for pair in pairs})
+    independent = cases * (processes // CONFIRMED)
+    called = np.array([run.measurable for run in made])
+    power = {f"{share:.0%}": np.array([_found(run, share) for run in made]) for share in INJECTED}
+    covered = [abs(run.differences) <= _quantiles(run, (1 - CONFIDENCE) / 2) * run.errors for run in made]
     return Checks(
-        processes, len({pair.key for pair in pairs}), len(pairs), len(alarms), independent, rate,
-        max(proportion_bound(math.ceil(rate * independent), independent), rate), float(alarms.any(axis=1).mean()), int(measurable.sum()),
-        {name: float(found.mean()) for name, found in power.items()},
-        {name: float(found[measurable].mean()) if measurable.any() else 0.0 for name, found in power.items()},
-        float(np.concatenate(covered).mean()),
+        processes, cases, len(pairs), len(made), independent, rate,
+        max(proportion_bound(math.ceil(rate * independent), independent), rate), float(alarms.any(axis=1).mean()),
+        sum(noise.visible <= MEASURABLE for noise in noises), {name: float(found.mean()) for name, found in power.items()},
+        {name: float(found[called].mean()) if called.any() else 0.0 for name, found in power.items()}, float(np.mean(covered)),
     )
 
 
-def _batches(pairs: Sequence[Pair], noises: Sequence[Noise], processes: int, runs: int, seed: int) -> Iterator[_Batch]:
-    random = np.random.default_rng(seed)
-    orders = list(permutations(range(processes), 2))
-    each = max(1, runs // len(orders))
-    for now, then in orders:
-        judged_by = noises_of([pair.without(now, then) for pair in pairs])
-        variances = [
-            sum(noise.variance(Estimate(0.0, pair.errors[place], 1, len(pair.logs[place]))) for place in (now, then))
-            for pair, noise in zip(pairs, judged_by, strict=True)
-        ]
-        differences = [
-            _medians(pair, noise, now, each, random) - _medians(pair, noise, then, each, random)
-            for pair, noise in zip(pairs, noises, strict=True)
-        ]
-        yield _Batch(np.array(differences).T, np.sqrt(np.array(variances)), np.array([noise.degrees for noise in judged_by]))
+def _resampled(pairs: Sequence[Pair], now: Sequence[int]) -> _Run:
+    """Those processes against all others."""
+    judged_by = noises_of([pair.without(*now) for pair in pairs])
+    differences, errors, degrees = [], [], []
+    for pair, noise in zip(pairs, judged_by, strict=True):
+        own, reference = pair.estimate(now), noise.reference()
+        error, free = noise.error(own, reference)
+        differences.append(own.value - reference.value)
+        errors.append(error)
+        degrees.append(free)
+    visible = np.array([noise.visible for noise in judged_by])
+    return _Run(np.array(differences), np.array(errors), tuple(degrees), visible <= MEASURABLE)
 
 
-def _medians(pair: Pair, noise: Noise, place: int, count: int, random: np.random.Generator) -> np.ndarray:
-    """Medians of a process's rounds drawn anew.
-
-    What the rounds scatter is in the spread of the processes already: where each process lies is drawn towards their middle by that much,
-    so that it is not counted twice.
-    """
-    logs = pair.logs[place]
-    medians = np.median(logs[random.integers(0, len(logs), (count, len(logs)))], axis=1)
-    own, middle = float(np.median(logs)), float(np.mean([np.median(log) for log in pair.logs]))
-    kept = math.sqrt(max(0.0, 1 - (noise.within / noise.sigma) ** 2))
-    moved: np.ndarray = np.asarray(medians, dtype=np.float64) + (middle - own + kept * (own - middle))
-    return moved
+def _alarms(run: _Run) -> np.ndarray:
+    """Which pairs are called REGRESSED or IMPROVED, by Holm's procedure and for each look that the run took, as the gate does."""
+    ratios = (abs(run.differences) / run.errors).tolist()
+    probabilities = [min(1.0, 2 * CONFIRMED * student_tail(t, free)) for t, free in zip(ratios, run.degrees, strict=True)]
+    return (np.array(holm(probabilities)) <= ALPHA) & (abs(run.differences) >= math.log1p(FLOOR))
 
 
-def _alarms(batch: _Batch) -> np.ndarray:
-    """Which pairs are called REGRESSED or IMPROVED, by Holm's procedure, as the gate does."""
-    adjusted = np.array([holm(list(row)) for row in _probabilities(batch)])
-    return (adjusted <= ALPHA) & (abs(batch.differences) >= math.log1p(FLOOR))
-
-
-def _probabilities(batch: _Batch) -> np.ndarray:
-    """Two-sided, read from a table of Student's t for each number of degrees."""
-    ratios, found = abs(batch.differences) / batch.errors, np.ones_like(batch.differences)
-    grid = np.concatenate([np.linspace(0, 10, 401), np.geomspace(10.1, 1e4, 200)])
-    for degrees in set(batch.degrees.tolist()):
-        table = [math.log(max(1e-300, 2 * student_tail(t, degrees))) for t in grid]
-        own = batch.degrees == degrees
-        found[:, own] = np.exp(np.interp(ratios[:, own], grid, table))
-    return found
-
-
-def _found(batch: _Batch, slowdown: float) -> np.ndarray:
+def _found(run: _Run, slowdown: float) -> np.ndarray:
     """Which pairs are called REGRESSED when each, alone, is slower by that share: then Holm's first step is what it has to take."""
-    shifted = batch.differences - math.log1p(slowdown)
-    quantiles = _quantiles(batch, ALPHA / len(batch.degrees) / 2)
-    found: np.ndarray = (shifted < -quantiles * batch.errors) & (shifted <= -math.log1p(FLOOR))
+    shifted = run.differences - math.log1p(slowdown)
+    quantiles = _quantiles(run, ALPHA / len(run.degrees) / CONFIRMED / 2)
+    found: np.ndarray = (shifted <= -quantiles * run.errors) & (shifted <= -math.log1p(FLOOR))
     return found
 
 
-def _quantiles(batch: _Batch, tail: float = (1 - CONFIDENCE) / 2) -> np.ndarray:
-    known = {degrees: student_quantile(tail, degrees) for degrees in set(batch.degrees.tolist())}
-    return np.array([known[degrees] for degrees in batch.degrees.tolist()])
+def _quantiles(run: _Run, tail: float) -> np.ndarray:
+    known = {degrees: student_quantile(tail, degrees) for degrees in set(run.degrees)}
+    return np.array([known[degrees] for degrees in run.degrees])
 
 
 def lines(checks: Checks) -> list[str]:
@@ -141,7 +119,7 @@ def lines(checks: Checks) -> list[str]:
     curve = ", ".join(f"{name} {found:.1%}" for name, found in checks.power.items())
     sharp = ", ".join(f"{name} {found:.1%}" for name, found in checks.power_measurable.items())
     return [
-        f"{checks.kernels} kernels in {checks.cases} cases, {checks.processes} fresh processes, {checks.runs} resampled runs",
+        f"{checks.kernels} kernels in {checks.cases} cases, {checks.processes} fresh processes; runs of {CONFIRMED}: {checks.runs}",
         f"false alarms per case {checks.false_alarms:.2%}, at most {checks.upper:.1%} "
         f"(95 %, {checks.comparisons} independent comparisons); runs with any {checks.runs_with_alarm:.1%}",
         f"measurable (a slowdown of {MEASURABLE:.0%} is found in 99 %): {checks.measurable} of {checks.kernels}",

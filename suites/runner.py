@@ -25,7 +25,8 @@ from suites.record import CaseRecord, Result
 from suites.refusals import result_refusals
 from suites.trial import Trial, plain_result
 
-SUSTAINED_BASELINES = ("cusparselt-int8", "cusparselt-int8-scaled", "dense-bf16", "dense-fp8", "dense-int8")
+SUSTAINED_BASELINES = ("cusparselt-int8", "cusparselt-int8-scaled", "dense-bf16", "dense-fp8", "dense-int8", "slidesparse")
+"""One sparse library for each sparsity among them: slidesparse for (L-2):L, cuSPARSELt as it is for 2:4. What cannot run says so."""
 SCARCE = 0.35
 """Cached blocks go back to the device when less than this share of its memory is free."""
 

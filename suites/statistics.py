@@ -59,13 +59,16 @@ def speedup(ours: Result, theirs: Result) -> Ratio | None:
 class Estimate:
     """A logarithmic speed-up: the mean over fresh processes of the median over rounds.
 
-    error: its standard error as the rounds alone show it. rounds: of the process with the fewest.
+    error: its standard error as the rounds alone show it. rounds: of the process with the fewest. scatter, degrees: the sum of squares of
+    the processes around their mean, and its degrees of freedom; none where the spread between these processes is known already.
     """
 
     value: float
     error: float
     processes: int
     rounds: int
+    scatter: float = 0.0
+    degrees: int = 0
 
 
 def process_logs(ours: Result, theirs: Result, processes: Sequence[int] = ()) -> list[np.ndarray]:
@@ -82,9 +85,13 @@ def estimate(logs: Sequence[np.ndarray]) -> Estimate | None:
     """What processes say together, each with the same weight; None without any."""
     if not logs:
         return None
-    middle = float(np.mean([np.median(part) for part in logs]))
-    error = math.hypot(*map(median_error, logs)) / len(logs)
-    return Estimate(middle, error, len(logs), min(map(len, logs)))
+    return together([float(np.median(part)) for part in logs], list(map(median_error, logs)), min(map(len, logs)))
+
+
+def together(medians: Sequence[float], errors: Sequence[float], rounds: int) -> Estimate:
+    """What the medians of processes, each with its standard error, say together."""
+    count = len(medians)
+    return Estimate(float(np.mean(medians)), math.hypot(*errors) / count, count, rounds, count * float(np.var(medians)), count - 1)
 
 
 def median_error(values: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from dataclasses import replace
@@ -269,18 +270,74 @@ def calibrated(now: CaseRecord, sigma: float = 0.001, then: CaseRecord = GOOD, c
     return found.verdict
 
 
+def thrice(us: float, *others: Result) -> CaseRecord:
+    """The case as three processes measured it, `ours` taking so long."""
+    return case(timed("ours", us, "variant"), *(others or (FAST, SLOW)), processes=(4, 4, 4))
+
+
 def test_calibrated_limits_see_what_the_margin_does_not() -> None:
-    slower, faster = case(timed("ours", 51, "variant"), FAST, SLOW), case(timed("ours", 49, "variant"), FAST, SLOW)
+    slower, good, faster = thrice(51), thrice(50), thrice(49)
     assert verdict(slower) == {"ours": "PASS"}
-    assert (calibrated(slower), calibrated(GOOD), calibrated(faster)) == ("REGRESSED", "PASS", "IMPROVED")
-    assert calibrated(slower, sigma=0.01) == "INCONCLUSIVE", "2 % slower is neither found nor is 5 % excluded"
-    assert calibrated(case(timed("ours", 50.15, "variant"), FAST, SLOW), sigma=1e-4) == "PASS", "0.3 % never counts"
+    assert [calibrated(own, then=good) for own in (slower, good, faster)] == ["REGRESSED", "PASS", "IMPROVED"]
+    assert calibrated(slower, sigma=0.02, then=good) == "INCONCLUSIVE", "2 % slower is neither found nor is 5 % excluded"
+    assert calibrated(thrice(50.15), sigma=1e-4, then=good) == "PASS", "0.3 % never counts"
 
 
 def test_another_card_has_to_differ_by_the_margin() -> None:
-    slower, slow = case(timed("ours", 51, "variant"), FAST, SLOW), case(timed("ours", 53, "variant"), FAST, SLOW)
-    assert calibrated(slower, cards=("card-2", "card-1")) == "PASS"
-    assert calibrated(slow, cards=("card-2", "card-1")) == "REGRESSED"
+    assert calibrated(thrice(51), then=thrice(50), cards=("card-2", "card-1")) == "PASS"
+    assert calibrated(thrice(53), then=thrice(50), cards=("card-2", "card-1")) == "REGRESSED"
+
+
+@pytest.mark.parametrize(("us", "expected", "decides"), [(50, "PASS", True), (51, "PASS", False), (53, "REGRESSED", False)])
+def test_a_small_change_is_confirmed_by_several_processes(us: float, expected: str, decides: bool) -> None:
+    once, judge = case(timed("ours", us, "variant"), FAST, SLOW), Judge(H200, {}, limits(0.001), {})
+    assert calibrated(once) == expected
+    assert calibrated(once, then=thrice(50)) == expected
+    assert gate.decided(once, thrice(50), judge) == decides, "one process alone does not settle a change"
+    assert gate.decided(thrice(us), thrice(50), judge), "three do"
+
+
+def test_a_process_that_lies_elsewhere_is_no_change() -> None:
+    """One of three is 6 % slower: the mean moves by 2 %, and so does its error."""
+    ours = timed("ours", 50, "variant")
+    outlier = replace(ours, samples_us=tuple(us * (1.06 if place >= 8 else 1.0) for place, us in enumerate(ours.samples_us)))
+    now, judge = case(outlier, FAST, SLOW, processes=(4, 4, 4)), Judge(H200, {}, limits(0.001), {})
+    (found,) = settled(judge_case(now, thrice(50), judge))
+    assert found.verdict == "INCONCLUSIVE"
+    assert found.change is not None
+    assert found.change.value == pytest.approx(1.06 ** (-1 / 3), abs=1e-4)
+    assert calibrated(thrice(51), then=thrice(50)) == "REGRESSED"
+
+
+def test_a_newer_calibration_stands_for_what_was_accepted() -> None:
+    """The accepted process lies 4 % off; the calibrated ones, with the same kernels beside them, say what is usual."""
+    usual = math.log(80 / 50)
+    noise = replace(limits(0.001).noises[0], medians=(usual,) * 9)
+    kernels = {GOOD.key: ("fast", "ours", "slow")}
+    strange = case(timed("ours", 48, "variant"), FAST, SLOW, run="r1")
+    for date, timed_then, expected in (
+        ("2026-01-01T00:00:01", kernels, "PASS"), ("2025-12-31", kernels, "REGRESSED"), ("2026-01-02", {GOOD.key: ("ours",)}, "REGRESSED"),
+    ):
+        made = Calibration("h200", None, date, "abc", "m/1", (noise,), timed=timed_then)
+        (found,) = judge_run([head("r2"), replace(thrice(50), run="r2")], [head("r1"), strange], H200, made)
+        assert found.verdict == expected, date
+    assert "accepted 1.600×" in judge_run(
+        [head("r2"), replace(thrice(51), run="r2")], [head("r1"), strange], H200,
+        Calibration("h200", None, "2026-02-01", "abc", "m/1", (noise,), timed=kernels),
+    )[0].detail
+
+
+def test_the_baseline_to_compare_with_is_one_that_is_the_same_in_every_process() -> None:
+    searched = timed("searched", 70, config_source="search")
+    with_search = thrice(50, searched, FAST, SLOW)
+    for limit, name in ((limits(0.001), "fast"), (None, "fast")):
+        (found,) = settled(judge_case(with_search, with_search, Judge(H200, {}, limit, {})))
+        assert name in found.detail
+    inexact = replace(FAST, exact=False)
+    (found,) = settled(judge_case(thrice(50, inexact, SLOW), thrice(50, inexact, SLOW), Judge(H200, {}, limits(0.001), {})))
+    assert "× fast," in found.detail, "one that is calibrated may compute another function"
+    (found,) = settled(judge_case(thrice(50, inexact, SLOW), thrice(50, inexact, SLOW), Judge(H200)))
+    assert "× slow," in found.detail
 
 
 def test_a_run_noisier_than_its_calibration_is_judged_by_its_own_noise() -> None:
@@ -289,12 +346,11 @@ def test_a_run_noisier_than_its_calibration_is_judged_by_its_own_noise() -> None
 
 
 def test_more_cases_and_more_looks_ask_for_more() -> None:
-    slower = case(timed("ours", 50.5, "variant"), FAST, SLOW)
-    judge = Judge(H200, {}, limits(0.0015), {})
-    assert [j.verdict for j in settled(judge_case(slower, GOOD, judge))] == ["REGRESSED"]
-    assert [j.verdict for j in settled(judge_case(slower, GOOD, judge), 1000)] == ["PASS"]
-    once = judge_case(slower, GOOD, judge)[0].test
-    thrice = judge_case(replace(slower, processes=(4, 4, 4)), GOOD, Judge(H200, {}, limits(0.0015), {}))[0].test
-    assert once is not None
-    assert thrice is not None
-    assert thrice.processes == (3, 1)
+    slower, good, judge = thrice(50.5), thrice(50), Judge(H200, {}, limits(0.003), {})
+    assert [j.verdict for j in settled(judge_case(slower, good, judge))] == ["REGRESSED"]
+    assert [j.verdict for j in settled(judge_case(slower, good, judge), 100)] == ["PASS"]
+    tests = [judge_case(replace(slower, processes=own), good, judge)[0].test for own in ((), (4, 4, 4), (3, 3, 3, 3))]
+    assert [own.processes for own in tests if own is not None] == [(1, 3), (3, 3), (4, 3)]
+    noise = limits(0.0015).noises[0]
+    assert noise.smallest(10, 3, 9) < noise.smallest(100, 3, 9) < noise.smallest(100, 3, 1)
+    assert noise.smallest(1, 3, 9, floor=0.03) > 0.03, "a slowdown of the floor itself is found half the time"

@@ -22,7 +22,7 @@ from kernels.space import Config, config_to_dict
 from kernels.ternary_gemm import dense_triton
 from suites.bench import Bench
 from suites.case import Case
-from suites.injected import Slowed, delayed, delayed_source, function_of, injectable, slowed
+from suites.injected import Slowed, SlowedCase, delayed, delayed_source, function_of, injectable, slowed
 from tests.suites.fakes import PLAN, gemm
 
 H200 = by_name("h200")
@@ -127,7 +127,7 @@ def test_the_delay_is_found_by_timing_it() -> None:
     kernels = [replace(DENSE, prepare=prepare), gemm("theirs", 100.0, "baseline")]
     bench = Bench(H200, clock, FakeMonitor(lambda: clock.seconds), lambda op: kernels, "cpu")
     case = Case("prefill", "m", "Wo", Problem("gemm", 16, 32, 4, Sparsity(2, 4)), "hot")
-    record = Slowed(bench, kernel="dense-triton", share=0.05).case(case, PLAN, {})
+    record = Slowed(bench).case(SlowedCase.of(case, "dense-triton", 0.05), PLAN, {})
     slow, theirs = record.results
     assert (slow.status, theirs.status) == ("ok", "ok")
     assert slow.notes["injected"] == 0.05
@@ -135,5 +135,10 @@ def test_the_delay_is_found_by_timing_it() -> None:
     assert sum(slow.samples_us) / len(slow.samples_us) == pytest.approx(50.0 * (1 + slow.notes["injected_measured"]), rel=1e-3)
     assert "injected" not in theirs.notes
     assert slow.config == config_to_dict(lookup(DENSE, case.problem, H200)[0])
-    with pytest.raises(UsageError, match="not a kernel that can be slowed"):
-        Slowed(bench, kernel="theirs", share=0.05).case(case, PLAN, {})
+    tries = len(launched)
+    again = Slowed(bench).case(SlowedCase.of(case, "dense-triton", 0.05, record), PLAN, {})
+    assert again.results[0].notes == slow.notes, "what is known is not tried again"
+    assert len(launched) - tries < tries
+    for named in (SlowedCase.of(case, "theirs", 0.05), case):
+        with pytest.raises(UsageError, match="not a kernel that can be slowed"):
+            Slowed(bench).case(named, PLAN, {})

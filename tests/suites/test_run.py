@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,10 +11,17 @@ from pathlib import Path
 
 import pytest
 
+from autotune.clock import FakeClock
+from autotune.conditions import FakeMonitor
+from kernels.catalogue import kernels_for
 from kernels.gpu import Gpu, by_name
+from kernels.problem import Problem, Sparsity
 from suites import run as command
+from suites.bench import Bench
+from suites.case import Case
 from suites.command import first_that_applies
 from suites.record import CaseRecord, RunRecord, read
+from suites.runner import kernels_of
 from tests.suites.fakes import H200, OTHER, OURS, SMALL, THEIRS, absent, gemm, lab, measure, refusing
 
 TWO = ("--suite", "prefill", "--shape", "16x32", "--tokens", "4", "8", "--sparsity", "2:4")
@@ -69,13 +77,25 @@ def test_a_group_that_does_not_divide_is_a_refusal_record(tmp_path: Path) -> Non
 def test_sustained_blocks(tmp_path: Path) -> None:
     strong, weak = gemm("dense-int8", 100.0, "baseline", dense=True), gemm("weak", 100.0, "baseline")
     inexact = gemm("sloppy", 20.0, exact=False)
-    assert measure(tmp_path / "run", lab((OURS, inexact, strong, weak)), *SMALL, "--state", "sustained") == 0
+    kernels = (OURS, inexact, strong, weak, gemm("slidesparse", 90.0, "baseline"))
+    assert measure(tmp_path / "run", lab(kernels), *SMALL, "--state", "sustained") == 0
     (case,) = cases(tmp_path / "run")
     assert case.state == "sustained"
-    assert [result.kernel for result in case.results] == ["ours", "dense-int8"]
+    assert [result.kernel for result in case.results] == ["ours", "dense-int8", "slidesparse"]
     blocks = case.results[0].blocks
     assert len(blocks) == 3
     assert all(block["seconds"] == pytest.approx(1.0) and block["calls"] == pytest.approx(20000, rel=0.02) for block in blocks)
+
+
+@pytest.mark.parametrize("sparsity", ["2:4", "6:8"])
+def test_every_sustained_case_has_a_dense_and_an_exact_sparse_baseline(sparsity: str) -> None:
+    gpu, problem = by_name("h200"), Problem("gemm", 8192, 8192, 8192, Sparsity.parse(sparsity))
+    bench = Bench(gpu, FakeClock(), FakeMonitor(lambda: 0.0), kernels_for)
+    chosen = kernels_of(Case("square", "square", "8192x8192", problem, "hot", "sustained"), bench)
+    wrong_sparsity = [kernel.name for kernel in chosen if re.search("weights only|are lifted", kernel.unavailable(problem, gpu) or "")]
+    able = [kernel for kernel in chosen if kernel.kind == "baseline" and kernel.name not in wrong_sparsity]
+    assert any(kernel.exact and not kernel.dense for kernel in able), wrong_sparsity
+    assert any(kernel.dense for kernel in able)
 
 
 @pytest.mark.parametrize("name", ["a100", "b200"])

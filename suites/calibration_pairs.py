@@ -1,0 +1,81 @@
+"""What a calibration looks at: a kernel and the baseline it is compared with, in each of several fresh processes. Needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from suites.record import CaseRecord, Result
+from suites.statistics import Estimate, median_error, process_logs, time_us, together
+
+FEWEST = 3
+"""Processes without which nothing is said of the spread between them."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What calibration sees of a kernel and its baseline in a case.
+
+    logs: the logarithmic speed-ups of each process, round by round. errors: the standard error of the median of each.
+    """
+
+    key: str
+    kernel: str
+    baseline: str
+    us: float
+    logs: tuple[np.ndarray, ...]
+    errors: tuple[float, ...]
+
+    def without(self, *places: int) -> Pair:
+        """The same without some of the processes."""
+        kept = [place for place in range(len(self.logs)) if place not in places]
+        return replace(self, logs=tuple(self.logs[place] for place in kept), errors=tuple(self.errors[place] for place in kept))
+
+    def estimate(self, places: Sequence[int]) -> Estimate:
+        """What some of the processes say together."""
+        medians = [float(np.median(self.logs[place])) for place in places]
+        return together(medians, [self.errors[place] for place in places], min(len(self.logs[place]) for place in places))
+
+
+def pairs_of(cases: Mapping[str, Sequence[CaseRecord]]) -> list[Pair]:
+    """Every variant against the `steadiest` baseline. cases: by key, the records of the fresh processes in order."""
+    found: list[Pair] = []
+    for key, records in cases.items():
+        for result in records[0].results:
+            if result.kind == "variant" and len(records) >= FEWEST:
+                found += _pair(key, result.kernel, records)
+    return found
+
+
+def _pair(key: str, kernel: str, records: Sequence[CaseRecord]) -> Iterable[Pair]:
+    ours = [record.result(kernel) for record in records]
+    common = [
+        theirs for theirs in records[0].results
+        if theirs.kind == "baseline" and all(_timed(record.result(theirs.kernel)) for record in records)
+    ]
+    if not common or not all(map(_timed, ours)):
+        return
+    baseline = min(common, key=lambda own: steadiest(own, _typical(record.result(own.kernel) for record in records))).kernel
+    logs = tuple(
+        np.concatenate(process_logs(own, theirs)) for own, record in zip(ours, records, strict=True)
+        if own is not None and (theirs := record.result(baseline)) is not None
+    )
+    yield Pair(key, kernel, baseline, _typical(ours), logs, tuple(map(median_error, logs)))
+
+
+def steadiest(baseline: Result, us: float) -> tuple[bool, bool, float]:
+    """The order in which baselines are compared with: those that run the same algorithm in every process, then exact ones, then fast ones.
+
+    On an H200 cuSPARSELt's search chose another algorithm in five of six processes, which moved its time by 1 to 7 % (2026-11-22).
+    """
+    return baseline.config_source == "search", not baseline.exact, us
+
+
+def _timed(result: Result | None) -> bool:
+    return result is not None and result.status == "ok" and bool(result.samples_us)
+
+
+def _typical(results: Iterable[Result | None]) -> float:
+    return float(np.median([time for result in results if result is not None and (time := time_us(result)) is not None]))
