@@ -213,4 +213,4 @@ def int8_gemm(left_desc, right_desc, out_desc, scale_ptr, out_ptr, steps, rounds
         (_consumer, (scale_ptr, out_ptr, steps, rounds, row_tiles, column_tiles, group, rows, columns, TILES, BLOCK_N, STAGES, SPLITS, PAIR,
                      OUT, WIDE)),
         (_producer, (steps, rounds, row_tiles, column_tiles, group, TILES, BLOCK_N, STAGES, SPLITS, PAIR)),
-    ], [PRODUCER_WARPS], [24])
+    ], [PRODUCER_WARPS], [32])

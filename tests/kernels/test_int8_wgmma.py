@@ -117,7 +117,7 @@ def test_every_problem_has_an_allowed_default() -> None:
 
 def test_what_does_not_fit_is_refused_with_reasons() -> None:
     case = problem(4608, 3584, 16384)
-    assert "registers" in str(reject(case, H200, fitting(3, 256)))
+    assert "registers" in str(reject(case, H200, fitting(2, 256)))
     assert "stages fill" in str(reject(case, H200, Int8Config(1, 256, 3)))
     assert "padding" in str(reject(problem(100, 3584, 16384), H200, fitting(1, 256)))
     assert "clusters run" in str(reject(case, H200, fitting(1, 256, 2)))
@@ -155,7 +155,7 @@ def test_nothing_is_launched_for_an_empty_output() -> None:
 @pytest.mark.compile
 @pytest.mark.parametrize(("config", "dtype"), [
     (fitting(1, 256), "bf16"), (fitting(1, 224), "fp32"), (fitting(2, 128, pair=2), "fp16"), (fitting(1, 256, 2, 2), "bf16"),
-    (fitting(1, 192, 4), "bf16"),
+    (fitting(1, 192, 4), "bf16"), (fitting(1, 224, 2, 2), "bf16"),
 ], ids=str)  # fmt: skip
 def test_products_stay_in_flight_without_spills(config: Int8Config, dtype: DType) -> None:
     import triton
