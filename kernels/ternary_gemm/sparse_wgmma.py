@@ -9,6 +9,7 @@ Measured on an H200 (2026-11-22): 75 % of the tensor cores' cycles at 8192 × 81
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ import torch
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from kernels.errors import NonFiniteError, ShapeError, SparsityError
+from kernels.errors import GpuMismatch, NonFiniteError, ShapeError, SparsityError
 from kernels.fragments import ROWS, pack_dense_fragments, pack_fragments
 from kernels.gpu import Gpu
 from kernels.inputs import DTYPES, GemmInputs, Inputs
@@ -185,9 +186,13 @@ def bind(x_q: torch.Tensor, x_scale: torch.Tensor, weight: FragmentWeight, bias:
     return SparseGemm(weight, descriptor, y, x_scale.contiguous(), padded, out, config, plan)
 
 
+@functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """How many programs of this kernel run at once on a CUDA device."""
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    """How many programs of this kernel run at once on a CUDA device. Raises GpuMismatch, before anything runs, for one that is not sm_90."""
+    found = torch.cuda.get_device_properties(device)
+    if (found.major, found.minor) != (9, 0):
+        raise GpuMismatch(f"{found.name} is sm_{found.major}{found.minor}; wgmma needs sm_90 (H100, H200): sparse-mma runs from sm_80 on")
+    return found.multi_processor_count
 
 
 def prepare(problem: Problem, inputs: Inputs, config: SparseConfig) -> Prepared:

@@ -6,16 +6,17 @@ import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from autotune.compile import Compiled, compile_unit
-from kernels.errors import NonFiniteError, ShapeError, SparsityError
+from kernels.errors import GpuMismatch, NonFiniteError, ShapeError, SparsityError
 from kernels.gpu import by_name
 from kernels.problem import DENSE, DType, Problem, Sparsity
-from kernels.ternary_gemm.sparse_wgmma import KERNELS, bind, compile_units, fragment_weight
+from kernels.ternary_gemm.sparse_wgmma import KERNELS, bind, compile_units, fragment_weight, multiprocessors
 from kernels.ternary_gemm.sparse_wgmma_config import (
     COMPILER_BYTES,
     COST,
@@ -206,6 +207,16 @@ def test_inputs_that_do_not_fit_are_refused_before_anything_runs() -> None:
     for bad in ((x[:, :32], scale, None), (x.float(), scale, None), (x, scale[:4], None), (x, scale, torch.ones(63))):
         with pytest.raises(ShapeError, match="is needed"):
             bind(*bad[:2], weight, bad[2], torch.bfloat16, CONFIGS[0], 132)
+
+
+def test_another_architecture_is_named_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, capability in (("A100", (8, 0)), ("B200", (10, 0))):
+        found = SimpleNamespace(name=name, major=capability[0], minor=capability[1], multi_processor_count=108)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=found: found)
+        multiprocessors.cache_clear()
+        with pytest.raises(GpuMismatch, match=f"{name} is sm_{capability[0]}0; wgmma needs sm_90"):
+            multiprocessors(torch.device("cuda", 0))
+    multiprocessors.cache_clear()
 
 
 def test_scales_are_those_of_the_rows() -> None:
