@@ -188,7 +188,7 @@ def bind(x_q: torch.Tensor, x_scale: torch.Tensor, weight: FragmentWeight, bias:
 
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
-    """How many programs of this kernel run at once on a CUDA device. Raises GpuMismatch, before anything runs, for one that is not sm_90."""
+    """How many programs of this kernel run at once on a CUDA device. Raises GpuMismatch, before anything runs, where it is not sm_90."""
     found = torch.cuda.get_device_properties(device)
     if (found.major, found.minor) != (9, 0):
         raise GpuMismatch(f"{found.name} is sm_{found.major}{found.minor}; wgmma needs sm_90 (H100, H200): sparse-mma runs from sm_80 on")
