@@ -31,7 +31,7 @@ from autotune.command import Parser, guarded
 from autotune.worker import Worker
 from examples.tiny_model import METHODS, SMOKE, Model, Settings, build, text
 from kernels.bitlinear import Schedule, check
-from kernels.errors import Failure, NoGpu, OutputError, TerSparseError, UsageError
+from kernels.errors import Failure, NoGpu, NonFiniteError, OutputError, UsageError
 from reports.learning import SCHEMA, Run, parse, verdicts
 from suites.command import EXIT_CODES, INCONCLUSIVE, WRONG
 from suites.store import write_text
@@ -108,18 +108,21 @@ def corpus(characters: int, device: str) -> tuple[torch.Tensor, int]:
     return torch.tensor([alphabet[character] for character in written], device=device), len(alphabet)
 
 
-def train_one(job: Job, settings: dict[str, float], device: str) -> Run:
-    """One run from plain values, here or in a child process."""
+def train_one(job: Job, settings: dict[str, float], device: str) -> Run | Failure:
+    """One run from plain values, here or in a child process; a Failure where a layer saw a NaN or an infinity."""
     if device == "cpu":
         torch.set_num_threads(1)  # products this small lose time to waiting threads
     sized = Settings(**settings)  # type: ignore[arg-type] # the fields as asdict gave them
-    return train(*job, sized, *corpus(sized.characters, device))
+    try:
+        return train(*job, sized, *corpus(sized.characters, device))
+    except NonFiniteError as error:
+        return Failure("wrong", f"{' '.join(map(str, job))}: {error}")
 
 
 def train_in_children(jobs: Sequence[Job], settings: dict[str, float], device: str, processes: int) -> Iterator[Run | Failure]:
     """Runs as they end, several processes at once; what kills a process costs its run. Closing the iterator ends the children."""
     waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
-    done: queue.SimpleQueue[Run | Failure | TerSparseError] = queue.SimpleQueue()
+    done: queue.SimpleQueue[Run | Failure] = queue.SimpleQueue()
     for job in jobs:
         waiting.put(job)
     stopped = threading.Event()
@@ -131,8 +134,6 @@ def train_in_children(jobs: Sequence[Job], settings: dict[str, float], device: s
                     done.put(worker.call("examples.train_tiny:train_one", (waiting.get(block=False), settings, device), RUN_SECONDS))
                 except queue.Empty:
                     return
-                except TerSparseError as error:
-                    done.put(error)
 
     workers = [Worker() for _ in range(min(processes, len(jobs)))]
     threads = [threading.Thread(target=work, args=(worker,), daemon=True) for worker in workers]
@@ -140,9 +141,7 @@ def train_in_children(jobs: Sequence[Job], settings: dict[str, float], device: s
         for thread in threads:
             thread.start()
         for _ in jobs:
-            if isinstance(found := done.get(), TerSparseError):
-                raise found
-            yield found
+            yield done.get()
     finally:
         stopped.set()
         for worker in workers:
@@ -166,8 +165,8 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
-def run(arguments: argparse.Namespace, keep: Callable[[dict[str, object]], None]) -> tuple[dict[str, object], int]:
-    """Every run that was asked for, as the data that the report reads, and how many failed. keep: gets the data after every run, so
+def run(arguments: argparse.Namespace, keep: Callable[[dict[str, object]], None]) -> tuple[dict[str, object], list[Failure]]:
+    """Every run that was asked for, as the data that the report reads, and the failures. keep: gets the data after every run, so
     that an interruption loses only what was not finished; seeds are complete in their order."""
     settings = SMOKE if arguments.smoke else Settings()
     settings = settings if arguments.steps is None else replace(settings, steps=arguments.steps)
@@ -179,27 +178,31 @@ def run(arguments: argparse.Namespace, keep: Callable[[dict[str, object]], None]
         raise UsageError("--steps, --seeds and --processes must be at least 1")
     if device == "cuda" and not torch.cuda.is_available():
         raise NoGpu("--device cuda: a GPU is needed here and this machine has none")
-    sizes, started, runs, failed = asdict(settings), time.perf_counter(), [], 0
+    sizes, started = asdict(settings), time.perf_counter()
+    runs: list[dict[str, object]] = []
+    failures: list[Failure] = []
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
-    data: dict[str, object] = {"schema": SCHEMA, "device": name, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"),
-                               "smoke": arguments.smoke, "settings": sizes, "seconds": 0.0, "runs": runs}  # fmt: skip
+    data: dict[str, object] = {
+        "schema": SCHEMA, "device": name, "torch": torch.__version__, "date": time.strftime("%Y-%m-%d"), "smoke": arguments.smoke,
+        "settings": {**sizes, "processes": processes}, "seconds": 0.0, "runs": runs,
+    }  # fmt: skip
     jobs = [(method, sparsity, seed) for seed, sparsity, method in itertools.product(range(seeds), arguments.sparsity, arguments.method)]
     found: Iterable[Run | Failure] = (train_one(job, sizes, device) for job in jobs)
     for one in found if processes == 1 else train_in_children(jobs, sizes, device, processes):
         if isinstance(one, Failure):
             print(f"a run failed: {one}", file=sys.stderr)
-            failed += 1
+            failures.append(one)
             continue
         print(f"{one.sparsity:>12}  seed {one.seed}  {one.method:<10}  {one.validation[-1]:.4f}  {one.seconds:.1f} s", flush=True)
         runs.append(asdict(one))
         data["seconds"] = round(time.perf_counter() - started, 1)
         keep(data)
-    return data, failed
+    return data, failures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 where ours agrees with fake quantization, or where one of the two was not asked for; 3 where not; 4 where a run failed;
-    2 for bad input, 5 without the GPU that was asked for, 130 when interrupted: the runs that ended are kept."""
+    """0 where ours agrees with fake quantization, or where one of the two was not asked for; 3 where not, and for a NaN; 4 where a run
+    failed otherwise; 2 for bad input, 5 without the GPU that was asked for, 130 when interrupted: the runs that ended are kept."""
     return guarded("train_tiny", lambda: _main(argv), "interrupted; the runs that ended are kept")
 
 
@@ -210,14 +213,15 @@ def _main(argv: Sequence[str] | None) -> int:
         arguments.out.open("a").close()
     except OSError as error:
         raise OutputError(f"{arguments.out}: cannot be written: {error.strerror}") from None
-    found, failed = run(arguments, lambda data: write_text(arguments.out, json.dumps(data) + "\n"))
+    found, failures = run(arguments, lambda data: write_text(arguments.out, json.dumps(data) + "\n"))
     agreements = verdicts(parse(found))
     for verdict in agreements:
         print(verdict)
     print(f"{found['seconds']} s in all; {arguments.out}")
-    if not (arguments.smoke or all(verdict.agrees for verdict in agreements)):
+    differ = not (arguments.smoke or all(verdict.agrees for verdict in agreements))
+    if differ or any(failure.stage == "wrong" for failure in failures):
         return WRONG
-    return INCONCLUSIVE if failed else 0
+    return INCONCLUSIVE if failures else 0
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ from examples import train_tiny
 from examples.tiny_model import METHODS, SMOKE, FakeQuantLinear, build, text
 from examples.train_tiny import batch_of, loss_of, main, schedule_of
 from kernels.bitlinear import BitLinear, layers
-from kernels.errors import Failure
-from reports.learning import load, verdicts
+from kernels.errors import Failure, NonFiniteError
+from reports.learning import Run, load, verdicts
 
 pytestmark = pytest.mark.filterwarnings("ignore:BitLinear runs on the CPU")
 
@@ -82,8 +82,8 @@ def test_the_smoke_run_writes_curves(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_loss_that_differs_is_exit_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def trained(method: str, sparsity: str, seed: int, *rest: object) -> train_tiny.Run:
-        return train_tiny.Run(method, sparsity, seed, (10,), (1.0,), (1.0 + 0.01 * seed + worse * (method == "ours"),), 0.1)
+    def trained(method: str, sparsity: str, seed: int, *rest: object) -> Run:
+        return Run(method, sparsity, seed, (10,), (1.0,), (1.0 + 0.01 * seed + worse * (method == "ours"),), 0.1)
 
     monkeypatch.setattr(train_tiny, "train", trained)
     line = ["--device", "cpu", "--sparsity", "2:4", "--out", str(tmp_path / "curves.json")]
@@ -106,10 +106,10 @@ def test_several_processes_train_the_same(tmp_path: Path) -> None:
 
 
 def test_a_run_that_fails_costs_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def runs(jobs: list, *rest: object) -> Iterator[train_tiny.Run | Failure]:
+    def runs(jobs: list, *rest: object) -> Iterator[Run | Failure]:
         for method, sparsity, seed in jobs:
             lost = (method, seed) == ("ours", 2)
-            yield Failure("memory", "too little") if lost else train_tiny.Run(method, sparsity, seed, (10,), (1.0,), (1.0 + seed,), 0.1)
+            yield Failure("memory", "too little") if lost else Run(method, sparsity, seed, (10,), (1.0,), (1.0 + seed,), 0.1)
 
     monkeypatch.setattr(train_tiny, "train_in_children", runs)
     out = tmp_path / "curves.json"
@@ -118,11 +118,24 @@ def test_a_run_that_fails_costs_itself(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(load(out).runs) == 7
 
 
+def test_a_nan_is_exit_3_and_costs_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def trained(method: str, sparsity: str, seed: int, *rest: object) -> Run:
+        if (method, seed) == ("ours", 1):
+            raise NonFiniteError("blocks.0.qkv: NaN or infinity in its weight")
+        return Run(method, sparsity, seed, (10,), (1.0,), (1.0 + seed,), 0.1)
+
+    monkeypatch.setattr(train_tiny, "train", trained)
+    out = tmp_path / "curves.json"
+    assert main(["--device", "cpu", "--sparsity", "2:4", "--out", str(out)]) == 3
+    assert "wrong: ours 2:4 1: blocks.0.qkv" in capsys.readouterr().err
+    assert len(load(out).runs) == 7
+
+
 def test_an_interruption_keeps_what_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def trained(method: str, sparsity: str, seed: int, *rest: object) -> train_tiny.Run:
+    def trained(method: str, sparsity: str, seed: int, *rest: object) -> Run:
         if seed:
             raise KeyboardInterrupt
-        return train_tiny.Run(method, sparsity, seed, (10,), (1.0,), (1.0,), 0.1)
+        return Run(method, sparsity, seed, (10,), (1.0,), (1.0,), 0.1)
 
     monkeypatch.setattr(train_tiny, "train", trained)
     out = tmp_path / "curves.json"
