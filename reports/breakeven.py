@@ -14,6 +14,7 @@ from reports.panel import Data, Panel, folded, paragraph, table
 RIVALS = ("dense-bf16", "dense-fp8", "dense-int8", "cusparselt-int8-scaled", "fakequant-published-compiled")
 """Named baselines with a column of their own, where any case has them."""
 ALWAYS = "every count"
+FASTER, SLOWER = "●", "○"
 FIXED = 4
 """Columns before those of baselines."""
 
@@ -28,7 +29,7 @@ def panel(data: Data) -> Panel | None:
         return None
     rivals = [name for name in RIVALS if any(name in answer.others for found in able.values() for answer in found)]
     rows = [_row(key, able[key], rivals) for key in sorted(able)]
-    crossing_rows = [row for row in rows if not all(cell == "–" or ALWAYS in str(cell) for cell in row[FIXED:])]
+    crossing_rows = [row for row in rows if any(SLOWER in str(cell) for cell in row[FIXED:])]
     head = ("Model", "Work", "Weights", "Measured", "Strongest", *rivals)
     about = (
         "From which number of tokens on, or up to which, ours is faster, all layers of a block together: a filled mark for each measured "
@@ -48,7 +49,7 @@ def _told(rows: Sequence[Sequence[object]], rivals: Sequence[str]) -> str:
     parts = []
     for place, name in enumerate(("the strongest baseline", *rivals), FIXED):
         cells = [str(row[place]) for row in rows if row[place] != "–"]
-        always = sum(ALWAYS in cell for cell in cells)
+        always = sum(SLOWER not in cell for cell in cells)
         parts.append(f"{name} in {'all' if always == len(cells) else f'{always} of'} {len(cells)}")
     return f"At every measured count ours is faster than {', than '.join(parts)} combinations of model, work and weights."
 
@@ -65,8 +66,8 @@ def _range(found: Sequence[Answer]) -> str:
 
 
 def _cell(points: Sequence[tuple[int, float]]) -> Markup:
-    marks = "".join("●" if ratio >= 1 else "○" for _, ratio in sorted(points))
-    return Markup('<span class="marks" aria-hidden="true">{}</span> {}').format(marks, when(points))
+    marks = "".join(FASTER if ratio >= 1 else SLOWER for _, ratio in sorted(points))
+    return Markup('<span class="marks" aria-hidden="true">{}</span> {}').format(marks, when(points).replace(ALWAYS, "all"))
 
 
 def _against(found: Sequence[Answer], rivals: Sequence[str]) -> list[Markup | str]:

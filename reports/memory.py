@@ -77,13 +77,13 @@ def _energy(results: Results) -> list[Markup]:
     if cases:
         note = (
             "From sustained blocks: the energy counter of the whole board over the calls, idle power included. Ours is the fastest of our "
-            "exact kernels in the case. A kernel that has no blocks with joules is not measurable here."
+            "exact kernels in the case. Not measurable: the device gave no joules; a dash: the kernel was not measured there."
         )
         parts += [paragraph(note, "note"), _joules(cases)]
     for phase, suite in (("Decode", "decode"), ("Prefill", "prefill")):
         if not any(_phase(case) == phase for case in cases):
             command = f"python -m suites.run --gpu {results.gpu} --state sustained --suite {suite}"
-            said = Markup("{} {}: no sustained record of it. Measured by <code>{}</code>.").format(tag("not measurable"), phase, command)
+            said = Markup("{} {}: no sustained record of it. Measured by <code>{}</code>.").format(tag("not measured"), phase, command)
             parts.append(paragraph(said))
     return parts
 
@@ -94,27 +94,33 @@ def _phase(case: Case) -> str:
 
 def _joules(cases: Sequence[Case]) -> Markup:
     baselines = _baselines(cases)
-    head = ["Case", "Phase", "Tokens", "Our kernel", "Ours, mJ", *(f"{name}, mJ" for name in baselines)]
+    head = ["Case", "Phase", "Tokens", "Our kernel", "Ours, mJ", *(f"{name}, mJ" for name in map(_named, baselines))]
     rows = []
     for case in sorted(cases, key=lambda case: (_phase(case), case.record.suite, case.record.model)):
         ours = best_variant(case.record)
         name = f"{case.record.model or 'square'} {case.record.layer or case.shape} {case.problem.sparsity}"
         kernel = ours.kernel if ours else "–"
-        theirs = [_millijoules(case.record.result(name)) for name in baselines]
+        theirs = [_millijoules(case.record.result(name)) for name, _ in baselines]
         rows.append([name, _phase(case), case.problem.tokens, kernel, _millijoules(ours), *theirs])
     return table("Joules per call", head, rows, text=(0, 1, 3))
 
 
-def _baselines(cases: Iterable[Case]) -> list[str]:
-    """The baselines that have joules in most cases, at most so many."""
-    counts: dict[str, int] = {}
+def _baselines(cases: Iterable[Case]) -> list[tuple[str, bool]]:
+    """The baselines that have joules in most cases, those of the same function first, at most so many: name and whether it is exact."""
+    counts: dict[tuple[str, bool], int] = {}
     for case in cases:
         for result in case.record.results:
-            if result.kind == "baseline" and result.exact and joules_per_call(result) is not None:
-                counts[result.kernel] = counts.get(result.kernel, 0) + 1
-    return sorted(counts, key=lambda name: (-counts[name], name))[:MOST_BASELINES]
+            if result.kind == "baseline" and joules_per_call(result) is not None:
+                counts[result.kernel, result.exact] = counts.get((result.kernel, result.exact), 0) + 1
+    return sorted(counts, key=lambda key: (not key[1], -counts[key], key[0]))[:MOST_BASELINES]
+
+
+def _named(baseline: tuple[str, bool]) -> str:
+    return baseline[0] if baseline[1] else f"{baseline[0]} (another function)"
 
 
 def _millijoules(result: Result | None) -> str:
-    joules = joules_per_call(result) if result and result.status == "ok" and result.blocks else None
+    if result is None or result.status != "ok":
+        return "–"
+    joules = joules_per_call(result) if result.blocks else None
     return "not measurable" if joules is None else f"{1e3 * joules:.{3 if joules < 1e-2 else 1}f}"

@@ -70,7 +70,7 @@ def _rates(results: Results, name: Callable[[Case], str]) -> list[Figure]:
 
     return [
         by_case("fig-sustained-rate", "Sustained rate", labels, kernels, ours, tops, "TOPS, more is better"),
-        by_case("fig-sustained-energy", "Energy", labels, kernels, ours, joules, "joules per 10¹² operations, less is better"),
+        by_case("fig-sustained-energy", "Energy", labels, kernels, ours, joules, "J per 10¹² operations, less is better"),
     ]
 
 

@@ -20,7 +20,7 @@ WIDTH, LEFT, ROW = 331.0, 122.0, 15.0
 REACH = 0.1  # of the median on either side; what lies beyond stands at the edge
 STRIPS = (("sm_mhz", "SM clock, MHz"), ("power_w", "power, W"), ("temperature_c", "temperature, °C"))
 SEEN = ("before", "after")
-NAME = 42.0
+NAME = 30.0
 """The room that a suite's name takes."""
 
 
@@ -38,7 +38,7 @@ def panel(data: Data) -> Panel | None:
     html += figures(drawn)
     if strip is not None:
         html += paragraph(
-            "The clock strip: what the driver said before (orange) and after (blue) each case, in the order of measuring."
+            "The clock strip: what the driver said before (orange) and after (blue) each case, run after run in the order of measuring."
         )
         html += wide(strip)
     return Panel("samples", "Samples and clocks", "Samples and clocks", html)

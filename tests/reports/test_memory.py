@@ -67,6 +67,17 @@ def test_joules_of_ours_and_the_baselines() -> None:
     assert "Decode: no sustained record" not in found.text()
 
 
+def test_another_function_is_said_and_an_absent_kernel_is_a_dash() -> None:
+    eight = record(dense_triton=0.005, dense_fp8=0.1)
+    eight = replace(eight, results=(eight.results[0], replace(eight.results[1], exact=False)))
+    found = page(results(eight, record(4, dense_triton=0.005, dense_bf16=0.2)))
+    heads = [text for tag, text in found.texts if tag == "th"]
+    assert heads.index("dense-bf16, mJ") < heads.index("dense-fp8 (another function), mJ")
+    cells = [text for tag, text in found.texts if tag == "td"]
+    assert cells[-12:].count("–") == 2
+    assert "not measurable" not in cells
+
+
 def test_a_kernel_without_joules_is_not_measurable() -> None:
     found = page(results(record(dense_triton=None, dense_bf16=0.1), record(8192, "prefill", dense_triton=0.02, dense_bf16=None)))
     text = [text for tag, text in found.texts if tag == "td"]
@@ -83,5 +94,5 @@ def test_bits_as_the_records_have_them(run: Path) -> None:
 
 def test_nothing_sustained_is_said_with_the_command(projected_run: Path) -> None:
     text = page(load("h200", [projected_run])).text()
-    assert text.count("not measurable") == 2
+    assert text.count("no sustained record of it") == 2
     assert "python -m suites.run --gpu h200 --state sustained --suite decode" in text
