@@ -18,10 +18,13 @@ LINE_BYTES = 64
 """What the kernel allocates behind the ring of stages."""
 PORT_BYTES = 128
 """Bytes that shared memory moves in a clock."""
-PRODUCT_SHARE, PORT_SHARE, SHORTEST_STAGE = 0.65, 0.59, 380
-"""Of the tensor cores' and of shared memory's rate that a main loop of eight warps reaches, and clocks of a stage with few products."""
+PRODUCT_SHARE, PORT_SHARE, SHORTEST_STAGE = {1: 0.67, 2: 0.64}, {1: 0.57, 2: 0.68}, 380
+"""Of the tensor cores' and of shared memory's rate that the main loops of eight warps reach in one and in two programs of a multiprocessor,
+and clocks of a stage with few products."""
 ENOUGH_WARPS, FEW_SHARE = 8, 0.73
 """Warps of a multiprocessor that reach those shares, and what fewer reach of them: four in one program took 1.37 times as long as eight."""
+RING_BYTES = 100 << 10
+"""Where a default's ring has enough stages: 512 × 64 took 2 % longer with six (144 KiB) than with four, on an H200."""
 BAND = 16
 """Row tiles of a band: so many and about a hundred tiles at work read as many bytes of weights as of activations, within a factor of 2."""
 
@@ -153,11 +156,12 @@ _DEFAULTS = (
 
 
 def default_config(problem: Problem, gpu: Gpu) -> MmaConfig:
-    """The tile whose waves are the least work, with as many stages as fit, up to 6. An estimate by clocks, not a measurement."""
+    """The tile whose waves are the least work, with as many stages as fit, up to 6 or `RING_BYTES`. An estimate by clocks."""
     choices = []
     for tile in _DEFAULTS:
         for per_sm, splits in itertools.product((2, 1), (1, 2, 4, 8)):
-            deepest = (MmaConfig(*tile, stages, per_sm, band, splits) for stages in (6, 5, 4, 3) for band in (BAND, 0))
+            depths = (stages for stages in (6, 5, 4, 3) if stages <= max(4, RING_BYTES // _tile(*tile).stage_bytes))
+            deepest = (MmaConfig(*tile, stages, per_sm, band, splits) for stages in depths for band in (BAND, 0))
             choices += [config for config in deepest if reject(problem, gpu, config) is None][:1]
     return min(choices, key=lambda config: estimated_clocks(problem, gpu, config))
 
@@ -177,6 +181,6 @@ def _part_clocks(problem: Problem, gpu: Gpu, config: MmaConfig, programs: int) -
     what it leaves in device memory and the epilogue."""
     tile, area = config.tile, config.tile.block_n * config.tile.block_t
     share = 1.0 if programs * tile.threads // 32 >= ENOUGH_WARPS else FEW_SHARE
-    stage = 2 * programs * max(config.product_clocks(gpu) / PRODUCT_SHARE, config.port_clocks / PORT_SHARE) / share
+    stage = 2 * programs * max(config.product_clocks(gpu) / PRODUCT_SHARE[programs], config.port_clocks / PORT_SHARE[programs]) / share
     meeting = 0.0 if config.splits == 1 else 2500 + area / 16 * (1 + config.splits)
     return math.ceil(blocks(problem) / config.splits) * max(SHORTEST_STAGE, stage) + area * programs / 6 + meeting
