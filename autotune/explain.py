@@ -67,8 +67,8 @@ def _side_by_side(kernels: Sequence[Kernel], problem: Problem, gpu: Gpu, path: P
     numbers of tokens are not compared."""
     usable: dict[int, list[Timed]] = {}
     for kernel in kernels:
-        for entry in tuned.table(path or tuned.path_of(gpu)):
-            if entry.fits(kernel, problem) and tuned.verdict(entry, kernel, problem, gpu) is None:
+        for entry in tuned.of_layer(kernel, problem, path or tuned.path_of(gpu)):
+            if tuned.verdict(entry, kernel, problem, gpu) is None:
                 usable.setdefault(entry.tokens, []).append(Timed(kernel, entry))
     several = [tokens for tokens, found in usable.items() if len(found) > 1]
     if not several:

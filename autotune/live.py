@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from autotune.events import Observer
-from autotune.search import Point
+from autotune.search import Budget, Point
 from autotune.task import Task
 from kernels.errors import Failure
 from kernels.gpu import Gpu
@@ -48,10 +48,12 @@ def floor_us(problem: Problem, gpu: Gpu) -> float:
 
 @dataclass
 class View(Observer):
-    """Counts what it hears; `table` draws it. total: candidates of the whole run. console: None prints plain lines."""
+    """Counts what it hears; `table` draws it. total: cases of the whole run. console: None prints plain lines. budget: of the run."""
 
     total: int
     console: Console | None = None
+    budget: Budget | None = None
+    over: int = 0
     started: float = field(default_factory=time.monotonic)
     done: int = 0
     failed: Counter[str] = field(default_factory=Counter)
@@ -83,16 +85,15 @@ class View(Observer):
         self.cases[task.label].stage = f"{count} timed again, {turns} turns"
 
     def finals(self, task: Task) -> None:
-        """The row says so; candidates that were not tried count as done."""
+        """The row says so; candidates that will not be tried count as done."""
         with self._lock:
             case = self.cases[task.label]
-            self.done += case.of - case.done
             case.done, case.stage = case.of, "finals"
 
     def finished(self, task: Task) -> None:
         """Its row goes."""
         with self._lock:
-            self.cases.pop(task.label, None)
+            self.over += self.cases.pop(task.label, None) is not None
 
     def compiled(self, done: int, of: int) -> None:
         """Shown in the heading."""
@@ -106,20 +107,25 @@ class View(Observer):
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def left(self) -> str:
-        """The time left, as far as it can be told."""
-        if not self.done:
-            return "time left unknown"
-        seconds = (time.monotonic() - self.started) / self.done * (self.total - self.done)
-        return f"{seconds / 60:.0f} min left" if seconds > 90 else f"{seconds:.0f} s left"
+        """The time left, as far as it can be told: by the cases, no longer than the budget."""
+        with self._lock:
+            done = self.over + sum(min(1.0, case.done / max(1, case.of)) for case in self.cases.values())
+        limit = self.budget.seconds if self.budget is not None else None
+        if not done:
+            return "time left unknown" if limit is None else _span(limit)
+        seconds = (time.monotonic() - self.started) / done * max(0.0, self.total - done)
+        return _span(seconds if limit is None else min(seconds, limit))
 
     def table(self) -> Table:
         """The state as a table."""
         from rich.table import Table
         from rich.text import Text
 
+        left = self.left()
         with self._lock:
             failed = ", ".join(f"{count} {stage}" for stage, count in sorted(self.failed.items())) or "none rejected"
-            head = f"{self.done}/{self.total} candidates, {self.left()}; compiled {self.compilations[0]}/{self.compilations[1]}; {failed}"
+            compiled = f"compiled {self.compilations[0]}/{self.compilations[1]}"
+            head = f"{self.over}/{self.total} cases, {left}; {self.done} candidates; {compiled}; {failed}"
             table = Table(title=head, title_justify="left", expand=False)
             for name in ("case", "on", "tried", "best µs", "over default", "of roof", "stage"):
                 table.add_column(name, no_wrap=name != "case")
@@ -131,17 +137,21 @@ class View(Observer):
             return table
 
 
+def _span(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min left" if seconds > 90 else f"{seconds:.0f} s left"
+
+
 @contextmanager
-def view(total: int, console: Console | None = None) -> Iterator[View]:
+def view(total: int, console: Console | None = None, budget: Budget | None = None) -> Iterator[View]:
     """A live table on a terminal, else only what is said, line by line. console: another one than standard output."""
     if console is None and not sys.stdout.isatty():
-        yield View(total)
+        yield View(total, None, budget)
         return
     from rich.console import Console
     from rich.live import Live
 
     console = console or Console()
-    shown = View(total, console)
+    shown = View(total, console, budget)
     if not console.is_terminal:
         yield shown
         return

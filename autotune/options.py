@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from autotune import plan
 from autotune.clock import Clock
 from autotune.command import Parser, parse_shape, parse_tokens
 from autotune.job import Job
@@ -16,18 +17,15 @@ from kernels.errors import UsageError
 from kernels.gpu import Gpu
 from kernels.problem import Op, Problem, Sparsity
 
-SHAPES = (
-    "13824x2560", "2560x6912", "3840x2560", "2560x2560", "22016x2048", "2048x11008", "2560x2048", "2048x2048", "37888x3584", "3584x18944",
-    "4608x3584", "3584x3584", "9728x896", "896x4864", "1152x896", "896x896", "57344x8192", "8192x28672", "10240x8192", "8192x8192",
-)
-"""Tuned when no shape is given: every layer of BitNet 2B, Qwen2.5 3B, 7B and 0.5B, and Llama 3 70B, whose Wo is the square of 8192."""
 TOKENS: dict[Op, tuple[int, ...]] = {
     "gemm": (1, 16, 64, 128, 512, 2048, 8192), "layer": (1, 64, 2048, 8192), "prepare": (0,), "activation": (1, 64, 2048, 16384),
     "forward": (4096, 16384), "input-grad": (4096, 16384), "weight-grad": (4096, 16384), "step": (4096, 16384),
 }
-"""Tuned when no tokens are given; `lookup` carries a config to the numbers of tokens between."""
+"""Tuned when shapes are given and no tokens; `lookup` carries a config to the numbers of tokens between."""
 EXAMPLES = """examples:
-  python -m autotune.run --gpu h200 --op gemm --budget 10m
+  python -m autotune.run --gpu h200 --budget 5m                 (the whole table: every case of every suite, on all GPUs of the model)
+  python -m autotune.run --gpu h200 --budget 5m --resume        (what was not reached)
+  python -m autotune.run --gpu h200 --coverage                  (what the table covers of which suite; needs no device)
   python -m autotune.run --gpu auto --op gemm --shape 13824x2560 2560x6912 --tokens 1 64 512 --sparsity 2:4 --resume
   python -m autotune.run --gpu h200 --op gemm --shape 8192x8192 --budget 40 --search model
   python -m autotune.run --gpu h200 --op gemm --compile-only --cache h200-kernels      (on any machine; then, on the H200:)
@@ -48,12 +46,13 @@ def parser() -> Parser:
     made.add_argument("--profile", metavar="NAME", help="for an unlisted GPU: the listed one whose figures it borrows")
     made.add_argument("--op", nargs="+", choices=tuple(TOKENS), help="what to tune (default: every op with something to tune)")
     made.add_argument("--kernel", nargs="+", help="only kernels of these names")
-    made.add_argument("--shape", nargs="+", metavar="NxK", help="out_features x in_features, any number of them")
+    made.add_argument("--shape", nargs="+", metavar="NxK", help="out_features x in_features (default: what the suites measure)")
     made.add_argument("--shapes", type=Path, metavar="FILE", help="a text file with one NxK a line")
     made.add_argument("--tokens", nargs="+", metavar="T", help="numbers of tokens, separated by spaces or commas")
-    made.add_argument("--sparsity", nargs="+", default=["2:4", "6:8"], metavar="n:m", help="sparsities (default: 2:4 6:8), or dense")
+    made.add_argument("--sparsity", nargs="+", metavar="n:m", help="sparsities, or dense (default: the suites'; of named shapes 2:4 6:8)")
     _add_search(made)
     made.add_argument("--explain", metavar="NxK", help="say which variant and config apply to this shape and why; needs no device")
+    made.add_argument("--coverage", action="store_true", help="say what the table covers of every suite; needs no device")
     return made
 
 
@@ -79,24 +78,37 @@ def parse_budget(text: str) -> tuple[float | None, int | None]:
 
 
 def shapes(options: argparse.Namespace) -> list[tuple[int, int]]:
-    """The shapes that the options name, or the default ones."""
+    """The shapes that the options name; none for those of the suites."""
     words = list(options.shape or ())
     if options.shapes:
         try:
             words += options.shapes.read_text(encoding="utf-8").split()
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{options.shapes}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return list(dict.fromkeys(map(parse_shape, words or SHAPES)))
+    return list(dict.fromkeys(map(parse_shape, words)))
+
+
+def whole(options: argparse.Namespace) -> bool:
+    """Whether it is the whole table that is asked for, and not a part of it."""
+    return not (options.op or options.kernel or options.shape or options.shapes or options.tokens or options.sparsity)
 
 
 def problems(options: argparse.Namespace, wanted: Sequence[tuple[int, int]]) -> Iterator[Problem]:
-    """The problems that the options name, distinct."""
+    """The problems that the options name, distinct. wanted: the shapes; without any, what the suites measure (`autotune.plan`)."""
     tokens = parse_tokens(options.tokens) if options.tokens else None
+    sparsities = [Sparsity.parse(text) for text in options.sparsity or ("2:4", "6:8")]
+    if not wanted:
+        for problem in plan.problems():
+            asked = options.op is None or problem.op in options.op
+            sparse = options.sparsity is None or problem.sparsity in sparsities
+            if asked and sparse and (tokens is None or problem.op == "prepare" or problem.tokens in tokens):
+                yield problem
+        return
     seen = set()
     for op in options.op or TOKENS:
         for n, k in wanted:
             for t in TOKENS[op] if op == "prepare" or tokens is None else tokens:
-                for sparsity in map(Sparsity.parse, options.sparsity):
+                for sparsity in sparsities:
                     problem = Problem(op, 0 if op == "activation" else n, k, t, sparsity)
                     if problem not in seen:
                         seen.add(problem)
@@ -112,18 +124,20 @@ def answerable(wanted: Iterable[Problem]) -> list[Problem]:
 
 
 def jobs(options: argparse.Namespace, wanted: Sequence[Problem], gpu: Gpu, clock: Clock, catalogue: str) -> list[Job]:
-    """One job per problem and kernel that has a choice to make and is there; UsageError for a kernel that is not."""
+    """One job per problem and kernel that has a choice to make and is there; UsageError for a kernel that is not.
+
+    Every such kernel of problems that are named; of the suites' problems, where no kernel is named, the likeliest (`plan.chosen`).
+    """
     kernels_for = import_module(catalogue).kernels_for
-    found, names = [], set()
-    cache = str(options.cache.resolve()) if options.cache else None
-    for problem in wanted:
-        for kernel in kernels_for(problem.op):
-            names.add(kernel.name)
-            if options.kernel and kernel.name not in options.kernel:
-                continue
-            if kernel.space.axes and kernel.unavailable(problem, gpu) is None:
-                found.append(Job(kernel.name, problem, gpu, clock, catalogue, "cuda", cache))
+    names = {kernel.name for problem in wanted for kernel in kernels_for(problem.op)}
     unknown = set(options.kernel or ()) - names
     if unknown:
         raise UsageError(f"unknown kernel {', '.join(sorted(unknown))}; allowed: {', '.join(sorted(names))}")
-    return found
+    if options.kernel or options.shape or options.shapes:
+        pairs = [(kernel, problem) for problem in wanted for kernel in kernels_for(problem.op)
+                 if (not options.kernel or kernel.name in options.kernel) and kernel.space.axes
+                 and kernel.unavailable(problem, gpu) is None]
+    else:
+        pairs = plan.chosen(wanted, gpu, kernels_for)
+    cache = str(options.cache.resolve()) if options.cache else None
+    return [Job(kernel.name, problem, gpu, clock, catalogue, "cuda", cache) for kernel, problem in pairs]

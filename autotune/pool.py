@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import queue
 import statistics
 import threading
+import time
+from collections.abc import Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TypeAlias
 
 from autotune.compile import UNIT_SECONDS, Compiled, pickled
@@ -23,19 +27,25 @@ PATIENCE = 10.0
 SEEN = 8
 """So many compilations tell what is usual."""
 
+WAKE_SECONDS = 120.0
+COMPILER = ("autotune.compile", "triton.compiler.compiler", "triton.experimental.gluon._runtime")
+"""What a compiling process imports before it is asked for anything. With a kernel compiled it holds about 0.5 GB."""
+
 Compilation: TypeAlias = "Future[Compiled | Failure]"
 
 
 class CompilePool:
     """Compiles units for a GPU in child processes; equal units once. Use as a context manager, or `close` it.
 
-    processes: how many; by default one per core but one, which the timing needs. cache: folder of Triton's cache, by default Triton's own.
+    processes: how many; by default one per core but `spare` ones, which the timing needs. cache: folder of Triton's cache, by default
+    Triton's own. busy: seconds that they compiled, together.
     seconds: the most one compilation may take; less once it is known what is usual (see `limit`).
     """
 
-    def __init__(self, gpu: Gpu, processes: int | None = None, cache: str | None = None, seconds: float = UNIT_SECONDS) -> None:
-        self.processes = processes or max(1, len(os.sched_getaffinity(0)) - 1)
-        self.done = 0
+    def __init__(self, gpu: Gpu, processes: int | None = None, cache: str | None = None, seconds: float = UNIT_SECONDS,
+                 spare: int = 1) -> None:
+        self.processes = processes or max(1, cores() - spare)
+        self.done, self.busy = 0, 0.0
         self._gpu, self._cache, self._seconds = gpu, cache, seconds
         self._known: dict[bytes, Compilation] = {}
         self._times: list[float] = []
@@ -65,25 +75,38 @@ class CompilePool:
             future = self._known[key] = Future()
             self._waiting.put((order, next(self._count), key))
             if len(self._threads) < min(self.processes, len(self._known)):
-                worker = Worker()
-                self._workers.append(worker)
-                thread = threading.Thread(target=self._work, args=(worker,), daemon=True)
-                self._threads.append(thread)
-                thread.start()
+                self._more()
             return future
 
-    def _work(self, worker: Worker) -> None:
+    def warm(self, modules: Sequence[str] = ()) -> None:
+        """Start all processes now, and let them import the compiler and these modules before there is anything to compile."""
+        with self._lock:
+            while len(self._threads) < self.processes:
+                self._more((*COMPILER, *modules))
+
+    def _more(self, modules: Sequence[str] = ()) -> None:
+        worker = Worker()
+        self._workers.append(worker)
+        thread = threading.Thread(target=self._work, args=(worker, modules), daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _work(self, worker: Worker, modules: Sequence[str]) -> None:
         with worker:
+            if modules:
+                worker.call("autotune.worker:wake", (modules,), WAKE_SECONDS)
             while not self._stop.is_set():
                 try:
                     _, _, key = self._waiting.get(timeout=0.2)
                 except queue.Empty:
                     continue
+                started = time.monotonic()
                 result = self._compiled(worker, key)
                 if self._stop.is_set():
                     return
                 with self._lock:
                     self.done += 1
+                    self.busy += time.monotonic() - started
                     if isinstance(result, Compiled):
                         self._times.append(result.seconds)
                 self._known[key].set_result(result)
@@ -112,3 +135,13 @@ class CompilePool:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def cores() -> int:
+    """How many cores this process may use: those it may run on, fewer where its control group has a share of them only."""
+    count = len(os.sched_getaffinity(0))
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return count
+    return count if quota == "max" else max(1, min(count, math.ceil(int(quota) / int(period))))

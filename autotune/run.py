@@ -1,5 +1,6 @@
 """The command line of tuning: parse, print, exit.
 
+    python -m autotune.run --gpu h200 --budget 5m                 (the whole table)
     python -m autotune.run --gpu h200 --op gemm --shape 13824x2560 --tokens 512 2048
 """
 
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -22,6 +24,7 @@ from autotune.clock import Clock, CudaClock
 from autotune.command import guarded, parse_shape
 from autotune.compile import refuse_interpreter, settle_cache
 from autotune.conditions import library_versions
+from autotune.coverage import coverage
 from autotune.executor import Slot, local_slots
 from autotune.explain import explain
 from autotune.job import Job
@@ -33,10 +36,13 @@ from autotune.search import Budget, strategy
 from autotune.session import Outcome, Tuner, all_known
 from autotune.task import of_job
 from autotune.tuning import TRIAL_SECONDS, Tools
+from autotune.usage import Usage, told_of
 from kernels.errors import UsageError
 from kernels.gpu import Gpu, choose, detect
 
 TURN_US = 1000.0
+BRIEF_SECONDS = 8.0
+"""A budget that gives a case less time on its device makes a brief run, see `autotune.tuning.Tools`."""
 
 
 def local_devices(gpu: Gpu) -> Sequence[str]:
@@ -74,6 +80,8 @@ def main(argv: Sequence[str] | None = None, clock: Clock | None = None, around: 
         options = arguments.parser().parse_args(argv)
         if options.explain:
             return _explain(options, around)
+        if options.coverage:
+            return _coverage(options, around)
         refuse_interpreter()
         seconds, evaluations = arguments.parse_budget(options.budget) if options.budget else (None, None)
         wanted = arguments.answerable(arguments.problems(options, arguments.shapes(options)))
@@ -107,6 +115,7 @@ def _compile(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu) -> int:
     """Compile every candidate into the cache, for timing elsewhere; exit code 4 where not one could be."""
     started, results = time.monotonic(), Counter[str]()
     with CompilePool(gpu, cache=jobs[0].cache) as pool:
+        pool.warm()
         tasks = [of_job(job, {}) for job in jobs]
         futures = {id(made): made for task in tasks for point in task.points for unit in task.units(point) for made in [pool.submit(unit)]}
         for count, future in enumerate(futures.values(), 1):
@@ -132,35 +141,89 @@ def _slots(options: argparse.Namespace, gpu: Gpu, around: Surroundings) -> list[
 def _tune(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, around: Surroundings, budget: Budget) -> int:
     slots = _slots(options, gpu, around)
     folder, table = around.runs / f"tune-{gpu.name}", around.table or tuned.path_of(gpu)
-    started, outcomes = time.monotonic(), list[Outcome]()
     versions, known = around.versions(), all_known(table)
     if options.cache and options.cache.is_dir():
         print(f"{settle_cache(options.cache.resolve())} compiled kernels in {options.cache}")
-    total = sum(len(of_job(job, versions).points) for job in jobs)
+    brief = budget.seconds is not None and budget.seconds * len(slots) < BRIEF_SECONDS * len(jobs)
+    jobs = _left(jobs, table, versions) if brief and options.resume else jobs
     with ExitStack() as stack:
         stack.enter_context(FolderLock(folder))
+        pool = stack.enter_context(CompilePool(gpu, cache=jobs[0].cache if jobs else None, spare=len(slots)))
+        if _compiles(jobs):
+            pool.warm()
         journal = Journal(folder / "journal.jsonl", options.resume)
         stack.callback(journal.close)
         poison = PoisonList(folder / "poison.jsonl", options.retry)
         stack.callback(poison.close)
         names = ", ".join(slot.device for slot in slots)
-        print(f"{len(jobs)} cases, {total} candidates on {gpu.name} ({names}); journal {journal.path}, table {table}", flush=True)
+        print(f"{len(jobs)} cases on {gpu.name} ({names}); journal {journal.path}, table {table}", flush=True)
         search = strategy(options.search or ("local" if options.budget else "exhaustive"))
-        shown = stack.enter_context(view(total))
-        pool = stack.enter_context(CompilePool(gpu, cache=jobs[0].cache))
-        tools = Tools(journal, poison, pool, search, shown, around.trial_seconds, threading.Event(), around.functions)
-        for outcome in Tuner(tools, table, versions, known).run(jobs, slots, budget):
-            outcomes.append(outcome)
-            shown.say(_line(outcome))
-    return _verdict(outcomes, len(jobs), time.monotonic() - started)
+        shown = stack.enter_context(view(len(jobs), budget=budget))
+        tools = Tools(journal, poison, pool, search, shown, around.trial_seconds, threading.Event(), around.functions, brief)
+        usage = Usage(_command(options), len(jobs), len(slots), tools)
+        if options.resume:
+            usage.earlier(tuned.read_table(table).made)
+        stack.callback(usage.write, folder / "last.json")
+        for outcome in Tuner(tools, table, versions, known, partial(usage.add, told=arguments.whole(options))).run(jobs, slots, budget):
+            shown.say(f"[{len(usage.outcomes)}/{len(jobs)}, {shown.left()}] {_line(outcome)}")
+    return _verdict(usage.outcomes, usage)
 
 
-def _verdict(outcomes: Sequence[Outcome], cases: int, seconds: float) -> int:
+def _compiles(jobs: Sequence[Job]) -> bool:
+    """Whether there will be something to compile, by the first case."""
+    first = [(job.find(), job) for job in jobs[:1]]
+    return any(kernel.compile_units(job.problem, kernel.default_config(job.problem, job.gpu)) for kernel, job in first)
+
+
+def _left(jobs: Sequence[Job], table: Path, versions: Mapping[str, str | None]) -> list[Job]:
+    """The cases that the table has no usable entry for yet, of these libraries."""
+    entries, hashes = tuned.read_table(table), dict[tuple[str, str], str]()
+    done = {entry.key: entry.source for entry in (*entries.entries, *entries.stays)
+            if all(entry.versions.get(name) == versions.get(name) for name in ("triton", "driver"))}
+    found = []
+    for job in jobs:
+        kernel = job.find()
+        name = kernel.name, kernel.op
+        hashes[name] = hashes.get(name) or tuned.source_hash(kernel)
+        if done.get(tuned.key_of(kernel, job.problem)) != hashes[name]:
+            found.append(job)
+    return found
+
+
+def _coverage(options: argparse.Namespace, around: Surroundings) -> int:
+    """Print what the table covers of every suite by entries that apply; exit code 4 where something is missing."""
+    gpu, kernels_for = choose(options.gpu, options.profile, None), import_module(around.catalogue).kernels_for
+    table = tuned.read_table(around.table or tuned.path_of(gpu))
+    kernels = {(kernel.name, kernel.op): kernel for op in arguments.TOKENS for kernel in kernels_for(op)}
+    usable, stale = [], Counter[str]()
+    for entry in (*table.entries, *table.stays):
+        kernel = kernels.get((entry.kernel, entry.op))
+        reason = tuned.verdict(entry, kernel, tuned.problem_of(entry), gpu) if kernel else "there is no such kernel"
+        if reason is None:
+            usable.append(entry)
+        else:
+            stale[f"{entry.kernel} ({entry.op}): {reason}"] += 1
+    found = coverage(usable)
+    print("\n".join([*map(str, found), *(f"{count} entries not applied: {told}" for told, count in stale.items()), *told_of(table.made)]))
+    return 4 if any(one.missing for one in found) else 0
+
+
+def _command(options: argparse.Namespace) -> str:
+    """The command line as people would type it again."""
+    words = [f"--{name.replace('_', '-')} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+             for name, value in vars(options).items() if value not in (None, False, True)]
+    return " ".join(["python -m autotune.run", *words])
+
+
+def _verdict(outcomes: Sequence[Outcome], usage: Usage) -> int:
     """Print the sum and give the exit code."""
-    won, wrong = sum(outcome.entry is not None for outcome in outcomes), sum(outcome.wrong for outcome in outcomes)
-    missing = cases - sum(outcome.complete for outcome in outcomes)
-    stay = cases - won - missing
-    print(f"{won} tuned, {stay} stay with their default, {missing} not tuned, {wrong} candidates wrong; {seconds:.0f} s")
+    won = sum(outcome.entry is not None and not outcome.entry.stays for outcome in outcomes)
+    wrong, complete = sum(outcome.wrong for outcome in outcomes), sum(outcome.complete for outcome in outcomes)
+    missing = usage.cases - complete
+    missed = [f"{outcome.job.kernel} {outcome.job.problem}" for outcome in outcomes if not outcome.complete]
+    if missed:
+        print(f"not tuned: {', '.join(missed)}")
+    print(f"{won} tuned, {complete - won} stay with their default, {missing} not tuned, {wrong} candidates wrong; {usage}")
     return 3 if wrong else 4 if missing else 0
 
 
@@ -169,8 +232,9 @@ def _line(outcome: Outcome) -> str:
     lost = f" ({len(outcome.failures)} candidates failed, first: {outcome.failures[0]})" if outcome.failures else ""
     lost += f" ({outcome.pruned} pruned)" if outcome.pruned else ""
     tried = f" [{found.evaluated} of {found.of}]" if found.evaluated < found.of else ""
-    if entry is None:
-        return f"{job.kernel} {job.problem}: {found.reason}{tried}{lost}"
+    if entry is None or entry.stays:
+        time = f" ({found.default_us:.2f} µs)" if found.default_us else ""
+        return f"{job.kernel} {job.problem}: {found.reason}{time}{tried}{lost}"
     over = f"default {entry.default_us:.2f} µs, {entry.default_us / entry.us:.2f}x" if entry.default_us else "the default cannot run"
     sure = f"best with {entry.chance:.0%}, {len(entry.ties)} ties" if entry.chance is not None else ""
     return f"{job.kernel} {job.problem}: {entry.us:.2f} µs ({over}; {sure}) {dict(entry.config)}{tried}{lost}"

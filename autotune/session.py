@@ -8,25 +8,29 @@ import math
 import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from autotune import tuned
 from autotune.executor import Slot, SlotLost
 from autotune.job import Job
 from autotune.search import Budget
-from autotune.task import Task, of_job
+from autotune.task import Task, of_job, starts
 from autotune.tuned import Entry
 from autotune.tuning import Found, Stopped, Tools, Tuning
-from kernels.errors import Failure
+from kernels.errors import Failure, TerSparseError
 
+WAKE_SECONDS = 120.0
+BACKLOG = 4
+"""Compilations waiting per compiling process, above which no further case is looked at ahead."""
 LOST_IN_A_ROW = 3
 """So often a slot may be lost without a case done in between, then it is given up."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A tuned case. entry: the winner as stored, None where the default stays. found: how it came about."""
+    """A tuned case. entry: as stored, None where there is nothing to store. found: how it came about."""
 
     job: Job
     entry: Entry | None
@@ -34,7 +38,7 @@ class Outcome:
 
     @property
     def complete(self) -> bool:
-        """Whether there were finals."""
+        """Whether it was found out what is best."""
         return self.found.complete
 
     @property
@@ -53,17 +57,27 @@ class Outcome:
         return sum(failure.stage == "wrong" for failure in self.failures)
 
 
+def _nothing_made(outcome: Outcome) -> Mapping[str, Any] | None:
+    return None
+
+
 @dataclass
 class Tuner:
     """Tunes cases on slots.
 
-    table: the file the winners go to. versions: of the libraries, kept with every entry. known: entries whose winners are places to begin.
+    table: the file the winners go to. versions: of the libraries, kept with every entry. known: entries whose winners are places to begin;
+    in a brief run those that it finds itself, too. made: hears of every outcome, and gives what the table is to say of the run that makes
+    it; None leaves what it says.
     """
 
     tools: Tools
     table: Path
     versions: Mapping[str, str | None]
     known: Sequence[Entry] = ()
+    made: Callable[[Outcome], Mapping[str, Any] | None] = _nothing_made
+    _found: list[Entry] = field(default_factory=list)
+    _tasks: dict[int, Task] = field(default_factory=dict)
+    _begun: set[int] = field(default_factory=set)
     _done: queue.SimpleQueue[Outcome | BaseException | None] = field(default_factory=queue.SimpleQueue)
 
     def run(self, jobs: Sequence[Job], slots: Sequence[Slot], budget: Budget) -> Iterator[Outcome]:
@@ -75,13 +89,15 @@ class Tuner:
         def share(number: int) -> Budget:
             return budget.share(math.ceil((len(jobs) - number) / len(slots)))
 
-        threads = [threading.Thread(target=self._serve, args=(slot, waiting, share, jobs), daemon=True) for slot in slots]
+        threads = [threading.Thread(target=self._serve, args=(slot, waiting, share), daemon=True) for slot in slots]
+        ahead = threading.Thread(target=self._ahead, args=(jobs,), daemon=True)
         try:
-            for thread in threads:
+            for thread in (*threads, ahead):
                 thread.start()
             for outcome in self._outcomes(len(jobs), len(slots)):
+                made = self.made(outcome)
                 if outcome.complete:
-                    self._store(outcome)
+                    self._store(outcome, made)
                 yield outcome
         finally:
             self.tools.stop.set()
@@ -90,6 +106,19 @@ class Tuner:
                     slot.kill()
                     thread.join(0.1)
                 slot.close()
+            ahead.join()
+
+    def _ahead(self, jobs: Sequence[Job]) -> None:
+        """A thread that hands the first candidates of the coming cases to the compiling processes, as long as these have little to do."""
+        pool, stop = self.tools.pool, self.tools.stop
+        for number, job in enumerate(jobs) if pool is not None else ():
+            while not stop.is_set() and pool is not None and pool.submitted - pool.done > BACKLOG * pool.processes:
+                stop.wait(0.05)
+            if stop.is_set():
+                return
+            if number in self._begun:
+                continue
+            Tuning(self._task(number, job), self.tools, number).compile_ahead()
 
     def _outcomes(self, cases: int, slots: int) -> Iterator[Outcome]:
         while cases and slots:
@@ -105,9 +134,11 @@ class Tuner:
                 cases -= 1
                 yield item
 
-    def _serve(self, slot: Slot, waiting: queue.SimpleQueue[tuple[int, Job]], shares: Callable[[int], Budget], jobs: Sequence[Job]) -> None:
+    def _serve(self, slot: Slot, waiting: queue.SimpleQueue[tuple[int, Job]], shares: Callable[[int], Budget]) -> None:
         """A slot's thread: one case after the other."""
         lost = 0
+        with contextlib.suppress(SlotLost, TerSparseError):  # the first case will say so
+            slot.call("autotune.worker:wake", ((self.tools.functions,),), WAKE_SECONDS)
         with contextlib.suppress(Stopped):
             while lost < LOST_IN_A_ROW and not self.tools.stop.is_set():
                 try:
@@ -116,7 +147,7 @@ class Tuner:
                     self.tools.stop.wait(0.1)
                     continue
                 try:
-                    self._done.put(self._tune(slot, number, job, shares(number), jobs))
+                    self._done.put(self._tune(slot, number, job, shares(number)))
                     lost = 0
                 except SlotLost as error:
                     lost += 1
@@ -129,40 +160,63 @@ class Tuner:
                     break
         self._done.put(None)
 
-    def _tune(self, slot: Slot, number: int, job: Job, budget: Budget, jobs: Sequence[Job]) -> Outcome:
-        task = self._task(job)
+    def _tune(self, slot: Slot, number: int, job: Job, budget: Budget) -> Outcome:
+        if budget.spent:
+            return Outcome(job, None, Found(False, "the budget was spent"))
+        self._begun.add(number)
+        task = self._task(number, job)
+        if self.tools.brief:
+            task = replace(task, starts=starts(job, task.points, [*self._found, *self.known]))
         self.tools.observer.begin(task, slot.device)
         tuning = Tuning(task, self.tools, number)
         tuning.compile_ahead()
-        if number + 1 < len(jobs) and not budget.spent:  # so that the next case does not begin with waiting
-            Tuning(self._task(jobs[number + 1]), self.tools, number + 1).compile_ahead()
         try:
             found = tuning.run(slot, budget)
         finally:
             self.tools.observer.finished(task)
+            self._tasks.pop(number, None)
         return Outcome(job, self._entry(job, task, found), found)
 
-    def _task(self, job: Job) -> Task:
-        return of_job(job, self.versions, self.known, self.tools.functions)
+    def _task(self, number: int, job: Job) -> Task:
+        """The task of a case, made once: enumerating candidates takes a while."""
+        task = self._tasks.get(number)
+        if task is None:
+            task = self._tasks[number] = of_job(job, self.versions, self.known, self.tools.functions)
+        return task
 
     def _entry(self, job: Job, task: Task, found: Found) -> Entry | None:
+        """The winner; an entry that says that the default stays, where that could be timed; None where nothing was found out."""
         verdict, problem = found.verdict, job.problem
-        if verdict is None or not verdict.better:
+        better = verdict is not None and verdict.better
+        default_us = _rounded(found.default_us)
+        if not better and (default_us is None or not found.complete):
             return None
-        return Entry(
+        stays = Entry(
             job.kernel, problem.op, problem.out_features, problem.in_features, problem.tokens, str(problem.sparsity), problem.dtype,
-            config=found.points[verdict.winner], us=round(verdict.times[verdict.winner], 3), default_us=_rounded(found.default_us),
-            source=tuned.source_hash(job.find()), versions=self.versions, ties=tuple(found.points[place] for place in verdict.ties),
-            date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(), chance=verdict.chance, memory_gb=task.gpu.memory_gb,
+            config={}, us=default_us or 0.0, default_us=default_us, source=tuned.source_hash(job.find()), versions=self.versions,
+            date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(), memory_gb=task.gpu.memory_gb,
             evaluated=(found.evaluated, found.of),
         )
+        if verdict is None or not verdict.better:
+            return stays
+        ties = tuple(found.points[place] for place in verdict.ties)
+        us = round(verdict.times[verdict.winner], 3)
+        return replace(stays, config=found.points[verdict.winner], us=us, ties=ties, chance=verdict.chance)
 
-    def _store(self, outcome: Outcome) -> None:
-        """Put the winner into the table; where the default won, take out what stood there."""
-        job = outcome.job
-        key = tuned.key_of(job.find(), job.problem)
-        kept = [entry for entry in tuned.read(self.table) if entry.key != key]
-        tuned.write(self.table, [*kept, outcome.entry] if outcome.entry else kept)
+    def _store(self, outcome: Outcome, made: Mapping[str, Any] | None) -> None:
+        """Put the outcome into the table in place of what stood there. Entries of other sources of a kernel, which nothing would ever
+        apply again, go with it."""
+        job, entry = outcome.job, outcome.entry
+        kernel, table = job.find(), tuned.read_table(self.table)
+        key, source = tuned.key_of(kernel, job.problem), tuned.source_hash(kernel)
+
+        def outdated(other: Entry) -> bool:
+            return other.key == key or ((other.kernel, other.op) == (kernel.name, kernel.op) and other.source != source)
+
+        kept = [other for other in (*table.entries, *table.stays) if not outdated(other)]
+        if entry is not None:
+            self._found.append(entry)
+        tuned.write(self.table, [*kept, entry] if entry else kept, made or table.made)
 
 
 def _rounded(microseconds: float | None) -> float | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from autotune import tuned
 from autotune.job import Job
+from autotune.predict import likely
 from autotune.prune import bound_us
 from autotune.search import Point, nearest
 from autotune.tuned import Entry
@@ -19,6 +20,8 @@ from kernels.space import config_to_dict
 
 NEIGHBOURS = 3
 """So many nearest tuned shapes lend their winners as starts."""
+PREDICTED = 3
+"""So many candidates that the kernel's own cost model takes for the fastest are starts, too."""
 FUNCTIONS = "autotune.candidate"
 
 
@@ -78,10 +81,18 @@ def of_job(job: Job, versions: Mapping[str, str | None], known: Sequence[Entry] 
         identity=(kernel.name, str(problem), source, dict(versions), job.clock.name),
         trouble=(kernel.name, str(problem), source, versions.get("driver"), versions.get("triton"), job.gpu.name),
         points=points, job=job, gpu=job.gpu, functions=functions, rejected=rejected,
-        starts=tuple(dict.fromkeys([0, *nearest(points, winners(job, known))])),
+        starts=starts(job, points, known),
         units=lambda point: kernel.compile_units(problem, kernel.space.from_dict(point)),
         bound_us=partial(bound_us, problem, job.gpu),
     )
+
+
+def starts(job: Job, points: Sequence[Point], known: Sequence[Entry]) -> tuple[int, ...]:
+    """Places to begin with: the default, what won for the nearest tuned shapes, what the kernel's cost model likes best."""
+    kernel = job.find()
+    lent = nearest(points, winners(job, known))
+    predicted = likely(kernel.name, job.problem, job.gpu, [kernel.space.from_dict(point) for point in points], PREDICTED)
+    return tuple(dict.fromkeys([0, *lent, *predicted]))
 
 
 def winners(job: Job, known: Sequence[Entry], count: int = NEIGHBOURS) -> list[Point]:
@@ -93,5 +104,5 @@ def winners(job: Job, known: Sequence[Entry], count: int = NEIGHBOURS) -> list[P
         other = (entry.out_features, entry.in_features, entry.tokens)
         return entry.sparsity != str(problem.sparsity), tuned.shape_distance(shape, other)
 
-    own = [entry for entry in known if (entry.kernel, entry.op) == (job.kernel, problem.op)]
+    own = [entry for entry in known if (entry.kernel, entry.op) == (job.kernel, problem.op) and not entry.stays]
     return [entry.config for entry in sorted(own, key=away)[:count]]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from autotune.compile import Compiled
@@ -32,6 +33,8 @@ TRIAL_SECONDS = 60.0
 FINAL_SECONDS = 180.0
 AHEAD = 3
 """Compilations kept waiting per compiling process."""
+BRIEF_AHEAD, BRIEF_FINALISTS, BRIEF_EVALUATIONS = 7, 2, 3
+"""Of a brief case: candidates compiled ahead, finalists beside the default, and candidates that are tried however short its time is."""
 
 
 class Stopped(Exception):
@@ -40,7 +43,11 @@ class Stopped(Exception):
 
 @dataclass
 class Tools:
-    """What all cases of a run share. pool: None compiles nothing ahead. stop: set when the run is interrupted. functions: see `Task`."""
+    """What all cases of a run share. pool: None compiles nothing ahead. stop: set when the run is interrupted. functions: see `Task`.
+
+    brief: many cases in little time: few candidates of each are compiled ahead and compared in the end, and there are no finals where the
+    default leads. busy: seconds that the devices' processes worked, together.
+    """
 
     journal: Journal
     poison: PoisonList
@@ -50,6 +57,8 @@ class Tools:
     trial_seconds: float = TRIAL_SECONDS
     stop: threading.Event = field(default_factory=threading.Event)
     functions: str = FUNCTIONS
+    brief: bool = False
+    busy: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,8 @@ class Found:
     """What tuning a case came to.
 
     complete: whether there were finals. reason: why there is no winner. points, verdict: the finalists, the default first where it ran.
-    failures: of candidates. evaluated: how many candidates have an outcome, of how many.
+    failures: of candidates. evaluated: how many candidates have an outcome, of how many. lead: the default's time where it led and there
+    were no finals.
     """
 
     complete: bool
@@ -67,11 +77,12 @@ class Found:
     failures: tuple[Failure, ...] = ()
     evaluated: int = 0
     of: int = 0
+    lead: float | None = None
 
     @property
     def default_us(self) -> float | None:
         """The default's time, microseconds, where it could be measured."""
-        return self.verdict.times.get(0) if self.verdict else None
+        return self.verdict.times.get(0) if self.verdict else self.lead
 
 
 class Tuning:
@@ -89,7 +100,7 @@ class Tuning:
         pool = self._tools.pool
         if pool is None:
             return
-        for place in self._strategy.preview(AHEAD * pool.processes):
+        for place in self._strategy.preview(BRIEF_AHEAD if self._tools.brief else AHEAD * pool.processes):
             if place in self._ahead:
                 continue
             self._ahead.add(place)
@@ -100,8 +111,8 @@ class Tuning:
     def run(self, slot: Slot, budget: Budget) -> Found:
         """Search within the budget, then the finals; on one device, since no two of a model are equally fast. Raises Stopped."""
         evaluations = math.inf if budget.evaluations is None else budget.evaluations
-        exhausted = False
-        while not budget.spent and len(self._outcomes) < evaluations:
+        exhausted, least = False, BRIEF_EVALUATIONS if self._tools.brief and not budget.spent else 0
+        while (not budget.spent or len(self._outcomes) < least) and len(self._outcomes) < evaluations:
             self.compile_ahead()
             place = self._strategy.ask()
             if place is None:
@@ -119,7 +130,13 @@ class Tuning:
             failures = self._failures()
             first = f": {failures[0]}" if failures else ""
             return self._found(False, f"no candidate could be measured{first}")
+        if self._tools.brief and self._leading() == 0:
+            return replace(self._found(True, "the default leads"), lead=self._timed()[0])
         return self._finals(self._halve(slot), slot)
+
+    def _leading(self) -> int:
+        timed = self._timed()
+        return min(timed, key=lambda place: (timed[place], place))
 
     def _timed(self) -> dict[int, float]:
         return {place: outcome for place, outcome in self._outcomes.items() if not isinstance(outcome, Failure)}
@@ -177,7 +194,9 @@ class Tuning:
         return None
 
     def _call(self, slot: Slot, function: str, arguments: tuple[Any, ...], seconds: float) -> Any:
+        started = time.monotonic()
         result = slot.call(f"{self.task.functions}:{function}", (self.task.on(slot.device), *arguments), seconds)
+        self._tools.busy += time.monotonic() - started
         if self._tools.stop.is_set():
             raise Stopped
         return result
@@ -185,6 +204,8 @@ class Tuning:
     def _halve(self, slot: Slot) -> list[int]:
         """The finalists: the best quarter, timed three times as long, and so on; noise is paid for only near the top."""
         times = self._timed()
+        if self._tools.brief:
+            return sorted(times, key=lambda place: (times[place], place))[:BRIEF_FINALISTS]
         for turns in TURNS:
             ranked = sorted(times, key=lambda place: (times[place], place))
             kept = [place for place in ranked[: math.ceil(len(ranked) / KEEP)] if times[place] <= NEAR * times[ranked[0]]]

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -143,6 +143,12 @@ class Worker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def wake(modules: Sequence[str]) -> None:
+    """A job that only imports: what the next ones need, while there is nothing else to do."""
+    for name in modules:
+        importlib.import_module(name)
 
 
 def serve(handle: int, parent: int) -> None:

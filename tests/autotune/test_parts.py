@@ -25,6 +25,7 @@ from autotune.live import View, view
 from autotune.lock import FolderLock
 from autotune.pool import LEAST_SECONDS, CompilePool
 from autotune.prune import against, bound_us, too_slow
+from autotune.search import Budget
 from autotune.task import of_job
 from autotune.verdict import chance_of_best, decide
 from kernels.errors import Failure, OutputError, UsageError
@@ -147,7 +148,7 @@ def test_a_task_says_what_was_rejected_and_where_to_begin() -> None:
 def test_a_terminal_sees_the_best_so_far_and_others_plain_lines() -> None:
     job = Job("ravine", Problem("gemm", 24, 16, 128, Sparsity(2, 4)), H200, FakeClock(), "tests.autotune.scripted", "cpu")
     task = of_job(job, {})
-    shown = View(len(task.points), Console(file=io.StringIO(), width=200))
+    shown = View(4, Console(file=io.StringIO(), width=200))
     shown.begin(task, "cuda:1")
     shown.compiled(3, 9)
     for point, outcome in ((task.points[0], 20.0), (task.points[1], 16.0), (task.points[2], Failure("timeout", "hangs")),
@@ -157,12 +158,18 @@ def test_a_terminal_sees_the_best_so_far_and_others_plain_lines() -> None:
     console = Console(file=io.StringIO(), width=200)
     console.print(shown.table())
     text = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
-    words = (f"4/{len(task.points)} candidates", "compiled 3/9", "1 pruned, 1 timeout", "16.00", "1.25x", "cuda:1", "5 timed again")
+    words = ("0/4 cases", "4 candidates", "compiled 3/9", "1 pruned, 1 timeout", "16.00", "1.25x", "cuda:1", "5 timed again")
     assert [word for word in words if word not in text] == []
     shown.finals(task)
-    assert shown.done == len(task.points)
+    assert shown.done == 4
+    assert shown.cases[task.label].done == len(task.points)
     shown.finished(task)
     assert shown.cases == {}
+    assert shown.over == 1
+    assert shown.left().endswith("s left")
+    assert View(10, budget=Budget(50.0, now=lambda: 0.0)).left() == "50 s left"
+    shown.budget = Budget(0.0, now=lambda: 0.0)
+    assert shown.left() == "0 s left"
     plain = io.StringIO()
     with view(10, Console(file=plain)) as lines:
         lines.say("a line with [brackets]")
@@ -170,7 +177,7 @@ def test_a_terminal_sees_the_best_so_far_and_others_plain_lines() -> None:
     live = io.StringIO()
     with view(10, Console(file=live, force_terminal=True)) as lines:
         lines.say("above")
-    assert "0/10 candidates" in live.getvalue()
+    assert "0/10 cases" in live.getvalue()
 
 
 def test_a_cache_that_was_carried_is_made_usable(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from autotune import tuned
+from autotune.table import SCHEMA, Table, read_table
 from autotune.tuned import Entry, explain, lookup, read, source_hash, write
 from kernels.errors import OutputError, RecordError
 from kernels.gpu import by_name
@@ -111,6 +112,38 @@ def test_a_lookup_is_a_dictionary_read() -> None:
     assert best < 2e-6, f"{best * 1e6:.2f} µs a call"
 
 
+def test_a_default_that_stays_is_kept_apart_and_ends_the_search(path: Path) -> None:
+    stays = entry(1024, config={}, us=20.0, memory_gb=141, evaluated=(5, 9), versions={"triton": None, "torch": "2.11.0"})
+    write(path, [entry(512, 64), stays], {"seconds": 12.5})
+    table = read_table(path)
+    assert [one.tokens for one in table.entries] == [512] == [one.tokens for one in read(path)]
+    assert table.stays == (replace(stays, versions={"triton": None}),), "of the libraries only what makes it stale"
+    assert table.made == {"seconds": 12.5}
+    assert found(path, 1024) == (32, "default"), "not the winner of half the tokens"
+    assert found(path, 512) == (64, "tuned")
+    text = explain(GOOD, PROBLEM.with_(tokens=1024), H200, path)
+    assert "for 1024 tokens: the default stays: nothing was shown to be faster (20.00 µs, 5 of 9 tried)" in text
+    write(path, [replace(stays, source="0123456789abcdef"), entry(512, 64)])
+    assert found(path, 1024) == (64, "tuned"), "a stale one keeps nothing"
+
+
+@pytest.mark.parametrize("rows", ['"entries": [], "defaults": 1', '"entries": [], "made": 1', '"entries": [], "defaults": [{}]'])
+def test_damaged_defaults_are_named(path: Path, rows: str) -> None:
+    path.parent.mkdir()
+    path.write_text(f'{{"schema": "{SCHEMA}", {rows}}}')
+    with pytest.raises(RecordError, match=r"h200\.json"):
+        read(path)
+
+
+def test_a_config_stands_with_the_winners_only(path: Path) -> None:
+    write(path, [entry()])
+    text = path.read_text()
+    path.write_text(text.replace('"entries"', '"defaults"').replace("{\"schema\"", '{"entries": [], "schema"'))
+    with pytest.raises(RecordError, match="an entry has no config, or a default has one"):
+        read(path)
+    assert read_table(path.with_name("none.json")) == Table()
+
+
 def test_write_is_seen_by_lookup_at_once(path: Path) -> None:
     assert found(path, 512)[1] == "default"
     write(path, [entry()])
@@ -120,8 +153,8 @@ def test_write_is_seen_by_lookup_at_once(path: Path) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "{", "[]", '{"schema": "other/9", "entries": []}', f'{{"schema": "{tuned.SCHEMA}", "entries": [1]}}',
-        f'{{"schema": "{tuned.SCHEMA}", "entries": [{{"kernel": "good"}}]}}', b"\xff\xfe",
+        "{", "[]", '{"schema": "other/9", "entries": []}', f'{{"schema": "{SCHEMA}", "entries": [1]}}',
+        f'{{"schema": "{SCHEMA}", "entries": [{{"kernel": "good"}}]}}', b"\xff\xfe",
     ],
 )
 def test_damaged_tables_are_named(path: Path, text: str | bytes) -> None:

@@ -1,0 +1,74 @@
+"""What a tuning run took: time, devices, compilers, and what came of it; kept beside its journal, and in a table that it made whole."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from autotune.session import Outcome
+from autotune.tuning import Tools
+
+
+@dataclass
+class Usage:
+    """Of a run. command: its command line. cases, devices: how many. outcomes: so far. before: seconds of the runs that it resumes."""
+
+    command: str
+    cases: int
+    devices: int
+    tools: Tools
+    started: float = field(default_factory=time.monotonic)
+    outcomes: list[Outcome] = field(default_factory=list)
+    before: float = 0.0
+
+    def earlier(self, made: Mapping[str, Any]) -> None:
+        """Count the time of the run that this one goes on with."""
+        seconds = made.get("seconds", 0.0)
+        self.before = float(seconds) if isinstance(seconds, (int, float)) else 0.0
+
+    def add(self, outcome: Outcome, told: bool = False) -> dict[str, Any] | None:
+        """One more. Returns `plain` where it is told to."""
+        self.outcomes.append(outcome)
+        return self.plain() if told else None
+
+    @property
+    def seconds(self) -> float:
+        """Wall time so far, of earlier runs too."""
+        return self.before + time.monotonic() - self.started
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON data. device_seconds: that the devices' processes worked on candidates; compile_seconds: that compiling took, summed over
+        `compilers` processes; evaluated: candidates with an outcome."""
+        pool = self.tools.pool
+        return {
+            "command": self.command, "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+            "seconds": round(self.seconds, 1), "devices": self.devices, "device_seconds": round(self.tools.busy, 1),
+            "compilers": pool.processes if pool else 0, "compiled": pool.done if pool else 0,
+            "compile_seconds": round(pool.busy, 1) if pool else 0.0, "cases": self.cases,
+            "complete": sum(outcome.complete for outcome in self.outcomes),
+            "evaluated": sum(outcome.found.evaluated for outcome in self.outcomes),
+        }
+
+    def write(self, path: Path) -> None:
+        """To a file; where that cannot be written the run has said so already."""
+        with contextlib.suppress(OSError):
+            path.write_text(json.dumps(self.plain(), indent=1) + "\n", encoding="utf-8")
+
+    def __str__(self) -> str:
+        own = self.plain()
+        return (f"{own['seconds']:.0f} s, {own['devices']} devices busy for {own['device_seconds']:.0f} s together, "
+                f"{own['compiled']} kernels compiled in {own['compile_seconds']:.0f} s by {own['compilers']} processes")
+
+
+def told_of(made: Mapping[str, Any]) -> list[str]:
+    """A line about the run that made a table, where the table knows."""
+    if not made:
+        return []
+    return [f"made by {made.get('command')} on {made.get('date')}: {made.get('seconds')} s on {made.get('devices')} devices, "
+            f"{made.get('complete')} of {made.get('cases')} cases, {made.get('evaluated')} candidates"]

@@ -1,0 +1,81 @@
+"""A catalogue of the sparse GEMMs with all that the hardware takes as candidates, also what their own spaces know to be slow.
+
+For measuring the tuner itself and for recording landscapes: the kernels' own spaces hold 5 to 15 sensible candidates of a shape, too few to
+tell how fast a tuner is or how well it searches. `decode` and `dense-triton` are here as they are. See `autotune.speed`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from kernels import catalogue
+from kernels.gpu import Gpu
+from kernels.inputs import DTYPES
+from kernels.kernel import Kernel
+from kernels.problem import Op, Problem
+from kernels.space import ConfigSpace
+from kernels.ternary_gemm.sparse_mma_config import BLOCK_RESERVE, MmaConfig
+from kernels.ternary_gemm.sparse_wgmma_config import (
+    CONSUMER_REGISTERS,
+    FEWEST_STAGES,
+    SparseConfig,
+    columns_of,
+    is_wide,
+    most_stages,
+    split_refusal,
+)
+
+MOST_STAGES = 16
+
+
+def wgmma_reject(problem: Problem, gpu: Gpu, config: SparseConfig) -> str | None:
+    """Why `sparse-wgmma` cannot run like this: registers, shared memory, tiles that cannot be dealt so. Nothing is said of its speed."""
+    registers = config.tiles * (config.block_t // 2 + 4) + (26 if is_wide(DTYPES[problem.dtype], problem.out_features) else 40)
+    if registers > CONSUMER_REGISTERS:
+        return f"needs about {registers} registers a thread, {CONSUMER_REGISTERS} are there"
+    most = most_stages(config.tiles, config.block_t, config.splits, gpu.shared_bytes)
+    if config.stages > most:
+        return f"{config.stages} stages, {most} fit the shared memory"
+    columns = columns_of(problem.sparsity, problem.in_features)
+    return split_refusal(config, problem.tokens, problem.out_features, columns, max(1, gpu.sms))
+
+
+def mma_reject(problem: Problem, gpu: Gpu, config: MmaConfig) -> str | None:
+    """The same of `sparse-mma`: threads, whole blocks, registers, shared memory."""
+    del problem
+    tile, threads = config.tile, config.tile.threads
+    if threads not in (128, 256) or tile.block_n % 64 or 2 * tile.block_n % threads:
+        return f"{threads} threads for {tile.block_n} rows"
+    if config.registers > config.register_limit:
+        return f"needs about {config.registers} registers a thread, {config.register_limit} are there"
+    if config.per_sm * (config.shared_bytes + BLOCK_RESERVE) - BLOCK_RESERVE > gpu.shared_bytes:
+        return f"{config.per_sm} programs of {config.shared_bytes} bytes do not fit the shared memory"
+    return None
+
+
+_WGMMA = ConfigSpace(
+    SparseConfig,
+    {"tiles": (1, 2, 3, 4), "block_t": (64, 128, 256), "stages": tuple(range(FEWEST_STAGES, MOST_STAGES + 1)), "splits": (1, 2, 4, 8),
+     "pair": (1, 2)},
+    wgmma_reject,
+)
+_MMA = ConfigSpace(
+    MmaConfig,
+    {"warps_n": (1, 2, 4), "warps_t": (1, 2, 4), "tiles_n": (1, 2, 4, 8), "tiles_t": (1, 2, 4), "stages": (3, 4, 6), "per_sm": (1, 2)},
+    mma_reject,
+)
+_SPACES = {"sparse-wgmma": _WGMMA, "sparse-mma": _MMA}
+_OTHERS = ("decode", "dense-triton")
+
+
+def kernels_for(op: Op) -> tuple[Kernel, ...]:
+    """The kernels of an op that are here: of the plain GEMM only."""
+    if op != "gemm":
+        return ()
+    known = catalogue.kernels_for(op)
+    return tuple(replace(one, space=_SPACES.get(one.name, one.space)) for one in known if one.name in (*_SPACES, *_OTHERS))
+
+
+def find(name: str, op: Op) -> Kernel:
+    """The kernel of that name, with its wide space; UsageError of the whole catalogue for a name that is not here."""
+    return next((kernel for kernel in kernels_for(op) if kernel.name == name), catalogue.find(name, op))
