@@ -72,7 +72,8 @@ class Calibrating:
 
     def kernels(self, lab: Lab | None) -> Callable[[Op], Sequence[Kernel]]:
         """The kernels that take part, by op."""
-        return only(lab.kernels_for if lab else catalogued(), self.args.kernel, self.cases)
+        every, names = lab.kernels_for if lab else catalogued(), self.args.kernel
+        return lambda op: [kernel for kernel in every(op) if not names or kernel.name in names]
 
     def compile(self) -> None:
         """Compile what the cases need before anything is timed, so that the first process is one like all others."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 from kernels.gpu import Gpu
@@ -36,5 +37,7 @@ def fair(sizes: Sequence[int], count: int) -> list[int]:
 
 
 def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """So many of the items, at even distances; all of them where there are no more."""
-    return [items[place * len(items) // count] for place in range(count)] if count < len(items) else list(items)
+    """One of each of so many slices, not always the first: cases alternate in their tokens. All items where there are no more."""
+    edges = [place * len(items) // count for place in range(count + 1)] if count else []
+    slices = list(pairwise(edges)) if count < len(items) else []
+    return [items[low + place % (high - low)] for place, (low, high) in enumerate(slices)] if slices else list(items)

@@ -19,6 +19,7 @@ from suites.command import EXIT_CODES, GOOD, INCONCLUSIVE, SLOWER, WRONG, accept
 from suites.judging import Judge, Judgement, Verdict, judge_case, settled
 from suites.quality import headline, noise
 from suites.record import CaseRecord, Record, RoofRecord, RunRecord, latest, read
+from suites.statistics import CONFIDENCE
 from suites.store import write_text
 
 CODES: dict[Verdict, int] = {
@@ -76,6 +77,13 @@ def exit_code(judgements: Sequence[Judgement]) -> int:
     return first_that_applies(CODES[judgement.verdict] for judgement in judgements)
 
 
+def agreement(judgements: Sequence[Judgement]) -> str:
+    """How many intervals hold no change at all: of two runs of the same code, the stated share should. Empty without calibrated ones."""
+    changes = [own.change for own in judgements if own.change is not None and own.test is not None]
+    same = sum(change.low <= 1 <= change.high for change in changes)
+    return f"{same} of {len(changes)} intervals include no change (of the same code, {CONFIDENCE:.0%} should)" if changes else ""
+
+
 def parser() -> Parser:
     """The parser of `suites.gate`."""
     made = Parser(
@@ -119,6 +127,8 @@ def _main(argv: Sequence[str]) -> int:
     if args.markdown:
         write_text(Path(args.markdown), verdicts.markdown(judgements, gpu.name))
     verdicts.show(judgements)
+    if agreement(judgements):
+        print(f"suites.gate: {agreement(judgements)}")
     code = exit_code(judgements)
     if not args.accept or code == WRONG:
         return code

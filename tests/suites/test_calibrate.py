@@ -77,6 +77,7 @@ def test_the_gate_judges_by_the_limits(done: Path, tmp_path: Path, capsys: pytes
         out = capsys.readouterr().out
         assert says in out
         assert "1 calibrated comparisons (0 with borrowed limits, 0 that may miss 5% slower)" in out
+        assert f"{int(slowdown == 0.0)} of 1 intervals include no change" in out
 
 
 def several(run: Path, slowdown: float, *line: str) -> None:
@@ -112,6 +113,20 @@ def test_bad_usage(
     error = capsys.readouterr().err
     assert says in error
     assert error.count("\n") == 1
+
+
+def test_a_kernel_that_none_of_the_chosen_cases_has(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is known to the cases that were chosen from."""
+    rare = replace(gemm("rare", 40.0), unavailable=lambda problem, gpu: "four tokens only" if problem.tokens != 4 else None)
+
+    def with_rare(process: int, slowdown: float) -> Lab:
+        return replace(laboratory(process, slowdown), kernels=(*laboratory(process, slowdown).kernels, rare))
+
+    line = ["--gpu", "h200", *CASES, "--cases", "2", "--commit", "abc", "--processes", "6", "--inject", "0", "--out", str(tmp_path / "c")]
+    kernels = ("--kernel", "ours", "theirs", "rare")
+    assert calibrate.main([*line, *kernels], detect=lambda index: H200, laboratory=with_rare) in (0, 4)
+    assert "p5: 2 cases" in capsys.readouterr().out
+    assert calibrate.main([*line, "--kernel", "other"], detect=lambda index: H200, laboratory=with_rare) == 2
 
 
 @pytest.mark.parametrize("text", ["nonsense", '{"schema": "other/1"}', '{"schema": "tersparse-calibration/1", "noises": [{"key": "k"}]}'])

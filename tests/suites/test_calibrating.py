@@ -58,5 +58,6 @@ def test_fair_shares(sizes: tuple[int, ...], count: int, taken: list[int]) -> No
 
 
 def test_even_distances() -> None:
-    assert spread(range(10), 3) == [0, 3, 6]
+    assert spread(range(10), 3) == [0, 4, 8]
+    assert spread(range(12), 6) == [0, 3, 4, 7, 8, 11], "odd ones and even ones"
     assert spread(range(2), 3) == [0, 1]
