@@ -30,6 +30,7 @@ class PackedLinear(nn.Module):
 
     data: torch.Tensor
     w_scale: torch.Tensor
+    bias: torch.Tensor | None
 
     def __init__(self, packed: PackedTernary, bias: torch.Tensor | None = None, variants: str = "", label: str = "PackedLinear") -> None:
         super().__init__()

@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from kernels.bitlinear import packs
-from kernels.bitlinear.ops import bitlinear, bitlinear_eval, chosen
+from kernels.bitlinear.known import chosen
+from kernels.bitlinear.ops import bitlinear_eval
+from kernels.bitlinear.straight import straight_linear
 from kernels.bitlinear.traced import traced_linear
 from kernels.bitlinear.variants import Choice
 from kernels.errors import NonFiniteError, ShapeError, UsageError
@@ -98,10 +100,8 @@ class BitLinear(nn.Linear):
         biased = self.bias is not None and self.bias.requires_grad
         arguments = (x, self.weight, self.bias, self._sparsity, self.splits, self.variants)
         if torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad or biased):
-            y: torch.Tensor = traced_linear(*arguments) if self.traced and torch.compiler.is_compiling() else bitlinear(*arguments)[0]
-        else:
-            y = bitlinear_eval(*arguments)
-        return y
+            return traced_linear(*arguments) if self.traced and torch.compiler.is_compiling() else straight_linear(*arguments)
+        return bitlinear_eval(*arguments)
 
     def chosen(self, tokens: int) -> Choice:
         """The kernels that this many tokens run, by name, on the device of the weight."""

@@ -1,41 +1,32 @@
 """The operators of a ternary linear layer for PyTorch: opaque to its compiler, with fake and autograd implementations.
 
-`tersparse::bitlinear` (training: also the int8 activations that the backward pass keeps), `bitlinear_eval`, `bitlinear_input_grad`,
-`bitlinear_weight_grad`, and `packed_linear` on a weight of which only the pack is left. They are pure functions of their arguments and
-never synchronize the host with a device. On a CPU the reference computes them, slowly.
+`tersparse::bitlinear` (training: also the int8 activations that the backward pass keeps), `bitlinear_forward` (the same without
+autograd), `bitlinear_codes`, `bitlinear_eval`, `bitlinear_input_grad`, `bitlinear_weight_grad`, and `packed_linear` on a weight of which
+only the pack is left. They are pure functions of their arguments and never synchronize the host with a device. On a CPU the reference
+computes them, slowly.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
+from kernels.bitlinear.known import Layer, layer_like, layer_of, tokens_of
 from kernels.bitlinear.packs import ACTIVATION, GRADIENT, KernelPack, Pack, ReferencePack, Use, frozen_pack_of, pack_of, runs_kernels
-from kernels.bitlinear.variants import (
-    FORWARD,
-    INPUT_GRAD,
-    WEIGHT_GRAD,
-    Call,
-    Choice,
-    allocate_quantized,
-    choose,
-    gpu_of,
-    launch_flag,
-)
-from kernels.errors import UsageError
-from kernels.inputs import DTYPES
+from kernels.bitlinear.small_kernels import launch_flag
+from kernels.bitlinear.variants import FORWARD, INPUT_GRAD, WEIGHT_GRAD, Call, Choice, allocate_quantized
+from kernels.inputs import DTYPES, ROW_ALIGNMENT
 from kernels.packed import PackedTernary
-from kernels.problem import DType, Problem, Sparsity
+from kernels.problem import Sparsity
 from reference.linear import input_grad, linear, weight_grad
 from reference.quantize import quantize_activation
 
-_NAMES: Mapping[torch.dtype, DType] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @functools.cache
@@ -43,81 +34,91 @@ def _warn_of_cpu() -> None:
     warnings.warn("BitLinear runs on the CPU: through the reference, right but slow; move the model to a GPU", stacklevel=2)
 
 
-@functools.lru_cache(maxsize=4096)
-def _problem(tokens: int, out_features: int, in_features: int, dtype: torch.dtype, sparsity: str, splits: tuple[int, ...]) -> Problem:
-    return Problem("step", out_features, in_features, tokens, Sparsity.parse(sparsity), splits, _NAMES[dtype])
+def _operator(fake: Callable[..., Any]) -> Callable[[F], F]:
+    """Make a function `tersparse::<its name>`, the same on the CPU and on CUDA; fake: what it returns, without the values.
 
-
-def _tokens(rows: torch.Tensor) -> int:
-    """The rows of a tensor [..., features]."""
-    return math.prod(rows.shape[:-1])
-
-
-@functools.lru_cache(maxsize=4096)
-def chosen(problem: Problem, index: int | None, variants: str) -> Choice:
-    """The kernels of a problem on the GPU with this index: the named ones, else those of `choose`.
-
-    Raises UsageError where a named forward kernel cannot do it.
+    `torch.library.custom_op` does so too, and looks for aliases among the tensors of every call, which takes longer than a launch.
     """
-    if not variants:
-        return choose(problem, gpu_of(index))
-    choice = Choice.parse(variants)
-    reason = FORWARD[choice.forward].refusal(problem.with_(op="gemm"), gpu_of(index))
-    if reason:
-        raise UsageError(f"{choice.forward} was named and cannot: {reason}")
-    return choice
+
+    def register(function: F) -> F:
+        name = f"tersparse::{function.__name__}"
+        torch.library.define(name, torch.library.infer_schema(function, mutates_args=()), tags=(torch.Tag.pt2_compliant_tag,))
+        torch.library.impl(name, ("cpu", "cuda"), function)
+        torch.library.register_fake(name, fake)
+        made: F = getattr(torch.ops.tersparse, function.__name__).default
+        return made
+
+    return register
 
 
 def _on(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+    if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(tensor.device)
 
 
-def _forward(x: torch.Tensor, pack: Pack, bias: torch.Tensor | None, problem: Problem,
-             choice: Choice | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """y [..., N] in x's type, x_q int8 [T, K padded to 128], x_scale float32 [T] of x [..., K], T rows in all. No choice on the CPU."""
+def _forward(x: torch.Tensor, pack: Pack, bias: torch.Tensor | None, layer: Layer) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """y [..., N] in x's type, x_q int8 [T, K padded to 128], x_scale float32 [T] of x [..., K], T rows in all."""
+    problem = layer.problem
     shape, x = (*x.shape[:-1], problem.out_features), x.reshape(problem.tokens, problem.in_features)
     saved, x_scale = allocate_quantized(problem.tokens, problem.in_features, x.device)
-    x_q = saved[:, : problem.in_features]
+    x_q = _codes(saved, problem.in_features)
     if isinstance(pack, KernelPack):
         rows = x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-        return _multiply(rows, x_q, x_scale, pack, bias, problem, choice).view(shape), saved, x_scale
+        return _multiply(rows, x_q, x_scale, pack, bias, layer).view(shape), saved, x_scale
     codes, scales = quantize_activation(x)
     x_q.copy_(codes)
     x_scale.copy_(scales)
-    return _multiply(None, x_q, x_scale, pack, bias, problem, choice).view(shape), saved, x_scale
+    return _multiply(None, x_q, x_scale, pack, bias, layer).view(shape), saved, x_scale
 
 
-def _multiply(x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, pack: Pack, bias: torch.Tensor | None, problem: Problem,
-              choice: Choice | None) -> torch.Tensor:
+def _codes(saved: torch.Tensor, in_features: int) -> torch.Tensor:
+    """[T, K] of codes [T, K padded to 128]."""
+    return saved if saved.shape[1] == in_features else saved[:, :in_features]
+
+
+def _multiply(x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, pack: Pack, bias: torch.Tensor | None,
+              layer: Layer) -> torch.Tensor:
     """y [T, N]; x_q [T, K] and x_scale [T] are filled from x first where x [T, K] is given, on a device."""
     if isinstance(pack, KernelPack):
-        assert choice is not None
+        assert layer.choice is not None
         row_bias = None if bias is None else bias.detach().float().contiguous()
-        y = FORWARD[choice.forward].run(Call(problem, gpu_of(x_q.device.index), x, x_q, x_scale, pack, row_bias))
-        launch_flag(x_scale, pack.flags[ACTIVATION:])
+        y = FORWARD[layer.choice.forward].run(Call(layer.problem, layer.gpu, x, x_q, x_scale, pack, row_bias))
+        launch_flag(x_scale, pack.flags, ACTIVATION)
         return y
     assert isinstance(pack, ReferencePack)
     _warn_of_cpu()
     pack.flags[ACTIVATION] |= (~x_scale.isfinite()).any()
-    return linear(x_q, x_scale, pack.ternary, pack.w_scale, pack.splits, bias).to(DTYPES[problem.dtype])
-
-
-def _chosen_pack(weight: torch.Tensor, problem: Problem, variants: str, use: Use) -> tuple[Pack, Choice | None]:
-    """The pack of a master weight in the layouts that the chosen kernels read, and these; none on a CPU."""
-    choice = chosen(problem, weight.device.index, variants) if runs_kernels(weight) else None
-    fragments = choice is not None and FORWARD[choice.forward].fragments
-    return pack_of(weight, problem.sparsity, problem.splits, use, fragments), choice
+    return linear(x_q, x_scale, pack.ternary, pack.w_scale, pack.splits, bias).to(DTYPES[layer.problem.dtype])
 
 
 def _pack_and_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
                       variants: str, use: Use) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    problem = _problem(_tokens(x), *weight.shape, x.dtype, sparsity, tuple(splits))
+    layer = layer_of(x, weight, x.dtype, sparsity, splits, variants)
     with _on(x):
-        pack, choice = _chosen_pack(weight, problem, variants, use)
-        return _forward(x, pack, bias, problem, choice)
+        return _forward(x, pack_of(weight, layer.problem.sparsity, layer.problem.splits, use, layer.fragments), bias, layer)
 
 
-@torch.library.custom_op("tersparse::bitlinear", mutates_args=())
+def _fake_linear(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+    """y [..., N] of x [..., K] and a weight, packed or not, of N rows."""
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _fake_bitlinear(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    padded = -(-weight.shape[1] // ROW_ALIGNMENT) * ROW_ALIGNMENT
+    kept = x.new_empty((tokens_of(x), padded), dtype=torch.int8), x.new_empty((tokens_of(x),), dtype=torch.float32)
+    return (_fake_linear(x, weight), *kept)
+
+
+@_operator(_fake_bitlinear)
+def bitlinear_forward(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int], variants: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`bitlinear` without autograd, which takes the host as long as two launches; see `kernels.bitlinear.straight`."""
+    return _pack_and_forward(x, weight, bias, sparsity, splits, variants, "train")
+
+
+@_operator(_fake_bitlinear)
 def bitlinear(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int], variants: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -129,34 +130,25 @@ def bitlinear(
     return _pack_and_forward(x, weight, bias, sparsity, splits, variants, "train")
 
 
-@bitlinear.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
-      variants: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    padded = -(-weight.shape[1] // 128) * 128
-    kept = x.new_empty((_tokens(x), padded), dtype=torch.int8), x.new_empty((_tokens(x),), dtype=torch.float32)
-    return (x.new_empty((*x.shape[:-1], weight.shape[0])), *kept)
+def _fake_bitlinear_codes(x_q: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+    return x_scale.new_empty((x_q.shape[0], weight.shape[0]), dtype=rest[-1])
 
 
-@torch.library.custom_op("tersparse::bitlinear_codes", mutates_args=())
+@_operator(_fake_bitlinear_codes)
 def bitlinear_codes(
     x_q: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
     variants: str, dtype: torch.dtype,
 ) -> torch.Tensor:
     """y [T, N] in `dtype` as `bitlinear` computes it, of activations that are rounded already: x_q int8 [T, K padded to 128], contiguous,
     and x_scale float32 [T]. Without autograd; see `kernels.bitlinear.traced`."""
-    problem = _problem(x_q.shape[0], *weight.shape, dtype, sparsity, tuple(splits))
+    layer = layer_of(x_q, weight, dtype, sparsity, splits, variants)
     with _on(x_q):
-        pack, choice = _chosen_pack(weight, problem, variants, "train")
-        return _multiply(None, x_q[:, : problem.in_features], x_scale, pack, bias, problem, choice)
+        pack = pack_of(weight, layer.problem.sparsity, layer.problem.splits, "train", layer.fragments)
+        return _multiply(None, _codes(x_q, weight.shape[1]), x_scale, pack, bias, layer)
 
 
-@bitlinear_codes.register_fake
-def _(x_q: torch.Tensor, x_scale: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
-      variants: str, dtype: torch.dtype) -> torch.Tensor:
-    return x_scale.new_empty((x_q.shape[0], weight.shape[0]), dtype=dtype)
 
-
-@torch.library.custom_op("tersparse::bitlinear_eval", mutates_args=())
+@_operator(_fake_linear)
 def bitlinear_eval(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int], variants: str
 ) -> torch.Tensor:
@@ -164,43 +156,36 @@ def bitlinear_eval(
     return _pack_and_forward(x, weight, bias, sparsity, splits, variants, "eval")[0]
 
 
-@bitlinear_eval.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
-      variants: str) -> torch.Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
-
-@torch.library.custom_op("tersparse::packed_linear", mutates_args=())
+@_operator(_fake_linear)
 def packed_linear(
     x: torch.Tensor, data: torch.Tensor, w_scale: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
     in_features: int, variants: str,
 ) -> torch.Tensor:
     """y [..., N] of x [..., K] and a packed weight (see `PackedTernary`)."""
     packed = PackedTernary(data.detach(), w_scale, tuple(splits), in_features, Sparsity.parse(sparsity))
-    problem = _problem(_tokens(x), packed.out_features, in_features, x.dtype, sparsity, packed.splits)
+    layer = layer_like(tokens_of(x), packed.out_features, in_features, x.dtype, sparsity, packed.splits, variants, x.device.index,
+                       runs_kernels(x))
     with _on(x):
-        choice = chosen(problem, x.device.index, variants) if runs_kernels(x) else None
-        fragments = choice is not None and FORWARD[choice.forward].fragments
-        return _forward(x, frozen_pack_of(data, packed, fragments), bias, problem, choice)[0]
+        return _forward(x, frozen_pack_of(data, packed, layer.fragments), bias, layer)[0]
 
 
-@packed_linear.register_fake
-def _(x: torch.Tensor, data: torch.Tensor, w_scale: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
-      in_features: int, variants: str) -> torch.Tensor:
-    return x.new_empty((*x.shape[:-1], data.shape[0]))
+def _fake_input_grad(dy: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
+    return dy.new_empty((*dy.shape[:-1], weight.shape[1]))
 
 
-@torch.library.custom_op("tersparse::bitlinear_input_grad", mutates_args=())
+@_operator(_fake_input_grad)
 def bitlinear_input_grad(dy: torch.Tensor, weight: torch.Tensor, sparsity: str, splits: Sequence[int], variants: str) -> torch.Tensor:
     """dx [..., K] in dy's type: dy [..., N] times the masked ternary weight and its scales."""
-    problem = _problem(_tokens(dy), *weight.shape, dy.dtype, sparsity, tuple(splits))
+    layer = layer_of(dy, weight, dy.dtype, sparsity, splits, variants)
+    problem = layer.problem
     shape, dy = (*dy.shape[:-1], problem.in_features), dy.reshape(problem.tokens, problem.out_features)
     with _on(dy):
         pack = pack_of(weight, problem.sparsity, problem.splits, "backward")
         if isinstance(pack, KernelPack):
-            kernel = INPUT_GRAD[chosen(problem, dy.device.index, variants).input_grad]
-            dx = kernel(problem, gpu_of(dy.device.index), dy.contiguous(), pack.packed)
-            launch_flag(dx[:, 0], pack.flags[GRADIENT:])  # a NaN or an infinity in a row of dy is in every column of its dx
+            assert layer.choice is not None
+            dx = INPUT_GRAD[layer.choice.input_grad](problem, layer.gpu, dy.contiguous(), pack.packed)
+            launch_flag(dx, pack.flags, GRADIENT)  # a NaN or an infinity in a row of dy is in every column of its dx
             return dx.view(shape)
         assert isinstance(pack, ReferencePack)
         dx = input_grad(dy, pack.ternary, pack.w_scale, pack.splits).to(dy.dtype)
@@ -208,50 +193,59 @@ def bitlinear_input_grad(dy: torch.Tensor, weight: torch.Tensor, sparsity: str, 
         return dx.view(shape)
 
 
-@bitlinear_input_grad.register_fake
-def _(dy: torch.Tensor, weight: torch.Tensor, sparsity: str, splits: Sequence[int], variants: str) -> torch.Tensor:
-    return dy.new_empty((*dy.shape[:-1], weight.shape[1]))
+@functools.lru_cache(maxsize=64)
+def _weight_grad_name(variants: str) -> str:
+    return Choice.parse(variants).weight_grad if variants else ""
 
 
-@torch.library.custom_op("tersparse::bitlinear_weight_grad", mutates_args=())
+def _fake_weight_grad(
+    dy: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor, in_features: int, dtype: torch.dtype, variants: str
+) -> torch.Tensor:
+    return dy.new_empty((dy.shape[-1], in_features), dtype=dtype)
+
+
+@_operator(_fake_weight_grad)
 def bitlinear_weight_grad(
     dy: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor, in_features: int, dtype: torch.dtype, variants: str
 ) -> torch.Tensor:
     """dw [N, K] in `dtype`, dense: the transpose of dy [..., N], T rows in all, times x_q · x_scale; x_q int8 [T, at least K]."""
-    dy, codes = dy.reshape(_tokens(dy), dy.shape[-1]), x_q[:, :in_features]
+    dy, codes = dy.reshape(tokens_of(dy), dy.shape[-1]), _codes(x_q, in_features)
     if not runs_kernels(dy):
         return weight_grad(dy, codes, x_scale).to(dtype)
-    problem = _problem(dy.shape[0], dy.shape[1], in_features, dy.dtype, "dense", ())
+    tokens, out_features = dy.shape
+    layer = layer_like(tokens, out_features, in_features, dy.dtype, "dense", (), "", dy.device.index, True)
+    assert layer.choice is not None
     with _on(dy):
-        name = (Choice.parse(variants) if variants else chosen(problem, dy.device.index, "")).weight_grad
-        return WEIGHT_GRAD[name](problem, gpu_of(dy.device.index), dy.contiguous(), codes, x_scale, dtype)
+        kernel = WEIGHT_GRAD[_weight_grad_name(variants) or layer.choice.weight_grad]
+        return kernel(layer.problem, layer.gpu, dy.contiguous(), codes, x_scale, dtype)
 
 
-@bitlinear_weight_grad.register_fake
-def _(dy: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor, in_features: int, dtype: torch.dtype, variants: str) -> torch.Tensor:
-    return dy.new_empty((dy.shape[-1], in_features), dtype=dtype)
-
-
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
-    _, weight, bias, ctx.sparsity, ctx.splits, ctx.variants = inputs
-    ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.mark_non_differentiable(output[1], output[2])
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(weight, output[1], output[2])
-
-
-def _backward(ctx: Any, dy: torch.Tensor | None, *kept: None) -> tuple[torch.Tensor | None, ...]:
-    """Straight through: as if the roundings of x and the weight and the mask were not there; dw is dense."""
+def backward(ctx: Any, dy: torch.Tensor | None, *kept: None) -> tuple[torch.Tensor | None, ...]:
+    """Straight through: as if the roundings of x and the weight and the mask were not there; dw is dense. ctx: see `remember`."""
     weight, x_q, x_scale = ctx.saved_tensors
     dx = dw = dbias = None
     if dy is not None:
         if ctx.needs_input_grad[0]:
-            dx = bitlinear_input_grad(dy, weight, ctx.sparsity, ctx.splits, ctx.variants)
+            dx = bitlinear_input_grad(dy, weight, *ctx.layer)
         if ctx.needs_input_grad[1]:
-            dw = bitlinear_weight_grad(dy, x_q, x_scale, weight.shape[1], weight.dtype, ctx.variants)
+            dw = bitlinear_weight_grad(dy, x_q, x_scale, weight.shape[1], weight.dtype, ctx.layer[2])
         if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
             dbias = dy.reshape(-1, dy.shape[-1]).sum(0, dtype=torch.float32).to(ctx.bias_dtype)
     return dx, dw, dbias, None, None, None
 
 
-bitlinear.register_autograd(_backward, setup_context=_setup)
+def remember(ctx: Any, weight: torch.Tensor, bias: torch.Tensor | None, layer: tuple[str, Sequence[int], str], x_q: torch.Tensor,
+             x_scale: torch.Tensor) -> None:
+    """Keep in ctx what `backward` needs. layer: sparsity, splits, variants."""
+    ctx.layer, ctx.bias_dtype = layer, None if bias is None else bias.dtype
+    ctx.save_for_backward(weight, x_q, x_scale)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
+    _, weight, bias, *layer = inputs
+    ctx.mark_non_differentiable(output[1], output[2])
+    ctx.set_materialize_grads(False)
+    remember(ctx, weight, bias, (layer[0], layer[1], layer[2]), output[1], output[2])
+
+
+torch.library.register_autograd("tersparse::bitlinear", backward, setup_context=_setup)

@@ -19,13 +19,15 @@ import triton
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from kernels.bitlinear.small_kernels import launch_row_scale
 from kernels.errors import UsageError
+from kernels.launch import current_stream_handle
 from kernels.mask_quantize.repack import fragments_shape, launch_repack
-from kernels.mask_quantize.two_pass import PrepareBuffers, allocate_prepare, launch_prepare, two_pass_config
+from kernels.mask_quantize.two_pass import PrepareBuffers, allocate_prepare, check_weight, start_prepare, two_pass_config
 from kernels.mask_quantize.two_pass_kernels import pack_kernel
 from kernels.packed import PackedTernary, unpack
 from kernels.problem import Sparsity
-from kernels.ternary_gemm.sparse_wgmma import FragmentWeight, fragment_weight, padded_rows
+from kernels.ternary_gemm.sparse_wgmma import FragmentWeight, dense_fragment_weight, fragment_weight, padded_rows
 from reference.quantize import ternary_quantize
 from reference.sparsity import nm_mask
 
@@ -33,6 +35,7 @@ ACTIVATION, GRADIENT = 0, 1
 """Places in `Pack.flags`: 1 where an activation or a gradient was NaN or infinite since the last check."""
 
 Key: TypeAlias = tuple[Sparsity, tuple[int, ...]]
+Fragments: TypeAlias = Literal["sparse", "dense"]
 Use: TypeAlias = Literal["train", "eval", "backward", "renew"]
 T = TypeVar("T")
 
@@ -67,51 +70,65 @@ class Pack:
 class KernelPack(Pack):
     """2-bit codes on the device that the kernels read. buffers: what they are made in; None for a weight that comes packed.
 
-    fragments: the same weight in the order of the sparse tensor cores, once a forward kernel has asked for it (`add_fragments`).
+    fragments: the same weight in the order of Hopper's tensor cores, sparse or dense, once a forward kernel has asked for it
+    (`add_fragments`); no_bias: then float32 zeros, as long as their row_scale.
     """
 
     def __init__(self, packed: PackedTernary, buffers: PrepareBuffers | None) -> None:
         super().__init__(packed.data.device)
         self.packed, self.buffers = packed, buffers
-        self.fragments: FragmentWeight | None = None
-        self._split_of_row: torch.Tensor | None = None
+        self.fragments: dict[Fragments, FragmentWeight] = {}
+        self.no_bias = torch.empty(0, device=self.device)
         self.packed.split_ends  # noqa: B018 (made here, outside of any graph capture)
-        self._made: tuple[torch.cuda.Stream, torch.cuda.Event] | None = None
+        self._fits: tuple[torch.Size, torch.dtype] | None = None
+        self._stream: torch.cuda.Stream | None = None
+        self._event: torch.cuda.Event | None = None
 
-    def add_fragments(self) -> None:
-        """Make the layout of the sparse tensor cores too, of a 2:4 weight; its bytes come with the next `fill`, or from the packed ones."""
+    def add_fragments(self, kind: Fragments) -> None:
+        """Make a layout of tensor cores too, the sparse one of a 2:4 weight; its bytes come with the next `fill`."""
         packed, (rows, columns) = self.packed, (self.packed.out_features, self.packed.in_features)
+        if not self.fragments:
+            self.no_bias = padded_rows(torch.zeros(rows, device=self.device), rows)
         if self.buffers is None:
-            self.fragments = fragment_weight(unpack(packed), packed.w_scale, packed.splits, packed.sparsity)
+            values = (unpack(packed), packed.w_scale, packed.splits)
+            self.fragments[kind] = fragment_weight(*values, packed.sparsity) if kind == "sparse" else dense_fragment_weight(*values)
             return
         blocks = torch.empty(fragments_shape(packed, transposed=False), dtype=torch.int32, device=self.device)
         scales = padded_rows(torch.zeros(rows, device=self.device), rows)
-        counts = torch.tensor(packed.splits, device=self.device)
-        self._split_of_row = torch.arange(len(packed.splits), device=self.device).repeat_interleave(counts)
-        self.fragments = FragmentWeight(blocks, scales, rows, columns, columns, sparse=True)
+        self.fragments[kind] = FragmentWeight(blocks, scales, rows, columns, columns, sparse=kind == "sparse")
         self.stamp = self.recorded = None
 
     def fill(self, weight: torch.Tensor) -> None:
-        """Two launches into the same buffers, and three more for fragments, which are made from the packed bytes."""
+        """Two launches into the same buffers, and two more for each kind of fragments, which are made from the packed bytes."""
         sparsity, splits, buffers = self.packed.sparsity, self.packed.splits, self.buffers
         assert buffers is not None
         rows = weight.detach() if weight.stride(1) == 1 or weight.shape[1] == 1 else weight.detach().contiguous()
-        launch_prepare(rows, buffers.packed, buffers.w_scale, buffers.inv_scale, buffers.workspace, sparsity, splits,
-                       two_pass_config(sparsity))  # fmt: skip
-        if self.fragments is not None and self._split_of_row is not None:
-            launch_repack(self.packed, self.fragments.blocks, sparse=True)
-            scales = self.fragments.row_scale[: self.packed.out_features]
-            torch.index_select(buffers.w_scale, 0, self._split_of_row, out=scales)
-            scales.mul_(1 / 64)
+        key = (weight.shape, weight.dtype)
+        if key != self._fits:
+            check_weight(rows, sparsity, splits)
+            self._fits = key
+        start_prepare(rows, buffers.packed, buffers.w_scale, buffers.inv_scale, buffers.workspace, sparsity, two_pass_config(sparsity))
+        for made in self.fragments.values():
+            launch_repack(self.packed, made.blocks, sparse=made.sparse)
+            launch_row_scale(self.packed, made.row_scale)
         self.count += 1
         if weight.is_cuda and not capturing(weight):
-            stream = torch.cuda.current_stream()
-            self._made = (stream, stream.record_event())
+            self._mark()
+
+    def _mark(self) -> None:
+        """Write down on which stream it was made, and when."""
+        if self._event is None:
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call] # torch has no types there
+        if self._stream is None or current_stream_handle(self.device) != self._stream.cuda_stream:
+            self._stream = torch.cuda.current_stream()
+        self._event.record(self._stream)
 
     def wait(self) -> None:
         """Only where another stream made it; a captured graph is replayed after what was enqueued before its capture."""
-        if self._made and not torch.cuda.is_current_stream_capturing() and self._made[0] != torch.cuda.current_stream():
-            torch.cuda.current_stream().wait_event(self._made[1])
+        if self._stream is None or self._event is None or current_stream_handle(self.device) == self._stream.cuda_stream:
+            return
+        if not torch.cuda.is_current_stream_capturing():
+            torch.cuda.current_stream().wait_event(self._event)
 
 
 class ReferencePack(Pack):
@@ -162,7 +179,7 @@ def capturing(tensor: torch.Tensor) -> bool:
 
 
 def pack_of(
-    weight: torch.Tensor, sparsity: Sparsity, splits: tuple[int, ...], use: Use = "eval", fragments: bool = False
+    weight: torch.Tensor, sparsity: Sparsity, splits: tuple[int, ...], use: Use = "eval", fragments: Fragments | None = None
 ) -> Pack:
     """The pack of a weight [N, K], made where there is none or a stale one. fragments: with that layout too.
 
@@ -170,7 +187,10 @@ def pack_of(
     captured "backward", and for nothing that runs. The first pack of a weight allocates and synchronizes, later calls do neither.
     Raises UsageError where the first one falls into the capture of a CUDA graph.
     """
-    held = _table().setdefault(weight, {})
+    table = _table()
+    held = table.get(weight)
+    if held is None:
+        held = table.setdefault(weight, {})
     pack = held.get((sparsity, splits))
     if pack is None or pack.device != weight.device:
         pack = held[sparsity, splits] = _apart(weight, lambda: _empty_pack(weight, (sparsity, splits)))
@@ -185,7 +205,7 @@ def pack_of(
     return pack
 
 
-def frozen_pack_of(data: torch.Tensor, packed: PackedTernary, fragments: bool = False) -> Pack:
+def frozen_pack_of(data: torch.Tensor, packed: PackedTernary, fragments: Fragments | None = None) -> Pack:
     """The pack of a weight that comes packed. data: the tensor that holds its bytes and whose life is the pack's; `packed` must not hold
     this object itself, else the table would keep it alive. Raises UsageError as `pack_of` does."""
     key = (packed.sparsity, packed.splits)
@@ -205,9 +225,9 @@ def forget(weight: torch.Tensor) -> None:
         pack.stamp = pack.recorded = None
 
 
-def _ask_for(pack: Pack, fragments: bool) -> None:
-    if fragments and isinstance(pack, KernelPack) and pack.fragments is None:
-        _apart(pack.flags, pack.add_fragments)
+def _ask_for(pack: Pack, fragments: Fragments | None) -> None:
+    if fragments is not None and isinstance(pack, KernelPack) and fragments not in pack.fragments:
+        _apart(pack.flags, lambda: pack.add_fragments(fragments))
 
 
 def _empty_pack(weight: torch.Tensor, key: Key) -> Pack:

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from kernels.bitlinear.ops import bitlinear_codes, bitlinear_input_grad, bitlinear_weight_grad
+from kernels.bitlinear.ops import bitlinear_codes, remember
+from kernels.bitlinear.straight import Straight
 from kernels.inputs import ROW_ALIGNMENT
 
 EPSILON, INT8_MAX = 1e-5, 127.0
@@ -33,8 +34,8 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return F.pad(codes, (0, -x.shape[1] % ROW_ALIGNMENT)), x_scale
 
 
-class Traced(torch.autograd.Function):
-    """`tersparse::bitlinear` in parts; inputs as its, gradients the same."""
+class Traced(Straight):
+    """`Straight` in parts; inputs as its, gradients the same."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
@@ -42,18 +43,8 @@ class Traced(torch.autograd.Function):
         """y [..., N] in x's type of x [..., K]."""
         x_q, x_scale = quantize_rows(x.reshape(-1, x.shape[-1]))
         y: torch.Tensor = bitlinear_codes(x_q, x_scale, weight, bias, sparsity, splits, variants, x.dtype)
-        ctx.save_for_backward(weight, x_q, x_scale)
-        ctx.layer, ctx.bias_dtype = (sparsity, splits, variants), None if bias is None else bias.dtype
+        remember(ctx, weight, bias, (sparsity, splits, variants), x_q, x_scale)
         return y.reshape(*x.shape[:-1], weight.shape[0])
-
-    @staticmethod
-    def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """Straight through, as in `kernels.bitlinear.ops`."""
-        weight, x_q, x_scale = ctx.saved_tensors
-        dx = bitlinear_input_grad(dy, weight, *ctx.layer)
-        dw = bitlinear_weight_grad(dy, x_q, x_scale, weight.shape[1], weight.dtype, ctx.layer[2])
-        dbias = None if ctx.bias_dtype is None else dy.reshape(-1, dy.shape[-1]).sum(0, dtype=torch.float32).to(ctx.bias_dtype)
-        return dx, dw, dbias, None, None, None
 
 
 def traced_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],

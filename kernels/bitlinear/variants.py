@@ -8,23 +8,26 @@ from dataclasses import astuple, dataclass
 from typing import TypeAlias
 
 import torch
-import triton
-import triton.language as tl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from kernels.bitlinear.packs import KernelPack
-from kernels.catalogue import kernels_for
+from kernels.bitlinear.packs import Fragments, KernelPack
+from kernels.catalogue import find, kernels_for
 from kernels.choose import rank
 from kernels.errors import UsageError
+from kernels.fragments import block_shape
 from kernels.gpu import Gpu, by_name, detect
 from kernels.inputs import DTYPES, ROW_ALIGNMENT
-from kernels.mask_quantize.activation import activation_config, launch_activation
+from kernels.launch import Launch
+from kernels.mask_quantize.activation import activation_config, start_activation
 from kernels.packed import PackedTernary
-from kernels.problem import Problem
+from kernels.problem import DENSE, DType, Problem, Sparsity
 from kernels.sparse_backward import eight_bit_layer, input_grad, weight_grad
 from kernels.sparse_backward.dequantize import launch_dequantize
 from kernels.ternary_gemm import sparse_wgmma, sparse_wgmma_config
 from kernels.ternary_gemm.dense_config import default_config
-from kernels.ternary_gemm.dense_triton import Gemm, check, refusal, workspace
+from kernels.ternary_gemm.dense_triton import Gemm, aligned_rows, check, refusal, workspace
+from kernels.ternary_gemm.sparse_wgmma_kernel import sparse_gemm
+from kernels.ternary_gemm.sparse_wgmma_ptx import STAGE_COLUMNS
 
 
 @functools.cache
@@ -92,11 +95,11 @@ class Call:
 @dataclass(frozen=True)
 class Forward:
     """A forward kernel. run: fills x_q and x_scale from x and returns y [T, N] in x's type, on the current stream without synchronizing.
-    refusal(gemm problem, gpu): why it cannot, or None. fragments: whether it reads that layout."""
+    refusal(gemm problem, gpu): why it cannot, or None. fragments: the layout of these that it reads."""
 
     run: Callable[[Call], torch.Tensor]
     refusal: Callable[[Problem, Gpu], str | None]
-    fragments: bool = False
+    fragments: Fragments | None = None
 
 
 InputGrad: TypeAlias = Callable[[Problem, Gpu, torch.Tensor, PackedTernary], torch.Tensor]
@@ -114,8 +117,8 @@ def allocate_quantized(tokens: int, in_features: int, device: torch.device) -> t
 
 
 def _quantize(call: Call) -> None:
-    if call.x is not None:
-        launch_activation(call.x, call.x_q, call.x_scale, None, activation_config(call.problem.in_features, call.problem.tokens))
+    if call.x is not None and call.problem.tokens:
+        start_activation(call.x, call.x_q, call.x_scale, None, activation_config(call.problem.in_features, call.problem.tokens))
 
 
 def _dense_triton(call: Call) -> torch.Tensor:
@@ -128,22 +131,42 @@ def _dense_triton(call: Call) -> torch.Tensor:
     return y
 
 
-def _sparse_wgmma(call: Call) -> torch.Tensor:
-    if not call.problem.tokens:
-        return call.x_q.new_empty((0, call.problem.out_features), dtype=call.dtype)
-    _quantize(call)
-    assert call.pack.fragments is not None
-    config, processors = _sparse_config(call.problem, call.x_q.device)
-    gemm = sparse_wgmma.bind(call.x_q, call.x_scale, call.pack.fragments, call.bias, call.dtype, config, processors)
-    gemm.launch()
-    return gemm.out
+@dataclass(frozen=True)
+class _Wgmma:
+    """A launch of the Hopper GEMM. block: of the descriptor of x; wide: whether TMA stores y."""
+
+    launch: Launch
+    block: list[int]
+    wide: bool
 
 
 @functools.lru_cache(maxsize=4096)
-def _sparse_config(problem: Problem, device: torch.device) -> tuple[sparse_wgmma_config.SparseConfig, int]:
-    """The config of a problem and the multiprocessors of a device; choosing takes the host 140 µs, as long as many a GEMM."""
-    config = sparse_wgmma_config.default_config(problem.with_(op="gemm"), gpu_of(device.index))
-    return config, sparse_wgmma.multiprocessors(device)
+def _wgmma(tokens: int, out_features: int, in_features: int, dtype: DType, kind: Fragments, device: torch.device) -> _Wgmma:
+    """What `sparse_wgmma.bind` finds for 2:4 weights, or dense ones: choosing a config takes the host 140 µs, as long as many a GEMM."""
+    problem = Problem("gemm", out_features, in_features, tokens, Sparsity(2, 4) if kind == "sparse" else DENSE, (), dtype)
+    processors = sparse_wgmma.multiprocessors(device)
+    config = sparse_wgmma_config.default_config(problem, gpu_of(device.index))
+    plan = sparse_wgmma_config.schedule(config, tokens, out_features, processors)
+    row_blocks, steps, *_ = block_shape(out_features, in_features)
+    integers = (steps, plan.rounds, plan.row_tiles, plan.token_tiles, row_blocks, tokens, out_features)
+    constants = {**sparse_wgmma.constants(config, DTYPES[dtype], out_features, kind), **sparse_wgmma.options(config)}
+    wide = sparse_wgmma_config.is_wide(DTYPES[dtype], out_features)
+    return _Wgmma(Launch(sparse_gemm, (plan.programs,), integers, **constants), [config.block_t // config.pair, STAGE_COLUMNS], wide)
+
+
+def _run_wgmma(kind: Fragments, call: Call) -> torch.Tensor:
+    tokens, rows, columns = call.problem.tokens, call.problem.out_features, call.problem.in_features
+    out = call.x_q.new_empty((tokens, rows), dtype=call.dtype)
+    if not tokens:
+        return out
+    _quantize(call)
+    x_q = call.x_q if call.x_q.data_ptr() % 16 == 0 else aligned_rows(call.x_q)
+    how, weight = _wgmma(tokens, rows, columns, call.problem.dtype, kind, x_q.device), call.pack.fragments[kind]
+    bias = call.pack.no_bias if call.bias is None else sparse_wgmma.padded_rows(call.bias, rows)
+    x = TensorDescriptor(x_q, [tokens, columns], [x_q.stride(0), 1], how.block, sparse_wgmma.LAYOUT)
+    y = sparse_wgmma.out_descriptor(out) if how.wide else x
+    how.launch((weight.blocks, call.x_scale, weight.row_scale, bias, out), (x, y))
+    return out
 
 
 def _sparse_refusal(problem: Problem, gpu: Gpu) -> str | None:
@@ -184,7 +207,8 @@ def _convert_dot(problem: Problem, gpu: Gpu, dy: torch.Tensor, x_q: torch.Tensor
 
 FORWARD: Mapping[str, Forward] = {
     "dense-triton": Forward(_dense_triton, refusal),
-    "sparse-wgmma": Forward(_sparse_wgmma, _sparse_refusal, fragments=True),
+    "dense-wgmma": Forward(functools.partial(_run_wgmma, "dense"), find("dense-wgmma", "gemm").unavailable, "dense"),
+    "sparse-wgmma": Forward(functools.partial(_run_wgmma, "sparse"), _sparse_refusal, "sparse"),
 }
 INPUT_GRAD: Mapping[str, InputGrad] = {
     "unpack-cublas": _unpack_cublas, "unpack-dot": _unpack_dot, "int8-wgmma": eight_bit_layer.layer_input_grad,
@@ -194,18 +218,3 @@ WEIGHT_GRAD: Mapping[str, WeightGrad] = {
 }  # fmt: skip
 """The 8-bit ones are not exact: never chosen, only named."""
 
-
-@triton.jit  # type: ignore[untyped-decorator] # Triton has no types
-def _flag_kernel(values, flag, count, stride, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def] # typed by Triton's compiler
-    """flag = 1 where one of `count` values, `stride` apart, is NaN or infinite; else the flag stays as it is. Programs write the same 1."""
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.load(values + place.to(tl.int64) * stride, mask=place < count, other=0.0).to(tl.float32)
-    bad = ((value.to(tl.int32, bitcast=True) & 0x7FFFFFFF) >= 0x7F800000).to(tl.int32)
-    if tl.max(bad, axis=0) > 0:
-        tl.store(flag, 1)
-
-
-def launch_flag(values: torch.Tensor, flag: torch.Tensor) -> None:
-    """Set flag (int32 [1]) where values [n], any float type and stride, hold a NaN or an infinity; one launch, no synchronization."""
-    if values.numel():
-        _flag_kernel[(triton.cdiv(values.shape[0], 512),)](values, flag, values.shape[0], values.stride(0), BLOCK=512, num_warps=4)

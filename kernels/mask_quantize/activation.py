@@ -16,6 +16,7 @@ from kernels.errors import ShapeError
 from kernels.gpu import Gpu
 from kernels.inputs import DTYPES, ROW_ALIGNMENT, ActivationInputs, Inputs
 from kernels.kernel import CompileUnit, Kernel, Outputs, Prepared
+from kernels.launch import launch
 from kernels.mask_quantize.activation_kernels import activation_kernel, activation_words_kernel
 from kernels.problem import Problem
 from kernels.space import Config, ConfigSpace
@@ -40,6 +41,7 @@ class ActivationConfig:
     warps: int
 
 
+@functools.lru_cache(maxsize=4096)
 def activation_config(in_features: int, tokens: int | None = None, words: bool = True) -> ActivationConfig:
     """A heuristic config. words: bf16 rows, plain or lifted by 8, which are held in as many blocks as leave the fewest lanes idle.
 
@@ -91,34 +93,39 @@ def launch_activation(
     wide: contiguous bf16 [T, K] for code · scale too; it needs bf16 x in rows of whole words that registers hold.
     Raises ShapeError for what does not fit.
     """
-    width = _check(x, m)
-    tokens, in_features = x.shape
+    width, tokens = _check(x, m), x.shape[0]
     padded = not tokens or (x_q.stride(1) == 1 and x_q.stride(0) % ROW_ALIGNMENT == 0)
     if x_q.dtype != torch.int8 or tuple(x_q.shape) != (tokens, width) or not padded:
         raise ShapeError(f"x_q is {x_q.dtype} {list(x_q.shape)} stride {x_q.stride()}; int8 {[tokens, width]} with rows padded to "
                          f"{ROW_ALIGNMENT} columns is needed")
     if x_scale.dtype != torch.float32 or tuple(x_scale.shape) != (tokens,) or not x_scale.is_contiguous():
         raise ShapeError(f"x_scale is {x_scale.dtype} {list(x_scale.shape)}; contiguous float32 {[tokens]} is needed")
-    if not tokens:
-        return
-    grid = (triton.cdiv(tokens, config.rows),)
+    if tokens:
+        start_activation(x, x_q, x_scale, m, config, wide)
+
+
+def start_activation(
+    x: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor, m: int | None, config: ActivationConfig, wide: torch.Tensor | None = None
+) -> None:
+    """`launch_activation` of at least one token for buffers that are known to fit; finding that out takes longer than the launch."""
+    tokens, in_features = x.shape
+    grid = (-(-tokens // config.rows),)
     aligned = x.stride(0) % 2 == 0 and x.data_ptr() % 4 == 0
     if aligned and by_words(x.dtype, in_features, m, config):
-        with torch.cuda.device_of(x):
-            activation_words_kernel[grid](
-                x, x_q, x_scale, wide, tokens, in_features, x.stride(0), x_q.stride(0), MIDDLE=m is not None,
-                PIECES=triton.cdiv(in_features, config.block), ROWS=config.rows, BLOCK=config.block, num_warps=config.warps,
-                enable_fp_fusion=False, **dependence(x.device),
-            )  # fmt: skip
+        launch(
+            activation_words_kernel, grid, (x, x_q, x_scale, wide), (tokens, in_features, x.stride(0), x_q.stride(0)),
+            MIDDLE=m is not None, PIECES=-(-in_features // config.block), ROWS=config.rows, BLOCK=config.block, num_warps=config.warps,
+            enable_fp_fusion=False, **dependence(x.device),
+        )  # fmt: skip
         return
     if wide is not None:
         raise ShapeError(f"x is {x.dtype} {list(x.shape)} with rows {x.stride(0)} apart; wide needs bf16 rows at multiples of 4 bytes that "
                          f"{config} holds in registers")
-    with torch.cuda.device_of(x):
-        activation_kernel[grid](
-            x, x_q, x_scale, tokens, in_features, width, x.stride(0), x_q.stride(0), LIFT=m or 0, ONE_BLOCK=in_features <= config.block,
-            ROWS=config.rows, BLOCK=config.block, num_warps=config.warps, enable_fp_fusion=False, **dependence(x.device),
-        )
+    launch(
+        activation_kernel, grid, (x, x_q, x_scale), (tokens, in_features, x_q.shape[1], x.stride(0), x_q.stride(0)), LIFT=m or 0,
+        ONE_BLOCK=in_features <= config.block, ROWS=config.rows, BLOCK=config.block, num_warps=config.warps, enable_fp_fusion=False,
+        **dependence(x.device),
+    )
 
 
 @functools.cache
@@ -131,7 +138,7 @@ def dependence(device: torch.device) -> dict[str, bool]:
 
 def by_words(dtype: torch.dtype, in_features: int, m: int | None, config: ActivationConfig) -> bool:
     """Whether aligned rows are taken two values a word and held in registers."""
-    held = triton.cdiv(in_features, config.block) * config.rows * config.block
+    held = -(-in_features // config.block) * config.rows * config.block
     return dtype == torch.bfloat16 and in_features % 2 == 0 and m in (None, 8) and held <= MOST_VALUES * 32 * config.warps
 
 

@@ -12,6 +12,7 @@ import triton
 from kernels.errors import ShapeError
 from kernels.fragments import block_shape
 from kernels.kernel import CompileUnit
+from kernels.launch import launch
 from kernels.mask_quantize.repack_kernels import repack_kernel
 from kernels.packed import FIELD, PackedTernary
 
@@ -43,8 +44,9 @@ def launch_repack(packed: PackedTernary, blocks: torch.Tensor, *, sparse: bool, 
         return
     stride = packed.data.shape[1]
     down, along = (stride // FIELD, shape[1]) if transposed else (shape[0], stride // FIELD)
-    repack_kernel[(down * along,)](
-        packed.data, blocks, packed.out_features, stride, shape[0], shape[1], along, SPARSE=sparse, TRANSPOSED=transposed, num_warps=WARPS
+    launch(
+        repack_kernel, (down * along,), (packed.data, blocks), (packed.out_features, stride, shape[0], shape[1], along), SPARSE=sparse,
+        TRANSPOSED=transposed, num_warps=WARPS,
     )
 
 

@@ -17,6 +17,7 @@ from kernels.errors import NonFiniteError, ShapeError
 from kernels.gpu import Gpu
 from kernels.inputs import DTYPES, Inputs, PrepareInputs
 from kernels.kernel import CompileUnit, Kernel, Outputs, Prepared
+from kernels.launch import launch
 from kernels.mask_quantize.two_four_kernels import pack_two_four_kernel
 from kernels.mask_quantize.two_pass_kernels import absmean_kernel, carried_scales_kernel, pack_kernel, pack_words_kernel
 from kernels.packed import PackedTernary, packed_width
@@ -116,10 +117,11 @@ def launch_scales(
         return
     in_features, largest = weight.shape[1], max(workspace.splits)
     flat = weight.stride(0) == in_features
-    tiles = triton.cdiv(largest * in_features, config.sum_block) if flat else largest * triton.cdiv(in_features, config.sum_block)
-    absmean_kernel[(min(SUM_PROGRAMS, tiles), len(workspace.splits))](
-        weight, workspace.partials, workspace.counters, workspace.bounds, workspace.limits, workspace.nonfinite, w_scale, inv_scale,
-        in_features, weight.stride(0), FLAT=flat, VECTOR=_vector(in_features), BLOCK=config.sum_block, PROGRAMS=SUM_PROGRAMS,
+    tiles = -(-largest * in_features // config.sum_block) if flat else largest * -(-in_features // config.sum_block)
+    launch(
+        absmean_kernel, (min(SUM_PROGRAMS, tiles), len(workspace.splits)),
+        (weight, workspace.partials, workspace.counters, workspace.bounds, workspace.limits, workspace.nonfinite, w_scale, inv_scale),
+        (in_features, weight.stride(0)), FLAT=flat, VECTOR=_vector(in_features), BLOCK=config.sum_block, PROGRAMS=SUM_PROGRAMS,
         num_warps=config.sum_warps,
     )
 
@@ -155,8 +157,7 @@ def launch_prepare(
     check_weight(weight, sparsity, splits)
     if workspace.splits != tuple(splits):
         raise ShapeError(f"the workspace was made for splits {workspace.splits}, not {tuple(splits)}")
-    out_features, in_features = weight.shape
-    if not out_features:
+    if not weight.shape[0]:
         w_scale.fill_(1e-5)
         inv_scale.fill_(1e5)
         return
@@ -164,13 +165,24 @@ def launch_prepare(
         raise ShapeError("packed_data, mask and w_fake must be contiguous and start at a multiple of 4 bytes")
     if flips is not None and (flips.dtype != torch.int64 or flips.numel() != 1):
         raise ShapeError(f"flips are {flips.dtype} {list(flips.shape)}; int64 [1] is needed")
+    start_prepare(weight, packed_data, w_scale, inv_scale, workspace, sparsity, config, mask, w_fake, sums, flips)
+
+
+def start_prepare(
+    weight: torch.Tensor, packed_data: torch.Tensor, w_scale: torch.Tensor, inv_scale: torch.Tensor, workspace: Workspace,
+    sparsity: Sparsity, config: TwoPassConfig, mask: torch.Tensor | None = None, w_fake: torch.Tensor | None = None,
+    sums: torch.Tensor | None = None, flips: torch.Tensor | None = None,
+) -> None:
+    """`launch_prepare` of at least one row for a weight and buffers that are known to fit; finding that out takes longer than a launch."""
+    out_features, in_features = weight.shape
     launch_scales(weight, w_scale, inv_scale, workspace, config, sums)
-    column_tiles = triton.cdiv(packed_width(in_features) // 64, config.blocks)
+    column_tiles = -(-packed_width(in_features) // (64 * config.blocks))
     by_words = _by_words(weight.dtype, in_features, sparsity) and weight.stride(0) % 2 == 0 and weight.data_ptr() % 4 == 0
     kernel, types = _second_pass(weight.dtype, sparsity, by_words)
-    kernel[(triton.cdiv(out_features, config.rows) * column_tiles,)](
-        weight, packed_data, None if mask is None else mask.view(torch.uint8), w_fake, flips, workspace.bounds, workspace.limits, w_scale,
-        out_features, in_features, weight.stride(0), column_tiles, SPLITS=len(splits), ROWS=config.rows, BLOCKS=config.blocks,
+    launch(
+        kernel, (-(-out_features // config.rows) * column_tiles,),
+        (weight, packed_data, None if mask is None else mask.view(torch.uint8), w_fake, flips, workspace.bounds, workspace.limits, w_scale),
+        (out_features, in_features, weight.stride(0), column_tiles), SPLITS=len(workspace.splits), ROWS=config.rows, BLOCKS=config.blocks,
         num_warps=config.warps, **types,
     )
 

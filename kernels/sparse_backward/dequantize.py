@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from kernels.launch import launch
+
 
 @triton.jit
 def dequantize_kernel(x_q, x_scale, out, tokens, in_features, x_stride, out_stride, ROWS: tl.constexpr, BLOCK: tl.constexpr):
@@ -53,5 +55,6 @@ def launch_dequantize(x_q: torch.Tensor, x_scale: torch.Tensor, out: torch.Tenso
     if out.numel():
         by_words = out.shape[1] % 4 == 0 and x_q.stride(0) % 4 == 0 and x_q.data_ptr() % 4 == 0
         kernel, rows = (dequantize_words_kernel, 8) if by_words else (dequantize_kernel, 4)
-        grid = (triton.cdiv(out.shape[0], rows), triton.cdiv(out.shape[1], 1024))
-        kernel[grid](x_q, x_scale, out, *out.shape, x_q.stride(0), out.stride(0), ROWS=rows, BLOCK=1024, num_warps=4)
+        tokens, in_features = out.shape
+        launch(kernel, (-(-tokens // rows), -(-in_features // 1024)), (x_q, x_scale, out),
+               (tokens, in_features, x_q.stride(0), out.stride(0)), ROWS=rows, BLOCK=1024, num_warps=4)

@@ -20,6 +20,7 @@ from kernels.errors import ShapeError
 from kernels.gpu import Gpu
 from kernels.inputs import DTYPES, Inputs, TrainInputs
 from kernels.kernel import CompileUnit, Kernel, Note, Outputs, Prepared
+from kernels.launch import launch
 from kernels.packed import FIELD, PackedTernary, pack
 from kernels.problem import Problem
 from kernels.space import ConfigSpace
@@ -140,10 +141,11 @@ def launch_unpack(packed: PackedTernary, out: torch.Tensor) -> None:
         raise ShapeError(f"out {tuple(out.shape)}: expected contiguous rows of {(packed.data.shape[0], packed.in_features)}")
     if not out.numel():
         return
-    unpack_kernel[(triton.cdiv(out.shape[0], rows), packed.data.shape[1] // FIELD)](
-        packed.data, packed.w_scale, packed.split_ends, out, out.shape[0], packed.in_features, packed.data.stride(0), out.stride(0),
-        SPLITS=len(packed.splits), ROWS=rows, num_warps=4,
-    )  # fmt: skip
+    stride = packed.data.stride(0)
+    launch(
+        unpack_kernel, (-(-out.shape[0] // rows), packed.data.shape[1] // FIELD), (packed.data, packed.w_scale, packed.split_ends, out),
+        (out.shape[0], packed.in_features, stride, out.stride(0)), SPLITS=len(packed.splits), ROWS=rows, num_warps=4,
+    )
 
 
 def check_gradient(dy: torch.Tensor, out_features: int) -> None:

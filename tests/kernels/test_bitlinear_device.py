@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from kernels.bitlinear import BitLinear, check, freeze
-from kernels.bitlinear.packs import KernelPack, frozen_pack_of, pack_of
+from kernels.bitlinear.packs import Fragments, KernelPack, frozen_pack_of, pack_of
 from kernels.bounds import BOUNDS, bounded
 from kernels.errors import NonFiniteError, UsageError
 from kernels.problem import Sparsity
-from kernels.ternary_gemm.sparse_wgmma import fragment_weight
+from kernels.ternary_gemm.sparse_wgmma import dense_fragment_weight, fragment_weight
 from reference.compare import Tolerance, compare, ulp
 from reference.quantize import ternary_quantize
 from reference.sparsity import nm_mask
@@ -90,26 +90,30 @@ def test_interpreted_flags() -> None:
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_interpreted_fragments_follow_the_weight(dtype: torch.dtype) -> None:
-    """The layout of the sparse tensor cores is made when it is asked for, and again with every change of the weight."""
-    weight = torch.nn.Parameter(torch.randn(70, 132).to(dtype))
-    key = Sparsity(2, 4), (6, 64)
+@pytest.mark.parametrize(("kind", "sparsity"), [("sparse", "2:4"), ("dense", "2:4"), ("dense", "dense"), ("dense", "6:8")])
+def test_interpreted_fragments_follow_the_weight(kind: Fragments, sparsity: str, dtype: torch.dtype) -> None:
+    """The layout of tensor cores is made when it is asked for, and again with every change of the weight."""
+    weight = torch.nn.Parameter(torch.randn(70, 136).to(dtype))
+    key = parsed, splits = Sparsity.parse(sparsity), (6, 64)
     plain = pack_of(weight, *key)
     assert isinstance(plain, KernelPack)
-    assert plain.fragments is None
+    assert not plain.fragments
     for count in (2, 3):
-        pack = pack_of(weight, *key, fragments=True)
+        pack = pack_of(weight, *key, fragments=kind)
         assert pack is plain
         assert pack.count == count
-        assert plain.fragments is not None
-        ternary, w_scale = ternary_quantize(weight.detach(), key[1])
-        expected = fragment_weight(ternary * nm_mask(weight.detach(), 2, 4), w_scale, key[1], key[0])
-        assert torch.equal(plain.fragments.blocks, expected.blocks)
-        torch.testing.assert_close(plain.fragments.row_scale, expected.row_scale)
-        frozen = frozen_pack_of(packed := plain.packed.data.clone(), replace(plain.packed, data=packed.detach()), fragments=True)
+        ternary, w_scale = ternary_quantize(weight.detach(), splits)
+        values = (ternary * nm_mask(weight.detach(), parsed.n, parsed.m), w_scale, splits)
+        expected = fragment_weight(*values, parsed) if kind == "sparse" else dense_fragment_weight(*values)
+        assert torch.equal(plain.fragments[kind].blocks, expected.blocks)
+        torch.testing.assert_close(plain.fragments[kind].row_scale, expected.row_scale)
+        assert plain.fragments[kind].sparse == expected.sparse
+        frozen = frozen_pack_of(packed := plain.packed.data.clone(), replace(plain.packed, data=packed.detach()), fragments=kind)
         assert isinstance(frozen, KernelPack)
-        assert frozen.fragments is not None
-        assert torch.equal(frozen.fragments.blocks, expected.blocks)
+        assert torch.equal(frozen.fragments[kind].blocks, expected.blocks)
+        for one in (plain, frozen):
+            assert one.no_bias.shape == expected.row_scale.shape
+            assert not one.no_bias.any()
         with torch.no_grad():
             weight.mul_(-0.5)
 
@@ -118,9 +122,10 @@ def test_interpreted_fragments_follow_the_weight(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("tokens", [1, 63, 1000])
 @pytest.mark.parametrize("shape", [(1152, 896), (136, 264), (2048, 11008)])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_sparse_forward(shape: tuple[int, int], tokens: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize(("forward", "sparsity"), [("sparse-wgmma", "2:4"), ("dense-wgmma", "dense"), ("dense-wgmma", "6:8")])
+def test_wgmma_forward(forward: str, sparsity: str, shape: tuple[int, int], tokens: int, dtype: torch.dtype) -> None:
     splits = (896, 128, 128) if shape[0] == 1152 else ()
-    module = made(shape, "2:4", splits, dtype, "cuda", "sparse-wgmma+unpack-cublas+dequantize-cublas")
+    module = made(shape, sparsity, splits, dtype, "cuda", f"{forward}+unpack-cublas+dequantize-cublas")
     if torch.cuda.get_device_capability() != (9, 0):
         with pytest.raises(UsageError, match="was named and cannot"):
             module.chosen(tokens)
@@ -129,7 +134,7 @@ def test_sparse_forward(shape: tuple[int, int], tokens: int, dtype: torch.dtype)
     for _ in range(2):
         assert_exact(module, x.detach().clone(), dy)
         with torch.no_grad():
-            dense = made(shape, "2:4", splits, dtype, "cuda", WORKSPACE)
+            dense = made(shape, sparsity, splits, dtype, "cuda", WORKSPACE)
             dense.load_state_dict(module.state_dict())
             assert torch.equal(freeze(module)(x), module(x))
             torch.testing.assert_close(module(x), dense(x))

@@ -1,0 +1,67 @@
+"""What is known of a pass of a layer from sizes, types and names alone: looked up in every pass, worked out in the first one."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from kernels.bitlinear.packs import Fragments, runs_kernels
+from kernels.bitlinear.variants import FORWARD, Choice, choose, gpu_of
+from kernels.errors import UsageError
+from kernels.gpu import Gpu
+from kernels.problem import DType, Problem, Sparsity
+
+_NAMES: Mapping[torch.dtype, DType] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+def tokens_of(rows: torch.Tensor) -> int:
+    """The rows of a tensor [..., features]."""
+    return math.prod(rows.shape[:-1])
+
+
+@functools.lru_cache(maxsize=4096)
+def chosen(problem: Problem, index: int | None, variants: str) -> Choice:
+    """The kernels of a problem on the GPU with this index: the named ones, else those of `choose`.
+
+    Raises UsageError where a named forward kernel cannot do it.
+    """
+    if not variants:
+        return choose(problem, gpu_of(index))
+    choice = Choice.parse(variants)
+    reason = FORWARD[choice.forward].refusal(problem.with_(op="gemm"), gpu_of(index))
+    if reason:
+        raise UsageError(f"{choice.forward} was named and cannot: {reason}")
+    return choice
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What is known of a pass without its tensors' values. choice: None on a CPU."""
+
+    problem: Problem
+    gpu: Gpu
+    choice: Choice | None
+
+    @property
+    def fragments(self) -> Fragments | None:
+        """The layout of fragments that the forward kernel reads, or None."""
+        return FORWARD[self.choice.forward].fragments if self.choice else None
+
+
+@functools.lru_cache(maxsize=16384)
+def layer_like(tokens: int, out_features: int, in_features: int, dtype: torch.dtype, sparsity: str, splits: tuple[int, ...],
+               variants: str, index: int | None, kernels: bool) -> Layer:
+    """Of a pass of so many tokens on the GPU with this index; dtype: of the activations; kernels: whether these run, or the reference."""
+    problem = Problem("step", out_features, in_features, tokens, Sparsity.parse(sparsity), splits, _NAMES[dtype])
+    return Layer(problem, gpu_of(index), chosen(problem, index, variants) if kernels else None)
+
+
+def layer_of(rows: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype, sparsity: str, splits: Sequence[int], variants: str) -> Layer:
+    """Of rows [..., any] and a weight [N, K]; dtype: of the activations. Found by what is cheap to compare: this is asked in every pass."""
+    out_features, in_features = weight.shape
+    return layer_like(tokens_of(rows), out_features, in_features, dtype, sparsity, tuple(splits), variants, weight.device.index,
+                      runs_kernels(weight))  # fmt: skip
