@@ -16,13 +16,13 @@ from kernels.mask_quantize.repack import fragments_shape, launch_repack
 from kernels.packed import PackedTernary
 from kernels.problem import DType, Problem
 from kernels.space import ConfigSpace
-from kernels.sparse_backward import eight_bit_step, gradient_quantize, input_grad, int8_grad
-from kernels.sparse_backward.eight_bit_step import INT8_GEMM, MOST_TOKENS, rows_as_weight, weight_grad_config, weight_grad_problem
-from kernels.sparse_backward.gradient_quantize import allocate_gradient, allocate_transposed, launch_quantize_both, launch_transpose
+from kernels.sparse_backward import eight_bit_step, gradient_quantize, input_grad, int8_grad, weight_grad_gemm
+from kernels.sparse_backward.eight_bit_step import MOST_TOKENS, weight_grad_problem
+from kernels.sparse_backward.gradient_quantize import allocate_gradient, launch_gradient
 from kernels.sparse_backward.input_grad import check_gradient, train_inputs
 from kernels.sparse_backward.weight_grad import check_activation
+from kernels.sparse_backward.weight_grad_gemm import BoundGemm, GemmConfig
 from kernels.ternary_gemm import dense_triton, sparse_wgmma
-from kernels.ternary_gemm.dense_config import DenseConfig
 from kernels.ternary_gemm.sparse_wgmma import FragmentWeight, padded_rows
 
 NAMES: dict[torch.dtype, DType] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
@@ -32,13 +32,12 @@ NAMES: dict[torch.dtype, DType] = {torch.bfloat16: "bf16", torch.float16: "fp16"
 class Int8WeightGradConfig:
     """gemm: of the two int8 operands, also as plain JSON data. stochastic: rounding of dY; seed: of its generator."""
 
-    gemm: DenseConfig
+    gemm: GemmConfig
     stochastic: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if isinstance(self.gemm, dict):
-            object.__setattr__(self, "gemm", DenseConfig(**self.gemm))
+        object.__setattr__(self, "gemm", weight_grad_gemm.gemm_config(self.gemm))
 
 
 @dataclass(frozen=True)
@@ -46,25 +45,22 @@ class Int8WeightGrad:
     """dW bound to its buffers."""
 
     gradient: gradient_quantize.GradientBuffers
-    x_t: torch.Tensor
-    gemm: dense_triton.Gemm
+    gemm: BoundGemm
     seed: int | None
 
     def launch(self, dy: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor) -> torch.Tensor:
-        """dw [N, K] of dy [T, N], x_q int8 [T, K] and x_scale float32 [T]: five launches."""
-        launch_quantize_both(dy, None, x_scale, self.gradient, self.seed)
-        launch_transpose(x_q, self.x_t)
-        self.gemm.launch(self.gradient.by_feature)
+        """dw [N, K] of dy [T, N], x_q int8 [T, K] and x_scale float32 [T]: four launches."""
+        launch_gradient(dy, x_q, x_scale, self.gradient, None, self.seed)
+        self.gemm.launch()
         return self.gemm.out
 
 
 def bind_weight_grad(problem: Problem, device: torch.device, config: Int8WeightGradConfig) -> Int8WeightGrad:
     """Buffers for dW of a problem, in its dtype. Raises ShapeError for more tokens than int32 sums hold."""
-    gradient = allocate_gradient(problem.tokens, problem.out_features, device, both=False)
-    x_t = allocate_transposed(problem.tokens, problem.in_features, device)
-    gemm = dense_triton.bind(weight_grad_problem(problem), gradient.by_feature, gradient.feature_scale, rows_as_weight(x_t), None,
-                             config.gemm)  # fmt: skip
-    return Int8WeightGrad(gradient, x_t, gemm, config.seed if config.stochastic else None)
+    gradient = allocate_gradient(problem.tokens, problem.out_features, problem.in_features, device, both=False)
+    codes, x_t = gradient.by_feature, gradient.x_t
+    gemm = weight_grad_gemm.bind(weight_grad_problem(problem), codes, gradient.feature_scale, x_t, config.gemm)
+    return Int8WeightGrad(gradient, gemm, config.seed if config.stochastic else None)
 
 
 def layer_input_grad(problem: Problem, gpu: Gpu, dy: torch.Tensor, packed: PackedTernary) -> torch.Tensor:
@@ -111,7 +107,7 @@ def prepare(problem: Problem, inputs: Inputs, config: Int8WeightGradConfig) -> P
     def run() -> Outputs:
         return {"dw": bound.launch(data.dy, data.x_q, data.x_scale)}
 
-    workspace = bound.gradient.nbytes + bound.x_t.numel()
+    workspace = bound.gradient.nbytes
     touched = data.dy.nbytes + data.x_q.nbytes + bound.gemm.out.nbytes + workspace
     error = eight_bit_step.relative_error(run()["dw"], *eight_bit_step.exact_weight_rows(data))
     notes: dict[str, Note] = {"rounded": "dy to int8 per out_feature, dw", "exact": False, "workspace_bytes": workspace, "dw_error": error}
@@ -120,7 +116,7 @@ def prepare(problem: Problem, inputs: Inputs, config: Int8WeightGradConfig) -> P
 
 def default_config(problem: Problem, gpu: Gpu) -> Int8WeightGradConfig:
     """The step's, rounding to the nearest."""
-    return Int8WeightGradConfig(weight_grad_config(problem, gpu))
+    return Int8WeightGradConfig(weight_grad_gemm.default_config(weight_grad_problem(problem), gpu))
 
 
 def unavailable(problem: Problem, gpu: Gpu) -> str | None:
@@ -134,7 +130,7 @@ def compile_units(problem: Problem, config: Int8WeightGradConfig) -> Sequence[Co
     """Both passes and the GEMM as the problem and the config make them."""
     aligned = all(size % 64 == 0 for size in (problem.out_features, problem.in_features, problem.tokens))
     return [*gradient_quantize.compile_units(problem.dtype, aligned, config.stochastic, both=False),
-            *INT8_GEMM.compile_units(weight_grad_problem(problem), config.gemm)]  # fmt: skip
+            *weight_grad_gemm.compile_units(weight_grad_problem(problem), config.gemm)]  # fmt: skip
 
 
 KERNELS: tuple[Kernel, ...] = (

@@ -1,6 +1,8 @@
 """The Triton functions that round an output gradient to int8 along both of its dimensions, and that transpose int8 rows.
 
 What is transposed is put together four tokens a word in registers, so that the exchange between threads moves words and not bytes.
+Everything a program reads of a tile is asked for before anything is written: a store or an atomic may alias what is read, so no load
+is moved over one.
 """
 
 from __future__ import annotations
@@ -8,64 +10,127 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.mask_quantize.activation_kernels import _magnitude
+from kernels.mask_quantize.activation_kernels import _begin
 from kernels.mask_quantize.repack_kernels import _by_byte
 
 _SMALLEST = tl.constexpr(1e-30)
 """Least absmax of a token or an out_feature: its codes are zeros."""
+_PIECE = tl.constexpr(256)
+"""Columns that a warp reads of a row at once, 8 a lane."""
 
 
 @triton.jit
-def row_scale_kernel(w_scale, bounds, out, rows, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
-    """out[row] = w_scale[split of the row] / 64; bounds: int64, first row of every split."""
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    value = tl.zeros([BLOCK], tl.float32) + tl.load(w_scale)
+def _larger(a, b):
+    """The larger one; NaN where either is."""
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _bits(value):
+    """Of a magnitude: they order like it, with infinities and NaN above everything."""
+    return value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
+
+
+@triton.jit
+def _row_scale(w_scale, bounds, row, SPLITS: tl.constexpr):
+    """w_scale / 64 of the split that each row (a column of dY) lies in; bounds: int64, first row of every split."""
+    value = tl.zeros(row.shape, tl.float32) + tl.load(w_scale)
     for split in tl.static_range(1, SPLITS):
         value = tl.where(row >= tl.load(bounds + split), tl.load(w_scale + split), value)
-    tl.store(out + row, value * 0.015625, mask=row < rows)
+    return value * 0.015625
 
 
 @triton.jit
+def _pieces(dy, first_row, last_row, dy_stride, first, out_features, RUNS: tl.constexpr, PIECES: tl.constexpr, WARPS: tl.constexpr):
+    """dy [WARPS, 256], a tuple: from column `first`, `first` + 256 …, then of the next rows. Zeros from last_row on."""
+    pieces: tl.tuple = ()
+    lane = tl.arange(0, _PIECE)[None, :]
+    for run in tl.static_range(RUNS):
+        row = first_row + run * WARPS + tl.arange(0, WARPS)[:, None]
+        for piece in tl.static_range(PIECES):
+            column = first + piece * _PIECE + lane
+            source = dy + row.to(tl.int64) * dy_stride + column
+            pieces = pieces + (tl.load(source, mask=(row < last_row) & (column < out_features), other=0.0),)  # noqa: RUF005
+    return pieces
+
+
+@triton.jit
+def _of_eight(value, WARPS: tl.constexpr):
+    """The largest of every eight columns, which a thread has: [WARPS, 32]."""
+    for level in tl.static_range(3):
+        even, odd = tl.split(tl.reshape(value, [WARPS, _PIECE >> (level + 1), 2]))
+        value = _larger(even, odd)
+    return value
+
+
+@triton.jit(do_not_specialize=["steps"])
 def gradient_maxima_kernel(
-    dy, row_scale, x_scale, tops, edge, tokens, out_features, dy_stride, STEPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    dy, w_scale, bounds, x_scale, tops, edge, tokens, out_features, dy_stride, steps, SPLITS: tl.constexpr,
+    TOGETHER: tl.constexpr, RUNS: tl.constexpr, PIECES: tl.constexpr, WARPS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """Bits of the largest |dy · row_scale| of every token and, from `edge` on, of the largest |dy · x_scale| of every out_feature.
+    """Bits of the largest |dy · w_scale / 64| of every token and, from `edge` on, of the largest |dy · x_scale| of every out_feature.
 
-    STEPS · ROWS tokens × BLOCK columns a program; tops: int32, zeros before. Maxima come out the same in any order. row_scale: None where
-    no token's is wanted.
+    steps · RUNS · WARPS tokens × PIECES · 256 columns a program, a row a warp; the next RUNS · WARPS are asked for before the last are
+    used. What is left at the end, atomics and an exchange between warps, is what long programs save. tops: int32, zeros before; maxima come
+    out the same in any order. TOGETHER: eight columns are of one split, and since rounding
+    is monotonic the largest of them is multiplied. w_scale: None where no token's is wanted.
     """
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = column < out_features
-    if row_scale is not None:
-        weight = tl.load(row_scale + column, mask=inside, other=0.0)[None, :]
-    first = tl.program_id(0) * (STEPS * ROWS)
-    down = tl.zeros([ROWS, BLOCK], tl.int32)
-    for step in range(STEPS):
-        row = first + step * ROWS + tl.arange(0, ROWS)
-        valid = row < tokens
-        source = dy + row.to(tl.int64)[:, None] * dy_stride + column[None, :]
-        value = tl.load(source, mask=valid[:, None] & inside[None, :], other=0.0).to(tl.float32)
-        along = tl.load(x_scale + row, mask=valid, other=0.0)[:, None]
-        down = tl.maximum(down, _magnitude(value * along))
-        if row_scale is not None:
-            tl.atomic_max(tops + row, tl.max(_magnitude(value * weight), axis=1), mask=valid, sem="relaxed")
-    tl.atomic_max(tops + edge + column, tl.max(down, axis=0), mask=inside, sem="relaxed")
+    _begin(DEPENDENT)
+    first_column = tl.program_id(1) * (PIECES * _PIECE)
+    step_rows: tl.constexpr = RUNS * WARPS
+    first = tl.program_id(0) * (steps * step_rows)
+    last = tl.minimum(first + steps * step_rows, tokens)
+    down: tl.tuple = ()
+    for _ in tl.static_range(PIECES):
+        down = down + (tl.zeros([WARPS, _PIECE], tl.float32),)  # noqa: RUF005
+    pieces = _pieces(dy, first, last, dy_stride, first_column, out_features, RUNS, PIECES, WARPS)
+    lane = tl.arange(0, 32)[None, :]
+    for _ in range(steps):
+        ahead = _pieces(dy, first + step_rows, last, dy_stride, first_column, out_features, RUNS, PIECES, WARPS)
+        for run in tl.static_range(RUNS):
+            row = first + run * WARPS + tl.arange(0, WARPS)[:, None]
+            along = tl.load(x_scale + row, mask=row < last, other=0.0)
+            token = tl.zeros([WARPS, 32], tl.float32)
+            largest: tl.tuple = ()
+            for piece in tl.static_range(PIECES):
+                value = pieces[run * PIECES + piece].to(tl.float32)
+                largest = largest + (_larger(down[piece], tl.abs(value * along)),)  # noqa: RUF005
+                if w_scale is not None:
+                    # The scales are read again each time: loads in flight need the registers more.
+                    start = first_column + piece * _PIECE
+                    if TOGETHER:
+                        part = _of_eight(tl.abs(value), WARPS) * _row_scale(w_scale, bounds, start + 8 * lane, SPLITS)
+                    else:
+                        part = _of_eight(tl.abs(value) * _row_scale(w_scale, bounds, start + tl.arange(0, _PIECE)[None, :], SPLITS), WARPS)
+                    token = _larger(token, part)
+            down = largest
+            if w_scale is not None:
+                # As many as lanes, of which one is added: what is reduced stays in its warp.
+                top = tl.max(_bits(token), axis=1)[:, None] + tl.zeros_like(lane)
+                tl.atomic_max(tops + row + lane, top, mask=(row < last) & (lane == 0), sem="relaxed")
+        pieces = ahead
+        first += step_rows
+    for piece in tl.static_range(PIECES):
+        column = first_column + piece * _PIECE + tl.arange(0, _PIECE)
+        tl.atomic_max(tops + edge + column, tl.max(_bits(down[piece]), axis=0), mask=column < out_features, sem="relaxed")
 
 
 @triton.jit
-def gradient_scales_kernel(tops, scale, inverse, count, BLOCK: tl.constexpr):
-    """From the bits of an absmax a: scale = a / 127 and inverse = 127 / a; the bits go back to zero, for the next launch.
+def _absmax(top):
+    """From its bits: of what is finite, and not less than the smallest that has codes."""
+    return tl.maximum(tl.where(top < 0x7F800000, top, 0).to(tl.float32, bitcast=True), _SMALLEST)
 
-    What holds a NaN or an infinity gets the scale NaN.
-    """
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    top = tl.load(tops + place, mask=place < count, other=0)
-    finite = top < 0x7F800000
-    absmax = tl.maximum(tl.where(finite, top, 0).to(tl.float32, bitcast=True), _SMALLEST)
-    largest = tl.full([BLOCK], 127.0, tl.float32)
-    tl.store(scale + place, tl.where(finite, tl.div_rn(absmax, largest), float("nan")), mask=place < count)
-    tl.store(inverse + place, tl.div_rn(largest, absmax), mask=place < count)
-    tl.store(tops + place, tl.zeros([BLOCK], tl.int32), mask=place < count)
+
+@triton.jit
+def _inverse(top):
+    """127 / absmax."""
+    return tl.div_rn(tl.full(top.shape, 127.0, tl.float32), _absmax(top))
+
+
+@triton.jit
+def _scale(top):
+    """absmax / 127; NaN of what holds a NaN or an infinity."""
+    return tl.where(top < 0x7F800000, tl.div_rn(_absmax(top), tl.full(top.shape, 127.0, tl.float32)), float("nan"))
 
 
 @triton.jit
@@ -82,23 +147,45 @@ def _noise(drawn):
     return (drawn.to(tl.int32) * 2 - 65535).to(tl.float32) * (0.5 / 65536)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed"])
 def quantize_both_kernel(
-    dy, row_scale, x_scale, inverse, edge, by_token, by_feature, seed, tokens, out_features, dy_stride, token_stride, feature_words,
-    quads, STOCHASTIC: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
+    dy, w_scale, bounds, x_scale, tops, scale, edge, by_token, by_feature, seed, tokens, out_features, dy_stride, token_stride,
+    feature_words, quads, SPLITS: tl.constexpr, STOCHASTIC: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """TOKENS × BLOCK of dy to codes of dy · row_scale, token by token, and to codes of dy · x_scale, out_feature by out_feature.
+    """TOKENS × BLOCK of dy to codes of dy · w_scale / 64, token by token, and to codes of dy · x_scale, out_feature by out_feature.
 
-    inverse: 127 / absmax per token and, from `edge` on, per out_feature. by_token: int8 [tokens, …], or None; by_feature: int8
-    [out_features, …] in rows of feature_words words, of which `quads` are written, zeros behind the last token. Compiled without FMA
+    tops: of `gradient_maxima_kernel`; scale: absmax / 127 per token and, from `edge` on, per out_feature, written here. by_token: int8
+    [tokens, …], or None; by_feature: int8 [out_features, …] in rows of feature_words words, of which `quads` are written, zeros behind
+    the last token. Runs from the last tile to the first: the end of dy is what the pass before left in the L2. Compiled without FMA
     fusion: the products are rounded first.
     """
-    quad = tl.program_id(0) * (TOKENS // 4) + tl.arange(0, TOKENS // 4)
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    _begin(DEPENDENT)
+    down = tl.num_programs(0) - 1 - tl.program_id(0)
+    over = tl.num_programs(1) - 1 - tl.program_id(1)
+    quad = down * (TOKENS // 4) + tl.arange(0, TOKENS // 4)
+    column = over * BLOCK + tl.arange(0, BLOCK)
     inside = column < out_features
+    values: tl.tuple = ()
+    for place in tl.static_range(4):
+        row = 4 * quad + place
+        both = (row < tokens)[:, None] & inside[None, :]
+        loaded = tl.load(dy + row.to(tl.int64)[:, None] * dy_stride + column[None, :], mask=both, other=0.0)
+        values = values + (loaded,)  # noqa: RUF005
+    top = tl.load(tops + edge + column, mask=inside, other=0)
+    feature_inverse = _inverse(top)
+    if down == 0:
+        tl.store(scale + edge + column, _scale(top), mask=inside)
     if by_token is not None:
-        weight = tl.load(row_scale + column, mask=inside, other=0.0)[None, :]
-    feature_inverse = tl.load(inverse + edge + column, mask=inside, other=0.0)[None, :]
+        weight = _row_scale(w_scale, bounds, column, SPLITS)[None, :]
+        every = down * TOKENS + tl.arange(0, TOKENS)
+        token_top = tl.load(tops + every, mask=every < tokens, other=0)
+        if over == 0:
+            tl.store(scale + every, _scale(token_top), mask=every < tokens)
+        even, odd = tl.split(tl.reshape(_inverse(token_top), [TOKENS // 4, 2, 2]))
+        inverse0, inverse2 = tl.split(even)
+        inverse1, inverse3 = tl.split(odd)
+        inverses = (inverse0, inverse1, inverse2, inverse3)
     word = tl.zeros([TOKENS // 4, BLOCK], tl.int32)
     noise: tl.tuple = (0, 0, 0, 0)
     if STOCHASTIC:
@@ -106,9 +193,7 @@ def quantize_both_kernel(
     for place in tl.static_range(4):
         row = 4 * quad + place
         valid = row < tokens
-        long_row = row.to(tl.int64)[:, None]
-        both = valid[:, None] & inside[None, :]
-        value = tl.load(dy + long_row * dy_stride + column[None, :], mask=both, other=0.0).to(tl.float32)
+        value = values[place].to(tl.float32)
         along = tl.load(x_scale + row, mask=valid, other=0.0)[:, None]
         if STOCHASTIC:
             drawn = noise[place].to(tl.uint32, bitcast=True)
@@ -116,22 +201,24 @@ def quantize_both_kernel(
         else:
             low, high = 0.0, 0.0
         if by_token is not None:
-            token_inverse = tl.load(inverse + row, mask=valid, other=0.0)[:, None]
-            code = _code(value * weight * token_inverse, low, STOCHASTIC)
-            tl.store(by_token + long_row * token_stride + column[None, :], code.to(tl.int8), mask=both)
-        word |= (_code(value * along * feature_inverse, high, STOCHASTIC) & 0xFF) << (8 * place)
+            code = _code(value * weight * inverses[place][:, None], low, STOCHASTIC)
+            target = by_token + row.to(tl.int64)[:, None] * token_stride + column[None, :]
+            tl.store(target, code.to(tl.int8), mask=valid[:, None] & inside[None, :])
+        word |= (_code(value * along * feature_inverse[None, :], high, STOCHASTIC) & 0xFF) << (8 * place)
     target = by_feature.to(tl.pointer_type(tl.int32)) + column.to(tl.int64)[:, None] * feature_words + quad[None, :]
     tl.store(target, tl.trans(word), mask=inside[:, None] & (quad < quads)[None, :])
 
 
 @triton.jit
 def transpose_kernel(
-    source, target, rows, columns, words, quads, source_words, target_words, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    source, target, clear, rows, columns, words, quads, source_words, target_words, count, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    CLEARED: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """target[column, row] = source[row, column], int8, a tile of ROWS × BLOCK.
+    """target[column, row] = source[row, column], int8, a tile of ROWS × BLOCK; and zeros to the `count` words from clear.
 
     words and quads: columns and rows divided by four, rounded up; source_words, target_words: from row to row. Zeros fill the last quad.
     """
+    _begin(DEPENDENT)
     quad = tl.program_id(0) * (ROWS // 4) + tl.arange(0, ROWS // 4)
     column_word = tl.program_id(1) * (BLOCK // 4) + tl.arange(0, BLOCK // 4)
     inside = (column_word < words)[None, :]
@@ -140,6 +227,10 @@ def transpose_kernel(
     b = tl.load(first + source_words, mask=(4 * quad + 1 < rows)[:, None] & inside, other=0)
     c = tl.load(first + 2 * source_words, mask=(4 * quad + 2 < rows)[:, None] & inside, other=0)
     d = tl.load(first + 3 * source_words, mask=(4 * quad + 3 < rows)[:, None] & inside, other=0)
+    programs = tl.num_programs(0) * tl.num_programs(1)
+    for start in range((tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)) * CLEARED, count, programs * CLEARED):
+        place = start + tl.arange(0, CLEARED)
+        tl.store(clear + place, tl.zeros([CLEARED], tl.int32), mask=place < count)
     w0, w1, w2, w3 = _by_byte(a, b, c, d)
     tile = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), [ROWS // 4, BLOCK])
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

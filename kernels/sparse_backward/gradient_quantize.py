@@ -1,6 +1,6 @@
 """Output gradients in int8 for both 8-bit gradient GEMMs, which want their operands contiguous along what is summed over.
 
-dX sums over out_features: codes of dY · w_scale with one scale a token. dW sums over tokens: codes of dY · x_scale with one scale an
+dX sums over out_features: codes of dY · w_scale / 64 with one scale a token. dW sums over tokens: codes of dY · x_scale with one scale an
 out_feature, transposed; x_scale lies along the sum, so it goes into dY, and the saved int8 activations, transposed too, stay what they are.
 
 Floor: dY read twice (both absmax, then the codes) and both codes written, 6 bytes a value of bf16; 2 bytes a value of the activations.
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import torch
 import triton
@@ -17,37 +19,47 @@ import triton
 from kernels.errors import ShapeError
 from kernels.inputs import ROW_ALIGNMENT
 from kernels.kernel import CompileUnit
-from kernels.mask_quantize.activation import allocate_activation
-from kernels.sparse_backward.gradient_kernels import (
-    gradient_maxima_kernel,
-    gradient_scales_kernel,
-    quantize_both_kernel,
-    row_scale_kernel,
-    transpose_kernel,
-)
+from kernels.mask_quantize.activation import allocate_activation, dependence
+from kernels.sparse_backward.gradient_kernels import gradient_maxima_kernel, quantize_both_kernel, transpose_kernel
 from kernels.sparse_backward.input_grad import check_gradient
 
-MAXIMA = {"STEPS": 8, "ROWS": 16, "BLOCK": 256}
-TILE = {"TOKENS": 64, "BLOCK": 128}
-TRANSPOSED = {"ROWS": 128, "BLOCK": 128}
+PIECE = 256
+"""Columns that a warp reads of a row at once."""
+MAXIMA = {"RUNS": 4, "PIECES": 2}
+PROGRAMS, MOST_STEPS = 528, 32
+"""Of the maxima: at least so many programs where there is work for them, four a multiprocessor of an H200, and the longest program."""
+CODES = {"TOKENS": 64, "BLOCK": 128}
+TRANSPOSED = {"ROWS": 128, "BLOCK": 128, "CLEARED": 256}
 WARPS, TRANSPOSE_WARPS = 4, 8
-"""The fastest of seven tiles of each pass over dY at 16384 × 4608, of five of the transposition (H200, 2026-11-22)."""
-SCALES = 1024
-"""Scales of a program."""
+"""The fastest of twelve tiles of the codes and of three of the transposition at 16384 × 896, 2048, 4608 and 22016 (H200, 2026-11-22)."""
+
+
+@dataclass(frozen=True)
+class SplitScales:
+    """w_scale float32 [S] of a weight's splits (out_features of each, in order), and bounds int64 [S + 1], first row of each and the
+    end."""
+
+    w_scale: torch.Tensor
+    bounds: torch.Tensor
+    splits: tuple[int, ...]
+
+    @property
+    def together(self) -> bool:
+        """Whether eight columns of dY, from a multiple of eight, are of one split."""
+        return not any(end % 8 for end in accumulate(self.splits[:-1]))
 
 
 @dataclass(frozen=True)
 class GradientBuffers:
-    """What `launch_quantize_both` writes. by_token: int8 [T, N], or None; by_feature: int8 [N, T]; rows of both padded to 128 with zeros.
-
-    tops: int32, zero between launches; scale, inverse: float32; each per token and, from `edge` on, per out_feature.
+    """What `launch_gradient` writes. by_token: int8 [T, N], or None; by_feature: int8 [N, T], x_t: int8 [K, T]; rows padded to 128 with
+    zeros. tops: int32, scale: float32, per token and, from `edge` on, per out_feature.
     """
 
     by_token: torch.Tensor | None
     by_feature: torch.Tensor
+    x_t: torch.Tensor
     tops: torch.Tensor
     scale: torch.Tensor
-    inverse: torch.Tensor
     edge: int
 
     @property
@@ -64,94 +76,110 @@ class GradientBuffers:
     def nbytes(self) -> int:
         """Bytes of all of them."""
         codes = self.by_feature.numel() * (1 if self.by_token is None else 2)
-        return codes + 12 * self.scale.numel()
+        return codes + self.x_t.numel() + 8 * self.scale.numel()
 
 
-def allocate_gradient(tokens: int, out_features: int, device: torch.device | str, both: bool = True) -> GradientBuffers:
-    """Buffers for dY [tokens, out_features]; both: for codes per token too."""
+def allocate_gradient(
+    tokens: int, out_features: int, in_features: int, device: torch.device | str, both: bool = True
+) -> GradientBuffers:
+    """Buffers for dY [tokens, out_features] and X [tokens, in_features]; both: for codes per token too."""
     edge = -(-tokens // ROW_ALIGNMENT) * ROW_ALIGNMENT
     by_token = allocate_activation(tokens, out_features, None, device)[0] if both else None
-    floats = torch.empty((2, edge + out_features), dtype=torch.float32, device=device)
-    tops = torch.zeros(edge + out_features, dtype=torch.int32, device=device)
-    return GradientBuffers(by_token, allocate_transposed(tokens, out_features, device), tops, floats[0], floats[1], edge)
+    by_feature, x_t = (allocate_activation(features, tokens, None, device)[0] for features in (out_features, in_features))
+    tops = torch.empty(edge + out_features, dtype=torch.int32, device=device)
+    return GradientBuffers(by_token, by_feature, x_t, tops, torch.empty_like(tops, dtype=torch.float32), edge)
 
 
-def allocate_transposed(tokens: int, features: int, device: torch.device | str) -> torch.Tensor:
-    """int8 [features, tokens] in rows padded to 128 with zeros, which `launch_transpose` and `launch_quantize_both` leave."""
-    return allocate_activation(features, tokens, None, device)[0]
-
-
-def launch_row_scale(w_scale: torch.Tensor, bounds: torch.Tensor, out: torch.Tensor, rows: int) -> None:
-    """Write w_scale / 64 of every row's split into out float32 [≥ rows]; bounds: int64 [S + 1], first row of each split. One launch."""
-    if rows:
-        row_scale_kernel[(triton.cdiv(rows, SCALES),)](w_scale, bounds, out, rows, SPLITS=w_scale.shape[0], BLOCK=SCALES, num_warps=4)
-
-
-def launch_quantize_both(
-    dy: torch.Tensor, row_scale: torch.Tensor | None, x_scale: torch.Tensor, buffers: GradientBuffers, seed: int | None = None
+def launch_gradient(
+    dy: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor, buffers: GradientBuffers, weight: SplitScales | None,
+    seed: int | None = None,
 ) -> None:
-    """Write int8 codes of dy · row_scale per token and of dy · x_scale per out_feature. Three launches, no synchronization.
+    """Write x_q transposed and int8 codes of dy · w_scale / 64 per token and of dy · x_scale per out_feature. Three launches, no
+    synchronization.
 
-    dy: [T, N] bf16 or fp16, contiguous rows. row_scale: float32, at least [N], or None for buffers without by_token; x_scale: float32 [T].
-    seed: of stochastic rounding, None for the nearest code. A token (an out_feature) with a NaN or an infinity gets the scale NaN.
-    Raises ShapeError for what does not fit.
+    dy: [T, N] bf16 or fp16, contiguous rows. x_q: int8 [T, K], its rows at multiples of 4 bytes, and memory up to the next such multiple
+    is theirs; x_scale: float32 [T]. weight: None for buffers without by_token. seed: of stochastic rounding, None for the nearest code.
+    A token (an out_feature) with a NaN or an infinity gets the scale NaN. Raises ShapeError for what does not fit.
     """
     out_features, tokens = buffers.by_feature.shape
     check_gradient(dy, out_features)
-    if dy.shape[0] != tokens or (row_scale is None) != (buffers.by_token is None):
-        raise ShapeError(f"dy is {list(dy.shape)}; the buffers are for {[tokens, out_features]}, row_scale is needed by by_token alone")
-    for name, vector, least in (("row_scale", row_scale, out_features), ("x_scale", x_scale, tokens)):
-        if vector is not None and (vector.dtype != torch.float32 or vector.numel() < least or not vector.is_contiguous()):
-            raise ShapeError(f"{name} is {vector.dtype} {list(vector.shape)}; contiguous float32 [{least}] is needed")
+    if dy.shape[0] != tokens or (weight is None) != (buffers.by_token is None):
+        raise ShapeError(f"dy is {list(dy.shape)}; the buffers are for {[tokens, out_features]}, scales of a weight go with by_token alone")
+    if x_scale.dtype != torch.float32 or x_scale.numel() < tokens or not x_scale.is_contiguous():
+        raise ShapeError(f"x_scale is {x_scale.dtype} {list(x_scale.shape)}; contiguous float32 [{tokens}] is needed")
+    if weight is not None and (weight.w_scale.dtype != torch.float32 or sum(weight.splits) != out_features):
+        raise ShapeError(f"w_scale is {weight.w_scale.dtype} of splits {weight.splits}; float32 of {out_features} rows is needed")
+    _check_rows(x_q, buffers.x_t)
     if not dy.numel():
         buffers.scale.zero_()
         return
-    cells = (tokens, out_features, dy.stride(0))
-    span = MAXIMA["STEPS"] * MAXIMA["ROWS"]
-    gradient_maxima_kernel[(triton.cdiv(tokens, span), triton.cdiv(out_features, MAXIMA["BLOCK"]))](
-        dy, row_scale, x_scale, buffers.tops, buffers.edge, *cells, **MAXIMA, num_warps=WARPS
-    )
-    count = buffers.scale.numel()
-    gradient_scales_kernel[(triton.cdiv(count, SCALES),)](buffers.tops, buffers.scale, buffers.inverse, count, BLOCK=SCALES, num_warps=8)
-    quantize_both_kernel[(triton.cdiv(tokens, TILE["TOKENS"]), triton.cdiv(out_features, TILE["BLOCK"]))](
-        dy, row_scale, x_scale, buffers.inverse, buffers.edge, buffers.by_token, buffers.by_feature, seed or 0, *cells,
-        0 if buffers.by_token is None else buffers.by_token.stride(0), buffers.by_feature.stride(0) // 4, triton.cdiv(tokens, 4),
-        STOCHASTIC=seed is not None, **TILE, num_warps=WARPS, enable_fp_fusion=False,
+    _launch_transpose(x_q, buffers.x_t, buffers.tops)
+    _launch_maxima(dy, x_scale, buffers, weight)
+    codes = 0 if buffers.by_token is None else buffers.by_token.stride(0)
+    quantize_both_kernel[(triton.cdiv(tokens, CODES["TOKENS"]), triton.cdiv(out_features, CODES["BLOCK"]))](
+        dy, *_split_arguments(weight), x_scale, buffers.tops, buffers.scale, buffers.edge, buffers.by_token, buffers.by_feature, seed or 0,
+        tokens, out_features, dy.stride(0), codes, buffers.by_feature.stride(0) // 4, triton.cdiv(tokens, 4), SPLITS=_splits(weight),
+        STOCHASTIC=seed is not None, **CODES, num_warps=WARPS, enable_fp_fusion=False, **dependence(dy.device),
     )  # fmt: skip
 
 
-def launch_transpose(source: torch.Tensor, target: torch.Tensor) -> None:
-    """Write int8 rows [T, K] into target [K, T]. One launch, no synchronization.
+def _launch_maxima(dy: torch.Tensor, x_scale: torch.Tensor, buffers: GradientBuffers, weight: SplitScales | None) -> None:
+    tokens, out_features = dy.shape
+    rows, over = MAXIMA["RUNS"] * WARPS, triton.cdiv(out_features, MAXIMA["PIECES"] * PIECE)
+    steps = min(MOST_STEPS, triton.cdiv(triton.cdiv(tokens, rows) * over, PROGRAMS))
+    gradient_maxima_kernel[(triton.cdiv(tokens, rows * steps), over)](
+        dy, *_split_arguments(weight), x_scale, buffers.tops, buffers.edge, tokens, out_features, dy.stride(0), steps,
+        SPLITS=_splits(weight), TOGETHER=weight is not None and weight.together, **MAXIMA, WARPS=WARPS, num_warps=WARPS,
+        **dependence(dy.device),
+    )  # fmt: skip
 
-    Rows of both start at multiples of 4 bytes, and memory up to the next such multiple is theirs. Raises ShapeError for what does not fit.
-    """
+
+def _launch_transpose(source: torch.Tensor, target: torch.Tensor, clear: torch.Tensor) -> None:
+    grid = (triton.cdiv(source.shape[0], TRANSPOSED["ROWS"]), triton.cdiv(source.shape[1], TRANSPOSED["BLOCK"]))
+    transpose_kernel[grid](
+        source, target, clear, *source.shape, triton.cdiv(source.shape[1], 4), triton.cdiv(source.shape[0], 4), source.stride(0) // 4,
+        target.stride(0) // 4, clear.numel(), **TRANSPOSED, num_warps=TRANSPOSE_WARPS, **dependence(source.device),
+    )  # fmt: skip
+
+
+def _split_arguments(weight: SplitScales | None) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    return (None, None) if weight is None else (weight.w_scale, weight.bounds)
+
+
+def _splits(weight: SplitScales | None) -> int:
+    return 1 if weight is None else len(weight.splits)
+
+
+def _check_rows(source: torch.Tensor, target: torch.Tensor) -> None:
     words = all(tensor.dtype == torch.int8 and tensor.stride(1) == 1 and tensor.stride(0) % 4 == 0 and tensor.data_ptr() % 4 == 0
                 for tensor in (source, target) if tensor.numel())  # fmt: skip
     if source.shape != target.shape[::-1] or not words:
-        raise ShapeError(f"source {source.dtype} {list(source.shape)} {source.stride()} and target {target.dtype} {list(target.shape)} "
+        raise ShapeError(f"x_q {source.dtype} {list(source.shape)} {source.stride()} and x_t {target.dtype} {list(target.shape)} "
                          f"{target.stride()}: int8 rows of whole words, one the other's transpose, are needed")
-    if source.numel():
-        grid = (triton.cdiv(source.shape[0], TRANSPOSED["ROWS"]), triton.cdiv(source.shape[1], TRANSPOSED["BLOCK"]))
-        transpose_kernel[grid](
-            source, target, *source.shape, triton.cdiv(source.shape[1], 4), triton.cdiv(source.shape[0], 4), source.stride(0) // 4,
-            target.stride(0) // 4, **TRANSPOSED, num_warps=TRANSPOSE_WARPS,
-        )  # fmt: skip
 
 
-def compile_units(dtype: str, aligned: bool, stochastic: bool, both: bool = True) -> Sequence[CompileUnit]:
-    """Both passes over dY ("bf16" or "fp16") and the transposition as they are launched; aligned: sizes are multiples of 64. both:
-    per token too."""
-    kinds = {"dy": f"*{dtype}", "by_token": "*i8", "by_feature": "*i8", "source": "*i8", "target": "*i8", "tops": "*i32",
-             **dict.fromkeys(("row_scale", "x_scale", "inverse"), "*fp32")}  # fmt: skip
-    passes = ((gradient_maxima_kernel, MAXIMA, {"num_warps": WARPS}),
-              (quantize_both_kernel, {**TILE, "STOCHASTIC": stochastic}, {"num_warps": WARPS, "enable_fp_fusion": False}),
-              (transpose_kernel, TRANSPOSED, {"num_warps": TRANSPOSE_WARPS}))  # fmt: skip
+def compile_units(
+    dtype: str, aligned: bool, stochastic: bool, both: bool = True, splits: Sequence[int] = (1,)
+) -> Sequence[CompileUnit]:
+    """The passes as they are launched. aligned: all sizes are multiples of 16. both: with codes per token, of a weight of these splits."""
+    kinds = {"dy": "*bf16" if dtype == "bf16" else "*fp16", "tops": "*i32", "clear": "*i32", "bounds": "*i64",
+             **dict.fromkeys(("by_token", "by_feature", "source", "target"), "*i8"),
+             **dict.fromkeys(("w_scale", "x_scale", "scale"), "*fp32")}  # fmt: skip
+    together = both and SplitScales(torch.empty(0), torch.empty(0), tuple(splits)).together
+    split: dict[str, Any] = {"SPLITS": len(splits) if both else 1, **({} if both else {"w_scale": None, "bounds": None})}
+    maxima = split | MAXIMA | {"TOGETHER": together, "WARPS": WARPS}
+    codes = split | CODES | {"STOCHASTIC": stochastic} | ({} if both else {"by_token": None})
+    passes: tuple[tuple[Any, dict[str, Any], dict[str, Any]], ...] = (
+        (gradient_maxima_kernel, maxima, {"num_warps": WARPS}),
+        (quantize_both_kernel, codes, {"num_warps": WARPS, "enable_fp_fusion": False}),
+        (transpose_kernel, dict(TRANSPOSED), {"num_warps": TRANSPOSE_WARPS}),
+    )
     units = []
     for kernel, tile, options in passes:
-        constants = dict(tile) if both else tile | {name: None for name in ("row_scale", "by_token") if name in kernel.arg_names}
+        constants = tile | {"DEPENDENT": False}
         signature = {name: "constexpr" if name in constants else kinds.get(name, "i32") for name in kernel.arg_names}
         sizes = ("tokens", "out_features", "rows", "columns", "dy_stride", "words", "quads") if aligned else ()
         always = ("edge", "token_stride", "feature_words", "source_words", "target_words")
         divisible = tuple(name for name, kind in signature.items() if kind.startswith("*") or name in (*sizes, *always))
-        units.append(CompileUnit(kernel, signature, constants, divisible, options))
+        units.append(CompileUnit(kernel, signature, constants, divisible, options, since={90: {"DEPENDENT": True, "launch_pdl": True}}))
     return units

@@ -16,7 +16,7 @@ from kernels.judge import judge, poison
 from kernels.packed import pack
 from kernels.problem import Problem, Sparsity
 from kernels.space import config_to_dict
-from kernels.sparse_backward import eight_bit_layer
+from kernels.sparse_backward import weight_grad_gemm
 from kernels.sparse_backward.eight_bit_layer import KERNELS, Int8WeightGradConfig, layer_input_grad, layer_weight_grad
 from kernels.ternary_gemm.dense_config import DenseConfig
 from tests.kernels.plain_hopper import without_hopper
@@ -43,7 +43,7 @@ def test_interpreted_weight_grad(shape: tuple[int, int, int], stochastic: bool) 
 def test_interpreted_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both gradients of a layer, dW in float32: what a float32 master wants."""
     without_hopper(monkeypatch)
-    monkeypatch.setattr(eight_bit_layer, "weight_grad_config", lambda problem, gpu: TINY.gemm)
+    monkeypatch.setattr(weight_grad_gemm, "default_config", lambda problem, gpu: TINY.gemm)
     case = Problem("step", 24, 40, 9, HALF, (8, 16))
     inputs = make_inputs(case)
     assert isinstance(inputs, TrainInputs)
@@ -111,7 +111,7 @@ def test_interpreted_module_with_an_8_bit_weight_gradient() -> None:
 @pytest.mark.interpreter
 def test_a_layers_weight_gradient_copies_nothing_from_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """Such a copy waits for the device, and a CUDA graph cannot capture it."""
-    monkeypatch.setattr(eight_bit_layer, "weight_grad_config", lambda problem, gpu: TINY.gemm)
+    monkeypatch.setattr(weight_grad_gemm, "default_config", lambda problem, gpu: TINY.gemm)
     case = Problem("step", 24, 40, 9, HALF)
     inputs = make_inputs(case)
     assert isinstance(inputs, TrainInputs)

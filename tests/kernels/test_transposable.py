@@ -1,7 +1,8 @@
-"""Masks that are 2:4 both ways: the reference's choice in every block, ties included, quantized and packed, in the interpreter and on a
-GPU."""
+"""2:4 weights in both orders: the reference's choice in every block, ties included, quantized and packed; interpreted and on a GPU."""
 
 from __future__ import annotations
+
+import dataclasses
 
 import pytest
 import torch
@@ -9,14 +10,14 @@ import torch
 from autotune.compile import Compiled
 from autotune.compile import compile_unit as compiled_unit
 from kernels.errors import ShapeError
+from kernels.fragments import pack_dense_fragments, pack_fragments, unpack_fragments
 from kernels.gpu import by_name
 from kernels.inputs import KINDS, Kind, make_weights
-from kernels.mask_quantize.transposable import compile_unit, launch_transposable, unavailable
-from kernels.mask_quantize.two_pass import PrepareBuffers, TwoPassConfig, allocate_prepare
-from kernels.packed import PackedTernary, unpack
+from kernels.mask_quantize.transposable import BothOrders, allocate_both_orders, compile_unit, launch_both_orders, unavailable
+from kernels.mask_quantize.two_pass import TwoPassConfig
 from kernels.problem import DType, Problem, Sparsity
 from reference.quantize import ternary_quantize
-from reference.sparsity import transposable_mask
+from reference.sparsity import nm_mask, transposable_mask
 
 HALF = Sparsity(2, 4)
 SMALL = TwoPassConfig(sum_block=1024)
@@ -27,33 +28,50 @@ def _weight(rows: int, columns: int, kind: Kind, dtype: DType = "bf16", device: 
 
 
 def _packed(
-    weight: torch.Tensor, splits: tuple[int, ...], sums: torch.Tensor | None = None, config: TwoPassConfig = SMALL
-) -> tuple[torch.Tensor, PrepareBuffers]:
-    buffers = allocate_prepare(*weight.shape, splits, weight.device)
-    buffers.packed.fill_(0xAA)
-    launch_transposable(weight, buffers, config, sums)
-    return unpack(PackedTernary(buffers.packed, buffers.w_scale, splits, weight.shape[1], HALF)), buffers
+    weight: torch.Tensor, splits: tuple[int, ...], transposable: bool, sums: torch.Tensor | None = None
+) -> tuple[torch.Tensor, BothOrders]:
+    """The weight as packed. Every word of both orders is the reference packer's, and the row scales are."""
+    rows, columns = weight.shape
+    buffers = allocate_both_orders(rows, columns, splits, transposable, weight.device, row_padding=64)
+    for words in (buffers.forward, buffers.backward):
+        words.fill_(-1)
+    launch_both_orders(weight, buffers, SMALL, sums)
+    found = unpack_fragments(buffers.forward, rows, columns)
+    assert torch.equal(buffers.forward, pack_fragments(found))
+    assert torch.equal(buffers.backward, (pack_fragments if transposable else pack_dense_fragments)(found.t().contiguous()))
+    scales = buffers.w_scale.repeat_interleave(torch.tensor(splits, device=weight.device)) / 64
+    assert torch.equal(buffers.row_scale[:rows].nan_to_num(-1), scales.nan_to_num(-1))
+    assert not buffers.row_scale[rows:].any()
+    return found, buffers
 
 
-def _check(weight: torch.Tensor, splits: tuple[int, ...] = ()) -> None:
+def _check(weight: torch.Tensor, splits: tuple[int, ...] = (), transposable: bool = True) -> None:
     """The codes for the scale that was used; and, with a scale below every weight, the mask itself."""
     parts = splits or (weight.shape[0],)
-    mask = transposable_mask(weight)
-    found, buffers = _packed(weight, parts)
+    mask = transposable_mask(weight) if transposable else nm_mask(weight, 2, 4)
+    found, buffers = _packed(weight, parts, transposable)
     ternary, scale = ternary_quantize(weight, parts, buffers.inv_scale)
     assert torch.equal(found, ternary * mask)
     torch.testing.assert_close(buffers.w_scale, scale, rtol=2.0**-23, atol=0)
-    found, _ = _packed(weight, parts, torch.zeros(len(parts), dtype=torch.float64, device=weight.device))
+    found, _ = _packed(weight, parts, transposable, torch.zeros(len(parts), dtype=torch.float64, device=weight.device))
     assert torch.equal(found, torch.where(weight.float().abs() > 5e-6, weight.float().sign(), 0).to(torch.int8) * mask)
 
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize(("rows", "columns", "kind", "dtype", "splits"), [
-    (8, 40, "random", "bf16", (2, 6)), (4, 516, "ties", "fp16", ()), (4, 4, "equal", "fp32", ()), (4, 8, "zero_rows", "bf16", (1, 2, 1)),
-    (8, 300, "outlier", "fp32", (4, 4)),
+    (8, 40, "random", "bf16", (2, 6)), (4, 264, "ties", "fp16", ()), (4, 4, "equal", "fp32", ()), (4, 8, "zero_rows", "bf16", (1, 2, 1)),
+    (8, 100, "outlier", "fp32", (4, 4)),
 ])
 def test_interpreted_is_the_reference(rows: int, columns: int, kind: Kind, dtype: DType, splits: tuple[int, ...]) -> None:
     _check(_weight(rows, columns, kind, dtype), splits)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(("rows", "columns", "kind", "dtype", "splits"), [
+    (70, 40, "random", "bf16", (2, 68)), (3, 260, "ties", "fp16", ()), (5, 4, "equal", "fp32", ()),
+])
+def test_interpreted_with_the_ordinary_mask(rows: int, columns: int, kind: Kind, dtype: DType, splits: tuple[int, ...]) -> None:
+    _check(_weight(rows, columns, kind, dtype), splits, transposable=False)
 
 
 @pytest.mark.interpreter
@@ -65,7 +83,7 @@ def test_rows_that_do_not_start_at_words() -> None:
 def test_a_split_with_an_infinity_has_no_scale_and_no_weights() -> None:
     weight = _weight(8, 64, "random")
     weight[5, 3] = float("inf")
-    found, buffers = _packed(weight, (4, 4))
+    found, buffers = _packed(weight, (4, 4), True)
     assert torch.isnan(buffers.w_scale).tolist() == [False, True]
     assert found[:4].any()
     assert not found[4:].any()
@@ -73,7 +91,7 @@ def test_a_split_with_an_infinity_has_no_scale_and_no_weights() -> None:
 
 @pytest.mark.interpreter
 def test_no_rows() -> None:
-    found, buffers = _packed(torch.zeros(0, 64, dtype=torch.bfloat16), (0,))
+    found, buffers = _packed(torch.zeros(0, 64, dtype=torch.bfloat16), (0,), True)
     assert found.shape == (0, 64)
     assert buffers.w_scale.tolist() == [pytest.approx(1e-5)]
 
@@ -84,13 +102,16 @@ def test_no_rows() -> None:
 ])
 def test_refused_weights(weight: torch.Tensor, message: str) -> None:
     with pytest.raises(ShapeError, match=message):
-        launch_transposable(weight, allocate_prepare(*weight.shape, (weight.shape[0],), "cpu"), SMALL)
+        launch_both_orders(weight, allocate_both_orders(*weight.shape, (weight.shape[0],), True, "cpu"), SMALL)
 
 
 @pytest.mark.interpreter
 def test_buffers_of_another_shape_are_refused() -> None:
     with pytest.raises(ShapeError, match="do not fit"):
-        launch_transposable(torch.zeros(4, 512), allocate_prepare(4, 256, (4,), "cpu"), SMALL)
+        launch_both_orders(torch.zeros(4, 512), allocate_both_orders(4, 256, (4,), True, "cpu"), SMALL)
+    buffers = allocate_both_orders(4, 256, (4,), True, "cpu")
+    with pytest.raises(ShapeError, match="do not fit"):
+        launch_both_orders(torch.zeros(4, 256), dataclasses.replace(buffers, row_scale=torch.zeros(3)), SMALL)
 
 
 def test_what_can_have_such_a_mask() -> None:
@@ -102,9 +123,10 @@ def test_what_can_have_such_a_mask() -> None:
 @pytest.mark.compile
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_compiles_without_spills(dtype: torch.dtype) -> None:
-    compiled = compiled_unit(compile_unit(dtype, splits=3), by_name("h200"))
-    assert isinstance(compiled, Compiled), compiled
-    assert compiled.spills == 0
+    for transposable in (True, False):
+        compiled = compiled_unit(compile_unit(dtype, 3, transposable), by_name("h200"))
+        assert isinstance(compiled, Compiled), compiled
+        assert compiled.spills == 0
 
 
 @pytest.mark.gpu
@@ -112,4 +134,5 @@ def test_compiles_without_spills(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 def test_on_a_gpu(kind: Kind, dtype: DType) -> None:
     for rows, columns, splits in ((4, 4, ()), (1152, 896, (896, 128, 128)), (300, 2500, (2, 298))):
-        _check(_weight(rows, columns, kind, dtype, "cuda"), splits)
+        for transposable in (True, False):
+            _check(_weight(rows, columns, kind, dtype, "cuda"), splits, transposable)
