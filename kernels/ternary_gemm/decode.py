@@ -111,7 +111,7 @@ def _constants(config: DecodeConfig, found: Plan, sparse: bool, bias: bool, dtyp
                in_features: int) -> dict[str, object]:
     """What the kernel is specialized for. fused: type of activations that it quantizes."""
     tokens = found.group
-    rows = 1 if tokens == 1 else config.warps if fused else tokens_at_once(tokens, config)
+    rows = tokens_at_once(tokens, config)
     return {"TILES": config.tiles, "TOKENS8": found.tokens8, "DEPTH": config.depth, "WARPS_M": config.warps_m,
             "WARPS_K": config.warps_k, "ROWS": rows, "GROUPS": found.groups, "ROUNDS": config.rounds,
             "SPLITS": 1 if config.clustered else found.splits, "CLUSTER": found.cluster, "SHARED": found.shared_kib,
@@ -161,7 +161,7 @@ def fuses(x: torch.Tensor, config: DecodeConfig, out_features: int) -> bool:
     tokens, in_features = x.shape
     row_bytes = x.stride(0) * x.element_size()
     pieces = x.stride(1) == 1 and row_bytes % 16 == 0 and x.data_ptr() % 16 == 0
-    return pieces and quantizes(plan(out_features, in_features, tokens, config), in_features, x.element_size(), config)
+    return pieces and quantizes(plan(out_features, in_features, tokens, config), in_features, config)
 
 
 def prepare(problem: Problem, inputs: Inputs, config: DecodeConfig) -> Prepared:
@@ -229,7 +229,7 @@ def compile_units(problem: Problem, config: DecodeConfig) -> Sequence[CompileUni
     dtype, tokens = DTYPES[problem.dtype], max(1, problem.tokens)
     found = plan(problem.out_features, problem.in_features, tokens, config)
     kind = {"bf16": "*bf16", "f16": "*fp16", "f32": "*fp32", "s32": "*i32"}[KINDS[dtype]]
-    layer = problem.op == "layer" and quantizes(found, problem.in_features, dtype.itemsize, config)
+    layer = problem.op == "layer" and quantizes(found, problem.in_features, config)
     pointers = {"x_ptr": kind if layer else "*i8", "x_scale_ptr": "*fp32", "w_ptr": "*i32", "row_scale_ptr": "*fp32", "bias_ptr": "*fp32",
                 "y_ptr": kind, "sums_ptr": "*i32", "counter_ptr": "*i32"}
     names = ("tokens", "out_features", "in_features", "x_stride", "row_blocks", "blocks", "share", "chunks", "steps", "row_tiles", "group")

@@ -135,15 +135,14 @@ def tokens_at_once(tokens: int, config: DecodeConfig) -> int:
     return 1 if tokens <= 1 else min(4 * config.warps, max(8, 1 << (tokens - 1).bit_length()))
 
 
-FUSED_EACH, FUSED_TRAFFIC = 64, 24 << 20
-"""Activations a thread, and bytes of all programs, up to which every program quantizes for itself; above, one launch does for all. An H200
-(2026-11-22, 2560×2560) took 0.9 µs more than the GEMM for 5 to 20 a thread, 4.4 for 160, 9.3 for 320; a launch takes about 2.7."""
+FUSED_EACH = 64
+"""Activations a thread up to which every program quantizes the token for itself. An H200 (2026-11-22) took 0.6 to 1.1 µs more than for the GEMM
+for 5 to 32 a thread. Four tokens took 3.2 to 6.0 more (20 to 40 a thread), where a launch of `activation` before takes 1.0 to 1.5."""
 
 
-def quantizes(found: Plan, in_features: int, itemsize: int, config: DecodeConfig) -> bool:
-    """Whether a layer's GEMM quantizes its activations itself: few of them, in eights, and a program's share at once in shared memory."""
-    count = in_features * found.group
-    few = count <= FUSED_EACH * 32 * config.warps and count * itemsize * found.programs <= FUSED_TRAFFIC
+def quantizes(found: Plan, in_features: int, config: DecodeConfig) -> bool:
+    """Whether a layer's GEMM quantizes its activations itself: one token, in eights, and a program's share at once in shared memory."""
+    few = found.group == 1 and in_features <= FUSED_EACH * 32 * config.warps
     return few and in_features % 8 == 0 and not config.wgmma and found.chunks == 1
 
 

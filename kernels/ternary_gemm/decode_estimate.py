@@ -17,7 +17,7 @@ TRIED = 40
 """Configs that a tuner tries for a problem, by estimated time."""
 
 AXES = {
-    "tiles": (1, 2, 4), "warps_m": (1, 2, 4, 8), "warps_k": (1, 2, 4, 8, 16), "depth": (8, 4, 3, 2), "splits": (1, 2, 3, 4, 8),
+    "tiles": (1, 2, 4), "warps_m": (1, 2, 4, 8), "warps_k": (16, 8, 4, 2, 1), "depth": (8, 4, 3, 2), "splits": (1, 2, 3, 4, 8),
     "x_kib": (96, 136), "group": (16, 32, 64), "rounds": (1, 2, 3, 7), "clustered": (False, True), "wgmma": (False, True),
 }
 
@@ -42,17 +42,18 @@ class _Case:
 
 
 SHAPES = frozenset({
-    (1, 1, 4, 4), (1, 1, 8, 4), (1, 1, 16, 8), (1, 4, 2, 8), (2, 1, 4, 2), (2, 1, 4, 4), (2, 1, 8, 4), (2, 1, 16, 2), (2, 1, 16, 4),
-    (2, 4, 2, 4), (2, 4, 4, 8), (2, 8, 1, 4), (2, 8, 1, 8), (2, 8, 2, 8), (4, 1, 4, 2), (4, 1, 4, 4), (4, 1, 8, 2), (4, 1, 8, 3),
-    (4, 1, 8, 4), (4, 1, 16, 4), (4, 2, 2, 4), (4, 2, 4, 2), (4, 2, 4, 4), (4, 2, 8, 2), (4, 2, 8, 3), (4, 4, 2, 3), (4, 4, 2, 4),
-    (4, 4, 4, 2), (4, 4, 4, 3), (4, 8, 1, 3), (4, 8, 1, 4), (4, 8, 2, 2), (4, 8, 2, 4),
+    (1, 1, 4, 4), (1, 1, 8, 4), (1, 1, 16, 8), (2, 1, 4, 2), (2, 1, 4, 4), (2, 1, 8, 4), (2, 1, 16, 2), (2, 1, 16, 4), (2, 4, 2, 4),
+    (2, 4, 4, 8), (2, 8, 1, 4), (2, 8, 1, 8), (2, 8, 2, 8), (4, 1, 4, 2), (4, 1, 4, 4), (4, 1, 8, 2), (4, 1, 8, 3), (4, 1, 8, 4),
+    (4, 1, 16, 4), (4, 2, 2, 4), (4, 2, 4, 2), (4, 2, 4, 4), (4, 2, 8, 2), (4, 2, 8, 3), (4, 4, 2, 3), (4, 4, 2, 4), (4, 4, 4, 2),
+    (4, 4, 4, 3), (4, 8, 1, 3), (4, 8, 1, 4), (4, 8, 2, 2), (4, 8, 2, 4),
 })
-"""tiles, warps_m, warps_k, depth of the programs that came first or second somewhere among 700 times on an H200: what else fits an estimate
-that is 14 % off is more likely wrong than good."""
-
-
-GROUP_TOKENS = 9
-"""Fewest tokens for which warpgroups are tried: for fewer they have not been timed."""
+GROUP_SHAPES = frozenset({
+    (1, 4, 2, 8), (2, 4, 2, 4), (2, 4, 4, 8), (2, 8, 1, 4), (2, 8, 1, 8), (2, 8, 2, 8), (4, 4, 2, 4), (4, 8, 1, 4), (4, 8, 2, 4),
+})
+"""tiles, warps_m, warps_k, depth of programs that came first or second somewhere among 959 times on an H200, by `mma.sp` and by warpgroups:
+what else fits an estimate that is 14 % off is more likely wrong than good."""
+GROUP_TOKENS = 2
+"""Fewest tokens for which warpgroups are tried: for one they came first nowhere."""
 SMALLEST = DecodeConfig(1, 4, 1, 4, x_kib=48)
 """Where none of `SHAPES` is allowed: up to 128 rows of up to 128 in_features (one block, for one warp), or long rows where shared memory is
 99 KiB."""
@@ -63,9 +64,10 @@ def _candidates() -> tuple[DecodeConfig, ...]:
     """What of the axes can be any good anywhere: the rest is not looked at again for every problem."""
     def good(found: DecodeConfig) -> bool:
         rounds = found.rounds == 1 or (found.tiles == 4 and found.warps_m == 1 and found.splits == 1)
-        fast = not found.wgmma or (found.warps_m % 4 == 0 and found.rounds == 1)
+        fast = not found.wgmma or found.rounds == 1
         meets = found.splits in CLUSTERS if found.clustered else found.splits <= 4
-        return (found.tiles, found.warps_m, found.warps_k, found.depth) in SHAPES and rounds and meets and fast
+        shapes = GROUP_SHAPES if found.wgmma else SHAPES
+        return (found.tiles, found.warps_m, found.warps_k, found.depth) in shapes and rounds and meets and fast
 
     return tuple(filter(good, ConfigSpace(DecodeConfig, AXES).candidates()))
 
@@ -84,25 +86,27 @@ def _estimated(case: _Case) -> dict[DecodeConfig, float]:
     return dict(sorted(((config, estimate(case.problem, gpu, config)) for config in allowed), key=lambda entry: entry[1]))
 
 
-CLOCK, PORT = 1.75e9, 32.5
-"""Hz; bytes that a multiprocessor takes from the L2 per clock, weights and activations alike. The constants of `estimate` are fitted to 700
+CLOCK, PORT = 1.75e9, 37.7
+"""Hz; bytes that a multiprocessor takes from the L2 per clock, weights and activations alike. The constants of `estimate` are fitted to 959
 times on an H200 (2026-11-22): root mean square error 14 % where the best weigh most."""
-UNPACK, PRODUCTS = 11.0, 4.7
+UNPACK, PRODUCTS = 12.8, 4.7
 """Clocks of a multiprocessor for a warp's 16 rows of a block of 128 columns, and for the two products of each of their eights of tokens
 (`mma.sp`; dense ones are four)."""
-GROUP_PRODUCT, GROUP_LATENCY = 22.6, 12.3
-"""Clocks of a multiprocessor for a warpgroup's product, and until the next can begin for each eight of its tokens."""
-CROWDED, CALM = 1.23, 0.3
+GROUP_PRODUCT, GROUP_STEP, GROUP_LATENCY = 24, 92, 10.1
+"""Clocks of a multiprocessor for a warpgroup's product; of the warpgroup for a step, and there for each eight tokens of each product."""
+CROWDED, CALM = 1.5, 0.3
 """Measured: a long launch that leaves places free crowds on some multiprocessors, as the one before it leaves them: by so many programs for
 every place left free, and by what share of that where the next launch begins behind its last steps."""
-WAVE, CLUSTER_WAVE, LAST_WAVE = 2.0, 2.9, 0.38
+WAVE, CLUSTER_WAVE, LAST_WAVE = 3.0, 2.8, 0.36
 """Microseconds before each further wave of programs, of clusters, and the power of its share of the places by which the last one takes."""
-BEGIN, SUMS, CHUNK = 1.35, 0.36, 0.28
-"""Microseconds of a launch, of the sums of eight tokens over warps (those of warpgroups do not show), of each further chunk."""
-CLUSTER, CLUSTER_SUM, MEMORY, MEMORY_SUMS = 0.96, 3.0e-4, 1.4, 1.43e5
-"""Microseconds of a meeting in clusters, of each of a program's sums there; of one in memory, and sums of all programs a microsecond."""
-QUANTIZE, ACTIVATION, LAUNCH = 0.6, 0.03, 2.7
-"""Microseconds of a layer's own quantization, of each activation a thread; of a launch of `activation` before it."""
+BEGIN, SUMS, ONE, CHUNK = 1.64, 0.35, 0.16, 0.58
+"""Microseconds of a launch; of the sums of eight tokens over warps (those of warpgroups do not show), and the share of that for a single
+token; of each further chunk."""
+CLUSTER, LARGER, CLUSTER_SUM, MEMORY, MEMORY_SUMS = 0.95, 0.38, 3.0e-4, 1.22, 1.41e5
+"""Microseconds of a meeting in clusters of four, the power of their size by which others take, and of each of a program's sums there; of a
+meeting in memory, and sums of all programs a microsecond there."""
+QUANTIZE, ACTIVATION, LAUNCH = 0.55, 0.017, 1.3
+"""Microseconds of a layer's own quantization, of each activation a thread; of `activation` before it (1.0 to 1.5 were measured)."""
 USABLE = {1: 1.0, 2: 1.0, 4: 0.96, 8: 0.91}
 """Of the multiprocessors, by programs of a cluster: they have to be neighbours. 32 clusters of 4, or 16 of 8, one program a multiprocessor,
 did not run at once on 132."""
@@ -126,7 +130,7 @@ def _busy(found: Plan, config: DecodeConfig, places: int, programs: int, gpu: Gp
     port = busiest * (weights + activations) / (PORT * CLOCK)
     if config.wgmma:
         issued = busiest * config.warps / 4 * steps * config.tiles * products * GROUP_PRODUCT
-        latency = steps * config.tiles * products * tokens8 * GROUP_LATENCY
+        latency = steps * (GROUP_STEP + config.tiles * products * tokens8 * GROUP_LATENCY)
     else:
         issued, latency = busiest * config.warps * steps * config.tiles * (UNPACK + PRODUCTS * products / 2 * tokens8), 0.0
     return 1e6 * float(sum(part**4 for part in (memory, port, issued / CLOCK, latency / CLOCK)) ** 0.25)
@@ -148,14 +152,15 @@ def estimate(problem: Problem, gpu: Gpu, config: DecodeConfig) -> float:
     if not config.wgmma:
         # Weights arrive on behind the sums of all row tiles but the last, where there are enough of them.
         exposed = found.rounds - (found.rounds - 1) / 2 * min(1.0, found.steps / 4)
-        sums = SUMS * found.tokens8 * exposed * max(1.0, config.rows * 8 * (2 * config.warps_k + 12) / 19200)
+        sums = SUMS * (found.tokens8 if found.group > 1 else ONE) * exposed * max(1.0, config.rows * 8 * (2 * config.warps_k + 12) / 19200)
     if config.splits > 1:
         each = config.rows * found.group
-        meet = CLUSTER + CLUSTER_SUM * each if config.clustered else MEMORY + found.programs * each / MEMORY_SUMS
+        meet = MEMORY + found.programs * each / MEMORY_SUMS
+        if config.clustered:
+            meet = CLUSTER * (config.splits / 4) ** LARGER + CLUSTER_SUM * each
     if problem.op == "layer":
-        itemsize = 4 if problem.dtype == "fp32" else 2
-        fused = quantizes(found, problem.in_features, itemsize, config)
-        begin += QUANTIZE + ACTIVATION * problem.in_features * found.group / (32 * config.warps) if fused else LAUNCH
+        fused = quantizes(found, problem.in_features, config)
+        begin += QUANTIZE + ACTIVATION * problem.in_features / (32 * config.warps) if fused else LAUNCH
     return float(begin + whole + sums + meet + (found.chunks - 1) * CHUNK)
 
 
