@@ -55,6 +55,16 @@ def _pieces(dy, first_row, last_row, dy_stride, first, out_features, RUNS: tl.co
 
 
 @triton.jit
+def _along(x_scale, first_row, last_row, RUNS: tl.constexpr, WARPS: tl.constexpr):
+    """x_scale of the same rows, a tuple of [WARPS, 1]."""
+    scales: tl.tuple = ()
+    for run in tl.static_range(RUNS):
+        row = first_row + run * WARPS + tl.arange(0, WARPS)[:, None]
+        scales = scales + (tl.load(x_scale + row, mask=row < last_row, other=0.0),)  # noqa: RUF005
+    return scales
+
+
+@triton.jit
 def _of_eight(value, WARPS: tl.constexpr):
     """The largest of every eight columns, which a thread has: [WARPS, 32]."""
     for level in tl.static_range(3):
@@ -81,27 +91,31 @@ def gradient_maxima_kernel(
     first = tl.program_id(0) * (steps * step_rows)
     last = tl.minimum(first + steps * step_rows, tokens)
     down: tl.tuple = ()
-    for _ in tl.static_range(PIECES):
+    weights: tl.tuple = ()
+    for piece in tl.static_range(PIECES):
         down = down + (tl.zeros([WARPS, _PIECE], tl.float32),)  # noqa: RUF005
+        if w_scale is not None:
+            # Eight columns of a thread have one scale, or each has its own.
+            column = 8 * tl.arange(0, 32) if TOGETHER else tl.arange(0, _PIECE)
+            weights = weights + (_row_scale(w_scale, bounds, first_column + piece * _PIECE + column[None, :], SPLITS),)  # noqa: RUF005
+    along = _along(x_scale, first, last, RUNS, WARPS)
     pieces = _pieces(dy, first, last, dy_stride, first_column, out_features, RUNS, PIECES, WARPS)
     lane = tl.arange(0, 32)[None, :]
     for _ in range(steps):
         ahead = _pieces(dy, first + step_rows, last, dy_stride, first_column, out_features, RUNS, PIECES, WARPS)
+        along_ahead = _along(x_scale, first + step_rows, last, RUNS, WARPS)
         for run in tl.static_range(RUNS):
             row = first + run * WARPS + tl.arange(0, WARPS)[:, None]
-            along = tl.load(x_scale + row, mask=row < last, other=0.0)
             token = tl.zeros([WARPS, 32], tl.float32)
             largest: tl.tuple = ()
             for piece in tl.static_range(PIECES):
                 value = pieces[run * PIECES + piece].to(tl.float32)
-                largest = largest + (_larger(down[piece], tl.abs(value * along)),)  # noqa: RUF005
+                largest = largest + (_larger(down[piece], tl.abs(value * along[run])),)  # noqa: RUF005
                 if w_scale is not None:
-                    # The scales are read again each time: loads in flight need the registers more.
-                    start = first_column + piece * _PIECE
                     if TOGETHER:
-                        part = _of_eight(tl.abs(value), WARPS) * _row_scale(w_scale, bounds, start + 8 * lane, SPLITS)
+                        part = _of_eight(tl.abs(value), WARPS) * weights[piece]
                     else:
-                        part = _of_eight(tl.abs(value) * _row_scale(w_scale, bounds, start + tl.arange(0, _PIECE)[None, :], SPLITS), WARPS)
+                        part = _of_eight(tl.abs(value) * weights[piece], WARPS)
                     token = _larger(token, part)
             down = largest
             if w_scale is not None:
@@ -109,6 +123,7 @@ def gradient_maxima_kernel(
                 top = tl.max(_bits(token), axis=1)[:, None] + tl.zeros_like(lane)
                 tl.atomic_max(tops + row + lane, top, mask=(row < last) & (lane == 0), sem="relaxed")
         pieces = ahead
+        along = along_ahead
         first += step_rows
     for piece in tl.static_range(PIECES):
         column = first_column + piece * _PIECE + tl.arange(0, _PIECE)
