@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kernels.errors import UsageError
 from reports import database, scan
-from reports.changepoints import Change, changes
+from reports.changepoints import LEAST_RUN, Change, changes
 from reports.figures import short, times
 from reports.picker import duration
 from reports.points import Point, point_of
@@ -47,6 +47,11 @@ class Series:
         """The largest shift of any change as a factor of at least 1; 1 without changes."""
         return max((max(change.factor, 1 / change.factor) for change in self.changes), default=1.0)
 
+    @property
+    def latest(self) -> float | None:
+        """The last speed-up over that of the run before; None for a single run."""
+        return self.last.ratio.value / self.points[-2].ratio.value if len(self.points) > 1 else None
+
     def told(self, change: Change) -> str:
         """A change in words: how much, at which commit, when, and what else changed there."""
         before, after, run = self.points[change.place - 1], self.points[change.place], self.runs[change.place]
@@ -57,7 +62,8 @@ class Series:
 
 
 def history(gpu: str, store: Path) -> list[Series]:
-    """The series of every measured case in a folder of runs (searched to the bottom) or a .sqlite file, the largest change first.
+    """The series of every measured case in a folder of runs (searched to the bottom) or a .sqlite file, the largest change first, then
+    the largest step from the run before.
 
     RecordError where there is nothing to read, UsageError for runs of another GPU.
     """
@@ -72,7 +78,7 @@ def history(gpu: str, store: Path) -> list[Series]:
     if len(found) > 1 or (found and gpu not in ("auto", *found)):
         raise UsageError(f"{store}: holds runs of {', '.join(found)}, but --gpu {gpu} is claimed; a history is of one GPU")
     made = [_series(key, found.values(), heads) for key, found in points.items()]
-    return sorted(made, key=lambda one: (-one.largest, one.key))
+    return sorted(made, key=lambda one: (-one.largest, -max(one.latest or 1.0, 1 / (one.latest or 1.0)), one.key))
 
 
 def _points(store: Path) -> Iterator[RunRecord | Point]:
@@ -142,6 +148,7 @@ def context(gpu: str, store: Path) -> dict[str, object]:
     ordered: Sequence[RunRecord] = sorted(runs.values(), key=lambda run: (run.started, run.id))
     return {
         "gpu": ordered[-1].gpu if ordered else gpu, "runs": ordered, "commits": len({run.commit for run in ordered}), "series": found,
-        "drawn": drawn, "changed": [one for one in found if one.changes], "strip": strip, "short": short, "duration": duration,
+        "drawn": drawn, "changed": [one for one in found if one.changes], "longest": max((len(one.points) for one in found), default=0),
+        "enough": 2 * LEAST_RUN, "strip": strip, "short": short, "duration": duration,
         "source": str(store),
     }  # fmt: skip

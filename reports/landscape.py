@@ -47,8 +47,9 @@ def panel(data: Data) -> Panel | None:
 
 def gained(results: Results) -> Markup | None:
     """Tuned against default over the committed table, per kernel, and how many results ran with it; None without a table."""
-    entries = [entry for entry in tuned.read(tuned.FOLDER / f"{results.gpu}.json") if entry.default_us]
-    if not entries:
+    found = tuned.read_table(tuned.FOLDER / f"{results.gpu}.json")
+    entries = [entry for entry in found.entries if entry.default_us]
+    if not entries and not found.stays:
         return None
     used: dict[tuple[str, str], list[str]] = {}
     for case in results.measured:
@@ -56,18 +57,19 @@ def gained(results: Results) -> Markup | None:
             if result.status == "ok":
                 used.setdefault((result.kernel, case.problem.op), []).append(result.config_source)
     rows = []
-    for key in sorted({(entry.kernel, entry.op) for entry in entries}):
+    for key in sorted({(entry.kernel, entry.op) for entry in (*entries, *found.stays)}):
         own = [entry for entry in entries if (entry.kernel, entry.op) == key]
+        stays = sum((entry.kernel, entry.op) == key for entry in found.stays)
         ratios = [entry.default_us / entry.us for entry in own if entry.default_us]
-        spread = [f"{geomean(ratios):.2f}×", f"{min(ratios):.2f}×", f"{max(ratios):.2f}×"]
+        spread = [f"{geomean(ratios):.2f}×", f"{min(ratios):.2f}×", f"{max(ratios):.2f}×"] if ratios else ["–"] * 3
         sources = used.get(key, [])
-        rows.append([f"{key[0]} ({key[1]})", len(ratios), *spread, f"{sources.count('tuned')} of {len(sources)}"])
+        rows.append([f"{key[0]} ({key[1]})", len(ratios), *spread, stays, f"{sources.count('tuned')} of {len(sources)}"])
     about = (
         "Tuned configs against the kernels' default configs, finalists timed interleaved on fresh inputs. A config is in the table where "
-        "it was shown to be faster; elsewhere the default stays. A table is not applied to a kernel whose source has changed since: the "
-        "last column counts the results on this page that ran with a tuned config."
+        "it was shown to be faster; where a search found nothing faster, the default stays. A table is not applied to a kernel whose "
+        "source has changed since: the last column counts the results on this page that ran with a tuned config."
     )
-    head = ("Kernel", "Cases", "Geomean", "Least", "Most", "Results here that used one")
+    head = ("Kernel", "Faster", "Geomean", "Least", "Most", "Default stays", "Results here that used one")
     return paragraph(about) + table("Tuned against default", head, rows)
 
 

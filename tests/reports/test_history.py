@@ -169,3 +169,20 @@ def test_wrong_use_is_one_line(
     monkeypatch.chdir(tmp_path)
     assert main(["--gpu", "h200", *argv]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_too_few_runs_for_a_level_are_said_and_ordered_by_their_last_step(tmp_path: Path) -> None:
+    def times(case: CaseRecord, factor: float) -> CaseRecord:
+        return replace(case, results=tuple(
+            replace(one, samples_us=tuple(us / factor for us in one.samples_us)) if one.kind == "variant" else one for one in case.results
+        ))
+
+    heads = [golden.head(id=name, started=f"2026-11-2{place}T00:00:00Z") for place, name in enumerate("ab")]
+    cases = [replace(CASES[0], run="a"), replace(CASES[1], run="a"), times(replace(CASES[1], run="b"), 1.5), replace(CASES[0], run="b")]
+    write_all(tmp_path / "r.jsonl", [*heads, *cases])
+    first, second = history("h200", tmp_path)
+    assert first.key == CASES[1].key
+    assert first.latest == pytest.approx(1.5, rel=0.01)
+    assert second.latest == pytest.approx(1.0)
+    text = re.sub(r"\s+", " ", Page(render_history("h200", tmp_path)).text())
+    assert "No case has the 4 runs that a change of level takes" in text

@@ -53,10 +53,12 @@ def test_without_data_there_is_no_panel() -> None:
 def test_gains_are_those_of_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tuned, "FOLDER", tmp_path)
     entry = tuned.Entry("k", "gemm", 8, 8, 8, "2:4", "bf16", {"n": 1}, 10.0, 20.0, "0")
-    tuned.write(tmp_path / "h200.json", [entry, replace(entry, tokens=16, default_us=80.0)])
+    stays = replace(entry, tokens=32, config={}, us=20.0)
+    alone = replace(stays, kernel="j")
+    tuned.write(tmp_path / "h200.json", [entry, replace(entry, tokens=16, default_us=80.0), stays, alone])
     html = str(landscape.gained(results("k", "tuned", "default", "default")))
     assert re.findall(r"[\d.]+×", html) == ["4.00×", "2.00×", "8.00×"]
-    assert re.findall(r'<td class="r">(\d+ of \d+)</td></tr>', html) == ["1 of 3"]
+    assert re.findall(r'<td class="r">(\d+)</td><td class="r">(\d+ of \d+)</td></tr>', html) == [("1", "0 of 0"), ("1", "1 of 3")]
     assert landscape.gained(Results("a100", "a test")) is None
 
 

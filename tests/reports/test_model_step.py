@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,10 @@ def test_the_panel_tells_ours_from_theirs(tmp_path: Path) -> None:
                  "2026-01-02", "abcdef0123", "failed: memory: out of"):  # fmt: skip
         assert part in text, part
     assert "<memory>" not in str(panel.html)
+    assert "bitlinear-compiled is 1.20× as fast as fakequant-bf16-compiled, the fastest of the others [1.20, 1.20]" in text
+    assert "in 15.0 instead of 20.0 GB." in text
+    assert [svg["role"] for svg in Page(f"<section>{panel.html}</section>").all("svg")] == ["img"]
+    assert "fakequant-bf16-compiled: 260,063" in text
     rows = str(panel.html).split("<tr>")
     assert "bitlinear-compiled" in rows[2], "ours first"
 
@@ -58,3 +63,12 @@ def test_without_records_there_is_no_panel(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonlines").write_text("{}\n")
     with pytest.raises(RecordError):
         model_step.made(tmp_path / "bad.jsonlines")
+
+
+def test_a_case_without_any_time_has_no_ratio(tmp_path: Path) -> None:
+    file = written(tmp_path)
+    append(file, replace(CASE, results=(CASE.results[1],)))
+    panel = model_step.made(file)
+    assert panel is not None
+    assert "0 variants have a time" in str(panel.html)
+    assert "as fast as" not in Page(f"<section>{panel.html}</section>").text()
