@@ -136,8 +136,8 @@ def tokens_at_once(tokens: int, config: DecodeConfig) -> int:
 
 
 FUSED_EACH = 64
-"""Activations a thread up to which every program quantizes the token for itself. An H200 (2026-11-22) took 0.6 to 1.1 µs more than for the GEMM
-for 5 to 32 a thread. Four tokens took 3.2 to 6.0 more (20 to 40 a thread), where a launch of `activation` before takes 1.0 to 1.5."""
+"""Activations a thread up to which every program quantizes the token for itself. An H200 (2026-11-22) took 0.6 to 1.1 µs more than for the
+GEMM for 5 to 32 a thread. Four tokens took 3.2 to 6.0 more (20 to 40 a thread), where a launch of `activation` before takes 1.0 to 1.5."""
 
 
 def quantizes(found: Plan, in_features: int, config: DecodeConfig) -> bool:
