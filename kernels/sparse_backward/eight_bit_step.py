@@ -140,7 +140,7 @@ def prepare_step(problem: Problem, inputs: Inputs, config: EightBitConfig, *, bo
         return outputs
 
     run()
-    workspace = gradient.nbytes
+    workspace = gradient.nbytes + weight.made.scratch.nbytes
     saved = x_q.numel() + x_scale.nbytes
     touched = data.w.nbytes + data.x.nbytes + data.dy.nbytes + y.out.nbytes + dx.out.nbytes + dw.out.nbytes + weight.weight_bytes
     notes: dict[str, Note] = {"rounded": "outputs; dy to int8, per token for dx and per out_feature for dw", "exact": False,
