@@ -17,6 +17,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 from kernels.errors import ShapeError
 from kernels.inputs import DTYPES
 from kernels.kernel import CompileUnit
+from kernels.launch import Launch
 from kernels.problem import Problem
 from kernels.ternary_gemm.dense_triton import MAX_IN_FEATURES
 from kernels.ternary_gemm.int8_wgmma_config import Deal, Int8Config, deal, refusal
@@ -29,26 +30,20 @@ from kernels.ternary_gemm.sparse_wgmma_ptx import CONSUMERS, SLICE, STAGE_COLUMN
 
 @dataclass(frozen=True)
 class Int8Gemm:
-    """The GEMM bound to its buffers. left, right: int8 [N, T] and [K, T]; scale: float32 [N]; out: [N, K]."""
+    """The GEMM bound to its buffers. operands: left int8 [N, T], right [K, T] and the output as TMA sees them; scale: float32 [N];
+    out: [N, K]."""
 
-    left: TensorDescriptor
-    right: TensorDescriptor
-    target: TensorDescriptor
+    operands: tuple[TensorDescriptor, TensorDescriptor, TensorDescriptor]
     scale: torch.Tensor
     out: torch.Tensor
     config: Int8Config
     deal: Deal
+    start: Launch
 
     def launch(self) -> None:
         """One launch on the current stream of the tensors' device."""
-        if not self.out.numel():
-            return
-        steps, plan = -(-self.left.shape[1] // STAGE_COLUMNS), self.deal
-        with torch.cuda.device_of(self.out):
-            int8_gemm[(plan.programs,)](
-                self.left, self.right, self.target, self.scale, self.out, steps, plan.rounds, plan.row_tiles, plan.column_tiles,
-                self.config.group, *self.out.shape, **constants(self.config, self.out.dtype, self.out.shape[1]), **options(self.config),
-            )  # fmt: skip
+        if self.out.numel():
+            self.start((self.scale, self.out), self.operands)
 
 
 def options(config: Int8Config) -> dict[str, int]:
@@ -78,7 +73,10 @@ def bind(left: torch.Tensor, scale: torch.Tensor, right: torch.Tensor, dtype: to
     out = torch.empty((rows, columns), dtype=dtype, device=left.device)
     described = _describe(left, row_box(config.block_n, config.pair))
     target = out_descriptor(out) if is_wide(dtype, columns) and out.numel() else described
-    return Int8Gemm(described, _describe(right, BOX), target, scale.contiguous(), out, config, deal(config, rows, columns, processors))
+    plan = deal(config, rows, columns, processors)
+    integers = (-(-summed // STAGE_COLUMNS), plan.rounds, plan.row_tiles, plan.column_tiles, config.group, rows, columns)
+    start = Launch(int8_gemm, (plan.programs,), integers, **constants(config, dtype, columns), **options(config))
+    return Int8Gemm((described, _describe(right, BOX), target), scale.contiguous(), out, config, plan, start)
 
 
 def _describe(operand: torch.Tensor, box: int) -> TensorDescriptor:
