@@ -33,7 +33,7 @@ from autotune.live import view
 from autotune.lock import FolderLock
 from autotune.pool import CompilePool
 from autotune.search import Budget, strategy
-from autotune.session import Outcome, Tuner, all_known
+from autotune.session import Outcome, Tuner, all_known, sources
 from autotune.task import of_job
 from autotune.tuning import TRIAL_SECONDS, Tools
 from autotune.usage import Usage, told_of
@@ -177,17 +177,11 @@ def _compiles(jobs: Sequence[Job]) -> bool:
 
 def _left(jobs: Sequence[Job], table: Path, versions: Mapping[str, str | None]) -> list[Job]:
     """The cases that the table has no usable entry for yet, of these libraries."""
-    entries, hashes = tuned.read_table(table), dict[tuple[str, str], str]()
+    entries = tuned.read_table(table)
     done = {entry.key: entry.source for entry in (*entries.entries, *entries.stays)
             if all(entry.versions.get(name) == versions.get(name) for name in ("triton", "driver"))}
-    found = []
-    for job in jobs:
-        kernel = job.find()
-        name = kernel.name, kernel.op
-        hashes[name] = hashes.get(name) or tuned.source_hash(kernel)
-        if done.get(tuned.key_of(kernel, job.problem)) != hashes[name]:
-            found.append(job)
-    return found
+    return [job for job in jobs
+            if done.get(tuned.key_of(job.find(), job.problem)) != sources(job.catalogue)[job.kernel, job.problem.op]]
 
 
 def _coverage(options: argparse.Namespace, around: Surroundings) -> int:

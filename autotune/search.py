@@ -39,10 +39,13 @@ class Budget:
         """Whether no time is left."""
         return self._end is not None and self._now() >= self._end
 
-    def share(self, cases: int) -> Budget:
-        """The budget of one case of so many that are left: its part of the time, all of the evaluations."""
+    def share(self, cases: int, reserve: float = 0.0) -> Budget:
+        """The budget of one case of so many that are left: its part of the time, all of the evaluations.
+
+        reserve: seconds of its part that it needs besides, for what comes after the search.
+        """
         left = self.seconds
-        return Budget(None if left is None else left / max(1, cases), self.evaluations, self._now)
+        return Budget(None if left is None else max(0.0, left / max(1, cases) - reserve), self.evaluations, self._now)
 
 
 class Strategy(Protocol):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import functools
 import math
 import queue
+import statistics
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from autotune import tuned
 from autotune.executor import Slot, SlotLost
@@ -20,10 +24,13 @@ from autotune.task import Task, of_job, starts
 from autotune.tuned import Entry
 from autotune.tuning import Found, Stopped, Tools, Tuning
 from kernels.errors import Failure, TerSparseError
+from kernels.problem import Op
 
 WAKE_SECONDS = 120.0
 BACKLOG = 4
 """Compilations waiting per compiling process, above which no further case is looked at ahead."""
+REMEMBERED = 20
+"""The next case of a brief run leaves as much of its time to its finals as the last so many took beyond theirs."""
 LOST_IN_A_ROW = 3
 """So often a slot may be lost without a case done in between, then it is given up."""
 
@@ -57,6 +64,9 @@ class Outcome:
         return sum(failure.stage == "wrong" for failure in self.failures)
 
 
+SPENT = Found(False, "the budget was spent")
+
+
 def _nothing_made(outcome: Outcome) -> Mapping[str, Any] | None:
     return None
 
@@ -78,6 +88,7 @@ class Tuner:
     _found: list[Entry] = field(default_factory=list)
     _tasks: dict[int, Task] = field(default_factory=dict)
     _begun: set[int] = field(default_factory=set)
+    _over: list[float] = field(default_factory=list)
     _done: queue.SimpleQueue[Outcome | BaseException | None] = field(default_factory=queue.SimpleQueue)
 
     def run(self, jobs: Sequence[Job], slots: Sequence[Slot], budget: Budget) -> Iterator[Outcome]:
@@ -86,10 +97,14 @@ class Tuner:
         for number, job in enumerate(jobs):
             waiting.put((number, job))
 
-        def share(number: int) -> Budget:
-            return budget.share(math.ceil((len(jobs) - number) / len(slots)))
+        firsts = len({job.problem for job in jobs})  # whatever else is there for a problem comes after all of these, and gets what is left
 
-        threads = [threading.Thread(target=self._serve, args=(slot, waiting, share), daemon=True) for slot in slots]
+        def share(number: int) -> Budget:
+            last = firsts if self.tools.brief and number < firsts else len(jobs)
+            over = self._over[-REMEMBERED:] if self.tools.brief else []
+            return budget.share(math.ceil((last - number) / len(slots)), statistics.fmean(over) if over else 0.0)
+
+        threads = [threading.Thread(target=self._serve, args=(slot, waiting, budget, share), daemon=True) for slot in slots]
         ahead = threading.Thread(target=self._ahead, args=(jobs,), daemon=True)
         try:
             for thread in (*threads, ahead):
@@ -134,7 +149,7 @@ class Tuner:
                 cases -= 1
                 yield item
 
-    def _serve(self, slot: Slot, waiting: queue.SimpleQueue[tuple[int, Job]], shares: Callable[[int], Budget]) -> None:
+    def _serve(self, slot: Slot, waiting: queue.SimpleQueue[tuple[int, Job]], whole: Budget, shares: Callable[[int], Budget]) -> None:
         """A slot's thread: one case after the other."""
         lost = 0
         with contextlib.suppress(SlotLost, TerSparseError):  # the first case will say so
@@ -147,7 +162,7 @@ class Tuner:
                     self.tools.stop.wait(0.1)
                     continue
                 try:
-                    self._done.put(self._tune(slot, number, job, shares(number)))
+                    self._done.put(Outcome(job, None, SPENT) if whole.spent else self._tune(slot, number, job, shares(number)))
                     lost = 0
                 except SlotLost as error:
                     lost += 1
@@ -161,9 +176,8 @@ class Tuner:
         self._done.put(None)
 
     def _tune(self, slot: Slot, number: int, job: Job, budget: Budget) -> Outcome:
-        if budget.spent:
-            return Outcome(job, None, Found(False, "the budget was spent"))
         self._begun.add(number)
+        started, own = time.monotonic(), budget.seconds
         task = self._task(number, job)
         if self.tools.brief:
             task = replace(task, starts=starts(job, task.points, [*self._found, *self.known]))
@@ -175,6 +189,8 @@ class Tuner:
         finally:
             self.tools.observer.finished(task)
             self._tasks.pop(number, None)
+        if own is not None:
+            self._over.append(max(0.0, time.monotonic() - started - own))
         return Outcome(job, self._entry(job, task, found), found)
 
     def _task(self, number: int, job: Job) -> Task:
@@ -204,19 +220,21 @@ class Tuner:
         return replace(stays, config=found.points[verdict.winner], us=us, ties=ties, chance=verdict.chance)
 
     def _store(self, outcome: Outcome, made: Mapping[str, Any] | None) -> None:
-        """Put the outcome into the table in place of what stood there. Entries of other sources of a kernel, which nothing would ever
-        apply again, go with it."""
-        job, entry = outcome.job, outcome.entry
-        kernel, table = job.find(), tuned.read_table(self.table)
-        key, source = tuned.key_of(kernel, job.problem), tuned.source_hash(kernel)
-
-        def outdated(other: Entry) -> bool:
-            return other.key == key or ((other.kernel, other.op) == (kernel.name, kernel.op) and other.source != source)
-
-        kept = [other for other in (*table.entries, *table.stays) if not outdated(other)]
+        """Put the outcome into the table in place of what stood there. What no kernel's source of today would ever apply goes with it."""
+        job, entry, table = outcome.job, outcome.entry, tuned.read_table(self.table)
+        key, known = tuned.key_of(job.find(), job.problem), sources(job.catalogue)
+        kept = [other for other in (*table.entries, *table.stays)
+                if other.key != key and other.source == known.get((other.kernel, other.op))]
         if entry is not None:
             self._found.append(entry)
         tuned.write(self.table, [*kept, entry] if entry else kept, made or table.made)
+
+
+@functools.cache
+def sources(catalogue: str) -> dict[tuple[str, str], str]:
+    """The hash of the source of every kernel of a catalogue, by its name and op."""
+    kernels_for = import_module(catalogue).kernels_for
+    return {(kernel.name, op): tuned.source_hash(kernel) for op in get_args(Op) for kernel in kernels_for(op)}
 
 
 def _rounded(microseconds: float | None) -> float | None:

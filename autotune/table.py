@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ def write(path: Path, entries: Iterable[Entry], made: Mapping[str, Any] | None =
     rows = {entry.key: entry for entry in entries}
     winners, stays = ([rows[key] for key in sorted(rows) if rows[key].stays is stay] for stay in (False, True))
     head = {"schema": SCHEMA, **({"made": made} if made else {})}
-    parts = [json.dumps(head, sort_keys=True)[1:-1], f'"entries": [\n{_lines(map(asdict, winners))}\n]']
+    parts = [json.dumps(head, sort_keys=True)[1:-1], f'"entries": [\n{_lines(map(vars, winners))}\n]']
     if stays:
         parts.append(f'"defaults": [\n{_lines(map(_short, stays))}\n]')
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
@@ -166,5 +166,5 @@ def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
 
 def _short(stay: Entry) -> dict[str, Any]:
     """What is kept of an entry without a config: of the libraries only those that make it stale."""
-    row = {name: value for name, value in asdict(stay).items() if value not in (None, (), {}, "")}
+    row = {name: value for name, value in vars(stay).items() if value not in (None, (), {}, "")}
     return {**row, "versions": {name: value for name, value in stay.versions.items() if name in ("triton", "driver")}}

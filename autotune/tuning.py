@@ -111,7 +111,7 @@ class Tuning:
     def run(self, slot: Slot, budget: Budget) -> Found:
         """Search within the budget, then the finals; on one device, since no two of a model are equally fast. Raises Stopped."""
         evaluations = math.inf if budget.evaluations is None else budget.evaluations
-        exhausted, least = False, BRIEF_EVALUATIONS if self._tools.brief and not budget.spent else 0
+        exhausted, least = False, BRIEF_EVALUATIONS if self._tools.brief else 0
         while (not budget.spent or len(self._outcomes) < least) and len(self._outcomes) < evaluations:
             self.compile_ahead()
             place = self._strategy.ask()
