@@ -13,9 +13,9 @@ from suites.floors import SPARSE_MMA
 from suites.record import Result
 from suites.statistics import Ratio, best_variant, bootstrap_interval, geomean, speedup, strongest, time_us
 
-STRONGEST, STRONGEST_DENSE, ROOF = "strongest", "strongest-dense", "roof"
+STRONGEST, STRONGEST_DENSE, STRONGEST_LIBRARY, ROOF = "strongest", "strongest-dense", "strongest-library", "roof"
 ROOFS = (ROOF, SPARSE_MMA)
-CHOICES = (STRONGEST, STRONGEST_DENSE, *ROOFS)
+CHOICES = (STRONGEST, STRONGEST_DENSE, STRONGEST_LIBRARY, *ROOFS)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def compare(case: Case, over: str, results: Results, variant: str | None = None)
         return Comparison(case, reason=_why_not_ours(case, variant))
     if over in ROOFS:
         return _over_roof(case, ours, results.roof_us(case) if over == ROOF else results.sparse_roof_us(case))
-    theirs = strongest(record, dense_only=over == STRONGEST_DENSE) if over in CHOICES else record.result(over)
+    theirs = strongest(record, over == STRONGEST_DENSE, over == STRONGEST_LIBRARY) if over in CHOICES else record.result(over)
     if theirs is None or theirs.status != "ok" or time_us(theirs) is None:
         return Comparison(case, ours, reason=_why_not_theirs(case, over, theirs))
     ratio = speedup(ours, theirs)

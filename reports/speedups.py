@@ -19,6 +19,7 @@ from kernels.problem import Sparsity
 from reports.compare import CHOICES, ROOF, ROOFS, Comparison, Summary, compare, in_order, plain, sparsities, summarize
 from reports.load import Case, Results, load
 from suites.command import EXIT_CODES, INCONCLUSIVE
+from suites.statistics import OWN_DENSE
 
 MOST_NAMED = 3
 EXAMPLE = "example: python -m reports.speedups --gpu h200 --suite prefill --sparsity 2:4 --over strongest"
@@ -122,8 +123,9 @@ def _known_kernels(cases: Iterable[Case], options: argparse.Namespace) -> None:
     names = {kind: {r.kernel for case in cases for r in case.record.results if r.kind == kind} for kind in ("variant", "baseline")}
     if options.variant and options.variant not in names["variant"]:
         raise UsageError(f"--variant {options.variant}: not among these results; allowed: {', '.join(sorted(names['variant']))}")
-    if options.over not in CHOICES and options.over not in names["baseline"]:
-        allowed = ", ".join([*CHOICES, *sorted(names["baseline"])])
+    over = names["baseline"] | ({OWN_DENSE} & names["variant"])
+    if options.over not in CHOICES and options.over not in over:
+        allowed = ", ".join([*CHOICES, *sorted(over)])
         raise UsageError(f"--over {options.over}: not among these results; allowed: {allowed}")
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kernels.problem import DENSE
 from suites.record import CaseRecord, Result
 
 CONFIDENCE = 0.95
@@ -131,15 +132,29 @@ def geomean(values: Sequence[float]) -> float:
     return math.exp(sum(map(math.log, values)) / len(values)) if values else math.nan
 
 
-def strongest(case: CaseRecord, dense_only: bool = False) -> Result | None:
-    """The fastest measured baseline that computes exactly the case's function; or, if asked, the fastest dense one of any precision."""
-    measured = [r for r in case.results if r.kind == "baseline" and r.status == "ok" and (r.dense if dense_only else r.exact)]
+OWN_DENSE = "dense-wgmma"
+"""Our int8 GEMM on Hopper's dense tensor cores: a baseline of every sparse weight, whose zeros it multiplies; of a dense one a variant."""
+OWN_BASELINES = (OWN_DENSE, "dense-int8-triton")
+"""Baselines that are kernels of this project."""
+
+
+def is_baseline(case: CaseRecord, result: Result) -> bool:
+    """Whether a result is one that ours are measured against in this case: libraries, and our own dense kernels under a sparse weight."""
+    return result.kind == "baseline" or (result.kernel == OWN_DENSE and case.problem["sparsity"] != str(DENSE))
+
+
+def strongest(case: CaseRecord, dense_only: bool = False, libraries: bool = False) -> Result | None:
+    """The fastest measured baseline that computes exactly the case's function; or, if asked, the fastest dense one of any precision, or
+    the fastest exact one that is not a kernel of this project."""
+    measured = [r for r in case.results if is_baseline(case, r) and r.status == "ok" and not (libraries and r.kernel in OWN_BASELINES)]
+    measured = [r for r in measured if (r.dense or r.kernel == OWN_DENSE if dense_only else r.exact)]
     timed = [(time, r) for r in measured if (time := time_us(r)) is not None]
     return min(timed, key=lambda pair: pair[0])[1] if timed else None
 
 
 def best_variant(case: CaseRecord, name: str | None = None) -> Result | None:
-    """The named variant, or the fastest measured exact one; variants that are not exact count only when named."""
-    ours = [r for r in case.results if r.kind == "variant" and r.status == "ok" and (r.kernel == name if name else r.exact)]
+    """The named variant, or the fastest measured exact one that is no baseline here; variants that are not exact count only when named."""
+    ours = [r for r in case.results if r.kind == "variant" and r.status == "ok"]
+    ours = [r for r in ours if (r.kernel == name if name else r.exact and not is_baseline(case, r))]
     timed = [(time, r) for r in ours if (time := time_us(r)) is not None]
     return min(timed, key=lambda pair: pair[0])[1] if timed else None

@@ -221,7 +221,7 @@ def test_filters(speedups) -> None:
         (["--shape", "1x1"], "allowed: 1000x2000"),
         (["--shape", "square"], "NxK"),
         (["--variant", "magic"], "allowed: dense-triton"),
-        (["--over", "magic"], "strongest, strongest-dense, roof, sparse-int8-mma, dense-bf16, dense-int8"),
+        (["--over", "magic"], "strongest, strongest-dense, strongest-library, roof, sparse-int8-mma, dense-bf16, dense-int8"),
         (["--suite", "pretrain"], "allowed: prefill"),
         (["--state", "sustained"], "allowed: interleaved"),
         (["--min-tokens", "900"], "there are 100, 200"),

@@ -117,6 +117,17 @@ def test_who_is_strongest_and_best() -> None:
     assert headline(made).value == pytest.approx(2 / 3)  # type: ignore[union-attr]
 
 
+def test_our_own_dense_kernel_is_a_baseline_of_sparse_weights() -> None:
+    results = (result("sparse-wgmma", 20, "variant"), result("dense-wgmma", 10, "variant"), result("dense-int8-triton", 12, dense=True),
+               result("dense-fp8", 15, exact=False, dense=True), result("dense-bf16", 40, dense=True))  # fmt: skip
+    sparse, dense = (case(Problem("gemm", 64, 64, 64, sparsity), *results) for sparsity in (HALF, DENSE))
+    assert [best_variant(made).kernel for made in (sparse, dense)] == ["sparse-wgmma", "dense-wgmma"]  # type: ignore[union-attr]
+    for options, expected in (({}, ["dense-wgmma", "dense-int8-triton"]), ({"dense_only": True}, ["dense-wgmma", "dense-int8-triton"]),
+                              ({"libraries": True}, ["dense-bf16", "dense-bf16"])):  # fmt: skip
+        assert [strongest(made, **options).kernel for made in (sparse, dense)] == expected  # type: ignore[union-attr]
+    assert best_variant(sparse, "dense-wgmma").kernel == "dense-wgmma", "by name it is what it is"  # type: ignore[union-attr]
+
+
 def test_troubles() -> None:
     problem = Problem("gemm", 64, 64, 64, HALF)
     assert troubles(case(problem, result("a", 10, "variant"), result("b", 20))) == []
