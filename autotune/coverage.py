@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from autotune import plan
 from autotune.table import Entry
@@ -44,3 +45,11 @@ def coverage(entries: Iterable[Entry]) -> list[Coverage]:
 
 def _key(problem: Problem) -> tuple[object, ...]:
     return problem.op, problem.out_features, problem.in_features, problem.tokens, str(problem.sparsity), problem.dtype
+
+
+def told_of(made: Mapping[str, Any]) -> list[str]:
+    """A line about the run that made a table, where the table knows."""
+    if not made:
+        return []
+    return [f"made by {made.get('command')} on {made.get('date')}: {made.get('seconds')} s on {made.get('devices')} devices, "
+            f"{made.get('complete')} of {made.get('cases')} cases, {made.get('evaluated')} candidates"]

@@ -24,7 +24,7 @@ from autotune.clock import Clock, CudaClock
 from autotune.command import guarded, parse_shape
 from autotune.compile import refuse_interpreter, settle_cache
 from autotune.conditions import library_versions
-from autotune.coverage import coverage
+from autotune.coverage import coverage, told_of
 from autotune.executor import Slot, local_slots
 from autotune.explain import explain
 from autotune.job import Job
@@ -36,7 +36,7 @@ from autotune.search import Budget, strategy
 from autotune.session import Outcome, Tuner, all_known, sources
 from autotune.task import of_job
 from autotune.tuning import TRIAL_SECONDS, Tools
-from autotune.usage import Usage, told_of
+from autotune.usage import Usage
 from kernels.errors import UsageError
 from kernels.gpu import Gpu, choose, detect
 

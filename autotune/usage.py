@@ -64,11 +64,3 @@ class Usage:
         own = self.plain()
         return (f"{own['seconds']:.0f} s, {own['devices']} devices busy for {own['device_seconds']:.0f} s together, "
                 f"{own['compiled']} kernels compiled in {own['compile_seconds']:.0f} s by {own['compilers']} processes")
-
-
-def told_of(made: Mapping[str, Any]) -> list[str]:
-    """A line about the run that made a table, where the table knows."""
-    if not made:
-        return []
-    return [f"made by {made.get('command')} on {made.get('date')}: {made.get('seconds')} s on {made.get('devices')} devices, "
-            f"{made.get('complete')} of {made.get('cases')} cases, {made.get('evaluated')} candidates"]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup
 
 from autotune import tuned
+from autotune.coverage import coverage, told_of
 from autotune.landscape import Landscape, at_share, committed, nearest_winners, replay
 from autotune.search import STRATEGIES
 from reports.figures import WIDTH, heading, ratio_axis, slug
@@ -70,7 +71,15 @@ def gained(results: Results) -> Markup | None:
         "source has changed since: the last column counts the results on this page that ran with a tuned config."
     )
     head = ("Kernel", "Faster", "Geomean", "Least", "Most", "Default stays", "Results here that used one")
-    return paragraph(about) + table("Tuned against default", head, rows)
+    return paragraph(about) + table("Tuned against default", head, rows) + covered(found)
+
+
+def covered(found: tuned.Table) -> Markup:
+    """How much of what the suites measure the table holds an answer for, and what it took to make it."""
+    rows = [[one.suite, f"{one.problems - len(one.missing)} of {one.problems}", one.tuned, one.stays]
+            for one in coverage((*found.entries, *found.stays))]
+    about = " ".join(("Problems of the suites for which a tuned config or a default that stays is known.", *told_of(found.made)))
+    return paragraph(about) + table("Coverage of the suites", ("Suite", "Covered", "Another config is faster", "Default stays"), rows)
 
 
 def searched(landscapes: Sequence[Landscape]) -> Markup:
