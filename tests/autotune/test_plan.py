@@ -95,8 +95,8 @@ def test_coverage_counts_by_suite_and_names_what_is_missing() -> None:
     assert square not in told["square"].missing
     assert "square: 2 of 10 problems, 1 tuned, 1 stay with their default; not covered: gemm 1024x1024 T=1024 2:4" in str(told["square"])
     assert not any(one.missing for one in coverage(map(entry, plan.problems())))
-    made = {"command": "python -m autotune.run --gpu h200 --budget 5m", "date": "2026-11-22", "seconds": 290.5, "devices": 2, "complete": 700,
-            "cases": 1162, "evaluated": 4000}
+    made = {"command": "python -m autotune.run --gpu h200 --budget 5m", "date": "2026-11-22", "seconds": 290.5, "devices": 2,
+            "complete": 700, "cases": 1162, "evaluated": 4000}
     html = str(covered(Table((entry(square, config={"tile": 1}),), (entry(other),), made)))
     assert "made by python -m autotune.run --gpu h200 --budget 5m on 2026-11-22: 290.5 s on 2 devices, 700 of 1162 cases" in html
     assert '<th scope="row">square</th><td class="r">2 of 10</td><td class="r">1</td><td class="r">1</td>' in html
