@@ -1,9 +1,9 @@
 """The operators of a ternary linear layer for PyTorch: opaque to its compiler, with fake and autograd implementations.
 
 `tersparse::bitlinear` (training: also the int8 activations that the backward pass keeps), `bitlinear_forward` (the same without
-autograd), `bitlinear_codes`, `bitlinear_eval`, `bitlinear_input_grad`, `bitlinear_weight_grad`, and `packed_linear` on a weight of which
-only the pack is left. They are pure functions of their arguments and never synchronize the host with a device. On a CPU the reference
-computes them, slowly.
+autograd), `bitlinear_codes`, `bitlinear_eval`, `bitlinear_input_grad`, `bitlinear_weight_grad`, `bitlinear_grads` (both in one call), and
+`packed_linear` on a weight of which only the pack is left. They are pure functions of their arguments and never synchronize the host with
+a device. On a CPU the reference computes them, slowly.
 """
 
 from __future__ import annotations
@@ -147,14 +147,12 @@ def bitlinear_codes(
         return _multiply(None, _codes(x_q, weight.shape[1]), x_scale, pack, bias, layer)
 
 
-
 @_operator(_fake_linear)
 def bitlinear_eval(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int], variants: str
 ) -> torch.Tensor:
     """y [..., N] of x [..., K] and a master weight [N, K], which is packed where its pack is stale."""
     return _pack_and_forward(x, weight, bias, sparsity, splits, variants, "eval")[0]
-
 
 
 @_operator(_fake_linear)
@@ -178,24 +176,27 @@ def _fake_input_grad(dy: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torc
 def bitlinear_input_grad(dy: torch.Tensor, weight: torch.Tensor, sparsity: str, splits: Sequence[int], variants: str) -> torch.Tensor:
     """dx [..., K] in dy's type: dy [..., N] times the masked ternary weight and its scales."""
     layer = layer_of(dy, weight, dy.dtype, sparsity, splits, variants)
-    problem = layer.problem
-    shape, dy = (*dy.shape[:-1], problem.in_features), dy.reshape(problem.tokens, problem.out_features)
     with _on(dy):
-        pack = pack_of(weight, problem.sparsity, problem.splits, "backward")
-        if isinstance(pack, KernelPack):
-            assert layer.choice is not None
-            dx = INPUT_GRAD[layer.choice.input_grad](problem, layer.gpu, dy.contiguous(), pack.packed)
-            launch_flag(dx, pack.flags, GRADIENT)  # a NaN or an infinity in a row of dy is in every column of its dx
-            return dx.view(shape)
-        assert isinstance(pack, ReferencePack)
-        dx = input_grad(dy, pack.ternary, pack.w_scale, pack.splits).to(dy.dtype)
-        pack.flags[GRADIENT] |= (~dx[:, 0].isfinite()).any()
-        return dx.view(shape)
+        return _input_grad(_rows(dy), weight, layer).view(*dy.shape[:-1], weight.shape[1])
 
 
-@functools.lru_cache(maxsize=64)
-def _weight_grad_name(variants: str) -> str:
-    return Choice.parse(variants).weight_grad if variants else ""
+def _rows(dy: torch.Tensor) -> torch.Tensor:
+    """[T, N], contiguous, of [..., N]."""
+    return dy.reshape(tokens_of(dy), dy.shape[-1]).contiguous()
+
+
+def _input_grad(dy: torch.Tensor, weight: torch.Tensor, layer: Layer) -> torch.Tensor:
+    """dx [T, K] of dy [T, N], contiguous."""
+    pack = pack_of(weight, layer.problem.sparsity, layer.problem.splits, "backward")
+    if isinstance(pack, KernelPack):
+        assert layer.choice is not None
+        dx = INPUT_GRAD[layer.choice.input_grad](layer.problem, layer.gpu, dy, pack.packed)
+        launch_flag(dx, pack.flags, GRADIENT)  # a NaN or an infinity in a row of dy is in every column of its dx
+        return dx
+    assert isinstance(pack, ReferencePack)
+    dx = input_grad(dy, pack.ternary, pack.w_scale, pack.splits).to(dy.dtype)
+    pack.flags[GRADIENT] |= (~dx[:, 0].isfinite()).any()
+    return dx
 
 
 def _fake_weight_grad(
@@ -209,15 +210,34 @@ def bitlinear_weight_grad(
     dy: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor, in_features: int, dtype: torch.dtype, variants: str
 ) -> torch.Tensor:
     """dw [N, K] in `dtype`, dense: the transpose of dy [..., N], T rows in all, times x_q · x_scale; x_q int8 [T, at least K]."""
-    dy, codes = dy.reshape(tokens_of(dy), dy.shape[-1]), _codes(x_q, in_features)
-    if not runs_kernels(dy):
-        return weight_grad(dy, codes, x_scale).to(dtype)
-    tokens, out_features = dy.shape
-    layer = layer_like(tokens, out_features, in_features, dy.dtype, "dense", (), "", dy.device.index, True)
-    assert layer.choice is not None
+    layer = layer_like(tokens_of(dy), dy.shape[-1], in_features, dy.dtype, "dense", (), "", dy.device.index, runs_kernels(dy))
+    named = Choice.parse(variants) if variants else layer.choice
     with _on(dy):
-        kernel = WEIGHT_GRAD[_weight_grad_name(variants) or layer.choice.weight_grad]
-        return kernel(layer.problem, layer.gpu, dy.contiguous(), codes, x_scale, dtype)
+        return _weight_grad(_rows(dy), _codes(x_q, in_features), x_scale, dtype, layer, named)
+
+
+def _weight_grad(dy: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor, dtype: torch.dtype, layer: Layer,
+                 choice: Choice | None) -> torch.Tensor:
+    """dw [N, K] of dy [T, N], contiguous, x_q [T, K] and x_scale [T]; layer: its sparsity is of no importance."""
+    if layer.choice is None or choice is None:
+        return weight_grad(dy, x_q, x_scale).to(dtype)
+    return WEIGHT_GRAD[choice.weight_grad](layer.problem, layer.gpu, dy, x_q, x_scale, dtype)
+
+
+def _fake_grads(dy: torch.Tensor, weight: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    return _fake_input_grad(dy, weight), dy.new_empty(weight.shape, dtype=weight.dtype)
+
+
+@_operator(_fake_grads)
+def bitlinear_grads(
+    dy: torch.Tensor, weight: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor, sparsity: str, splits: Sequence[int], variants: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """dx and dw, in the weight's type, as the two operators give them, in one call."""
+    layer = layer_of(dy, weight, dy.dtype, sparsity, splits, variants)
+    with _on(dy):
+        rows = _rows(dy)
+        dx = _input_grad(rows, weight, layer).view(*dy.shape[:-1], weight.shape[1])
+        return dx, _weight_grad(rows, _codes(x_q, weight.shape[1]), x_scale, weight.dtype, layer, layer.choice)
 
 
 def backward(ctx: Any, dy: torch.Tensor | None, *kept: None) -> tuple[torch.Tensor | None, ...]:
@@ -225,9 +245,11 @@ def backward(ctx: Any, dy: torch.Tensor | None, *kept: None) -> tuple[torch.Tens
     weight, x_q, x_scale = ctx.saved_tensors
     dx = dw = dbias = None
     if dy is not None:
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0] and ctx.needs_input_grad[1]:
+            dx, dw = bitlinear_grads(dy, weight, x_q, x_scale, *ctx.layer)
+        elif ctx.needs_input_grad[0]:
             dx = bitlinear_input_grad(dy, weight, *ctx.layer)
-        if ctx.needs_input_grad[1]:
+        elif ctx.needs_input_grad[1]:
             dw = bitlinear_weight_grad(dy, x_q, x_scale, weight.shape[1], weight.dtype, ctx.layer[2])
         if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
             dbias = dy.reshape(-1, dy.shape[-1]).sum(0, dtype=torch.float32).to(ctx.bias_dtype)

@@ -102,7 +102,7 @@ class KernelPack(Pack):
         """Two launches into the same buffers, and two more for each kind of fragments, which are made from the packed bytes."""
         sparsity, splits, buffers = self.packed.sparsity, self.packed.splits, self.buffers
         assert buffers is not None
-        rows = weight.detach() if weight.stride(1) == 1 or weight.shape[1] == 1 else weight.detach().contiguous()
+        rows = weight if weight.stride(1) == 1 or weight.shape[1] == 1 else weight.detach().contiguous()
         key = (weight.shape, weight.dtype)
         if key != self._fits:
             check_weight(rows, sparsity, splits)

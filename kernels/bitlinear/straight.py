@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kernels.bitlinear.ops import backward, bitlinear, bitlinear_forward, remember
+from kernels.bitlinear.ops import backward, bitlinear_forward, remember
 
 
 class Straight(torch.autograd.Function):
@@ -29,9 +29,6 @@ class Straight(torch.autograd.Function):
 
 def straight_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
                     variants: str) -> torch.Tensor:
-    """y [..., N] of x [..., K] with gradients. Under the transforms of `torch.func`, which this Function does not know, the operator."""
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
-        y: torch.Tensor = bitlinear(x, weight, bias, sparsity, splits, variants)[0]
-        return y
-    y = Straight.apply(x, weight, bias, sparsity, splits, variants)  # type: ignore[no-untyped-call] # torch has no types there
+    """y [..., N] of x [..., K] with gradients."""
+    y: torch.Tensor = Straight.apply(x, weight, bias, sparsity, splits, variants)  # type: ignore[no-untyped-call] # torch has no types there
     return y

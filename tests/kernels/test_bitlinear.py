@@ -127,6 +127,11 @@ def test_operators_keep_the_rules_of_the_compiler() -> None:
     codes = torch.randint(-127, 128, (5, 128), dtype=torch.int8)
     saved = (codes, torch.rand(5), 48, torch.float32, "")
     torch.library.opcheck(torch.ops.tersparse.bitlinear_weight_grad.default, (torch.randn(5, 24), *saved))
+    both = (torch.randn(5, 24), weight, codes, saved[1], *how)
+    torch.library.opcheck(torch.ops.tersparse.bitlinear_grads.default, both)
+    torch.library.opcheck(torch.ops.tersparse.bitlinear_forward.default, (x.detach(), weight, bias, *how))
+    apart = (torch.ops.tersparse.bitlinear_input_grad(both[0], weight, *how), torch.ops.tersparse.bitlinear_weight_grad(both[0], *saved))
+    assert all(torch.equal(a, b) for a, b in zip(torch.ops.tersparse.bitlinear_grads(*both), apart, strict=True))
 
 
 def test_sparsity_switches_on_a_live_layer() -> None:
