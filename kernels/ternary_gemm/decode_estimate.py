@@ -171,10 +171,10 @@ def default_config(problem: Problem, gpu: Gpu) -> DecodeConfig:
 
 @functools.lru_cache(maxsize=4096)
 def _default(case: _Case) -> DecodeConfig:
-    """Of the best and what comes within 0.3 % of it the one with most warps along in_features: fewer steps each."""
+    """Of the best and what comes within 0.1 % of it the one with most warps along in_features: fewer steps each."""
     estimated = _estimated(case)
     least = next(iter(estimated.values()))
-    return max((config for config, time in estimated.items() if time <= 1.003 * least), key=lambda config: config.warps_k)
+    return max((config for config, time in estimated.items() if time <= 1.001 * least), key=lambda config: config.warps_k)
 
 
 def _worth(problem: Problem, gpu: Gpu, config: DecodeConfig) -> str | None:
