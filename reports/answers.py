@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from reports.compare import STRONGEST, Comparer, Comparison, in_order
+from reports.compare import STRONGEST, STRONGEST_LIBRARY, Comparer, Comparison, in_order
 from reports.load import Case
 from reports.tables import doubts
 from suites.models import MODELS
@@ -27,6 +27,7 @@ class Answer:
 
     us: our kernel times summed, µs; theirs_us: those of the strongest baselines. ratio: theirs_us / us; the layers' intervals are combined
     in quadrature, each by its share of the time. others: sums of single kernels over all layers, µs, by name, where every layer has one.
+    library: the comparisons with the strongest library of each layer, what one would use without this project; empty unless all have one.
     """
 
     model: str
@@ -38,6 +39,17 @@ class Answer:
     theirs_us: float
     ratio: Ratio
     others: dict[str, float]
+    library: tuple[Comparison, ...] = ()
+
+    @property
+    def library_us(self) -> float | None:
+        """The strongest libraries' times summed, µs."""
+        return sum(item.their_us or math.nan for item in self.library) if self.library else None
+
+    @property
+    def libraries(self) -> list[str]:
+        """The strongest libraries of the layers, the most frequent first."""
+        return _counted(item.theirs.kernel for item in self.library if item.theirs)
 
     @property
     def cache(self) -> str:
@@ -117,7 +129,11 @@ def _answer(key: tuple[str, str, str, int], cases: Sequence[Case], comparer: Com
         return None
     us, theirs = [item.our_us or math.nan for item in items], [item.their_us or math.nan for item in items]
     ratio = _combined([item.ratio for item in items if item.ratio], us, theirs)
-    return Answer(model, work, sparsity, tokens, items, sum(us), sum(theirs), ratio, _sums([item.case for item in items]))
+    library = tuple(comparer(case, STRONGEST_LIBRARY) for case in ordered)
+    sums = _sums([item.case for item in items])
+    return Answer(
+        model, work, sparsity, tokens, items, sum(us), sum(theirs), ratio, sums, library if all(item.ratio for item in library) else ()
+    )
 
 
 def _combined(ratios: Sequence[Ratio], us: Sequence[float], theirs: Sequence[float]) -> Ratio:

@@ -64,20 +64,25 @@ def ratio_axis(axes: Axes, low: float, high: float, vertical: bool) -> None:
     (axes.axhline if vertical else axes.axvline)(1.0, color=INK, linewidth=1.0)
 
 
-def headline(groups: Sequence[tuple[str, Summary]], over: str, gpu: str) -> Figure:
-    """Geometric mean (dot) and range from worst to best case (bar) of each named group, over a baseline; without a group that has a
-    ratio, axes that say so."""
-    shown = [(name, summary) for name, summary in groups if summary.count]
+def headline(groups: Sequence[tuple[str, Summary, Summary]], over: str, gpu: str) -> Figure:
+    """Geometric mean (dot) and range from worst to best case (bar) of each named group, over a baseline, and the geometric mean over the
+    strongest library where that is another (ring); without a group that has a ratio, axes that say so."""
+    shown = [(name, summary) for name, summary, _ in groups if summary.count]
+    rings = [(place, ring) for place, (_, s, ring) in enumerate(group for group in groups if group[1].count) if _differ(s, ring)]
     title = f"Speed-up over {over}, {gpu}"
     told = "; ".join(f"{name}: {times(s.geomean)}, from {times(s.least)} to {times(s.greatest)}, {s.count} cases" for name, s in shown)
+    told += "".join(f"; {shown[place][0]} over libraries: {times(ring.geomean)}" for place, ring in rings)
 
     def plot(axes: Axes) -> None:
+        for place, ring in rings:
+            axes.plot([ring.geomean], [place], marker="o", color=SERIES[0], markerfacecolor="none", markersize=7, linestyle="none")
         for place, (_, summary) in enumerate(shown):
             colour = SERIES[0] if summary.geomean >= 1 else SERIES[1]
             axes.plot([summary.least, summary.greatest], [place, place], color=colour, linewidth=7, alpha=0.28, solid_capstyle="round")
             axes.plot([summary.geomean], [place], marker="o" if summary.geomean >= 1 else "D", color=colour, markersize=8)
             axes.text(1.03, place, times(summary.geomean), transform=axes.get_yaxis_transform(), va="center", color=INK, weight="bold")
-        least, greatest = min((s.least for _, s in shown), default=1.0), max((s.greatest for _, s in shown), default=1.0)
+        least = min((s.least for _, s in shown), default=1.0)
+        greatest = max([*(s.greatest for _, s in shown), *(ring.geomean for _, ring in rings)], default=1.0)
         ratio_axis(axes, least, greatest, vertical=False)
         axes.set_yticks(range(len(shown)), [short(name) for name, _ in shown])
         axes.set_ylim(max(len(shown), 1) - 0.5, -0.6)
@@ -86,10 +91,15 @@ def headline(groups: Sequence[tuple[str, Summary]], over: str, gpu: str) -> Figu
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel("times as fast (dot: geometric mean; bar: worst to best case)", fontsize=9.5)
+        also = "; ring: over libraries" if rings else ""
+        axes.set_xlabel(f"times as fast (dot: geomean; bar: worst to best{also})", fontsize=9.5)
         axes.set_title(title, loc="left", weight="bold", fontsize=11, color=INK, pad=10, x=-0.38)
 
     return draw("headline", title, f"{title}. {told or 'nothing was measured'}.", (5.6, 1.1 + 0.28 * max(len(shown), 1)), plot)
+
+
+def _differ(one: Summary, other: Summary) -> bool:
+    return other.count > 0 and abs(other.geomean / one.geomean - 1) > 0.01
 
 
 def heading(axes: Axes, title: str, left: float = -0.12) -> None:

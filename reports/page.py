@@ -157,7 +157,8 @@ def _best(groups: Sequence[tables.Group]) -> tables.Group | None:
 def headline_figure(results: Results, groups: Sequence[tables.Group] | None = None) -> Figure:
     """Geometric mean and range of every headline group over its strongest baseline."""
     shown = tables.groups(Comparer(results)) if groups is None else groups
-    return headline([(group.name, group.summary) for group in shown if group.op in HEADLINE_OPS], OVER, results.gpu.upper())
+    rows = [(group.name, group.summary, group.library) for group in shown if group.op in HEADLINE_OPS]
+    return headline(rows, OVER, results.gpu.upper())
 
 
 def speedup_figures(groups: Sequence[tables.Group]) -> list[tuple[str, str, list[Figure]]]:

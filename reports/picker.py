@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from reports.answers import BLOCKS, WORK, Answer
 from reports.compare import in_order
 from reports.power import Pair
+from suites.statistics import OWN_BASELINES
 
 MOST_CARDS = 500
 FIRST = ("layer", "2:4", 2048)
@@ -32,6 +33,7 @@ class Bar:
 class Card:
     """An answer in words. decided: whether its interval excludes 1. whose: of the fastest. rivals: the strongest baselines.
 
+    library: how much faster than the strongest libraries, where these are not the rivals, or empty.
     busy: what the same layers' GEMMs do under the power cap, or empty. again: the command that measures these cases, or empty.
     """
 
@@ -44,6 +46,7 @@ class Card:
     doubts: str
     total: str
     rivals: str
+    library: str
     busy: str
     again: str
 
@@ -106,14 +109,23 @@ def card(answer: Answer, sustained: Sequence[Pair] = (), gpu: str = "h200") -> C
     """One answer in words and bars."""
     ratio = answer.ratio
     decided, ahead = ratio.low > 1 or ratio.high < 1, ratio.value >= 1
-    fastest, whose = ("neither for certain", "") if not decided else (_names(answer.ours if ahead else answer.theirs), _whose(ahead))
+    first = (_names(answer.ours), ", ours") if ahead else (rivals(answer.theirs), ", a baseline")
+    fastest, whose = first if decided else ("neither for certain", "")
     level = "Certain which is faster" if decided else "The interval includes 1, so neither is faster for certain"
     rounds = f"95 % interval {ratio.low:.3f} to {ratio.high:.3f}, at least {answer.pairs} paired rounds a layer"
     sure = f"{level}: {rounds}; every output was judged against an exact reference."
     return Card(
-        answer, _bars(answer), decided, fastest, whose, sure, "; ".join(answer.doubts), _total(answer), _names(answer.theirs),
-        _busy(answer, sustained), _again(answer, gpu),
+        answer, _bars(answer), decided, fastest, whose, sure, "; ".join(answer.doubts), _total(answer), rivals(answer.theirs),
+        _over_library(answer), _busy(answer, sustained), _again(answer, gpu),
     )
+
+
+def _over_library(answer: Answer) -> str:
+    """Over what one would use without this project, where the strongest baseline is a kernel of this project."""
+    if answer.library_us is None or answer.libraries == answer.theirs:
+        return ""
+    return f"{answer.library_us / answer.us:.2f}× as fast as the strongest {'library' if len(answer.libraries) == 1 else 'libraries'}, " \
+        f"{_names(answer.libraries)}"
 
 
 def _busy(answer: Answer, sustained: Sequence[Pair]) -> str:
@@ -145,17 +157,20 @@ def _again(answer: Answer, gpu: str) -> str:
     return f"python -m suites.run --gpu {gpu} {what}"
 
 
-def _whose(ahead: bool) -> str:
-    return ", ours" if ahead else ", a baseline"
-
-
 def _bars(answer: Answer) -> tuple[Bar, ...]:
-    rows = [(_names(answer.ours) + " (ours)", answer.us, "ours"), (_names(answer.theirs), answer.theirs_us, "theirs")]
-    if "dense-bf16" in answer.others and answer.theirs != ["dense-bf16"]:
+    rows = [(_names(answer.ours) + " (ours)", answer.us, "ours"), (rivals(answer.theirs), answer.theirs_us, "theirs")]
+    if answer.library_us is not None and answer.libraries != answer.theirs:
+        rows.append((_names(answer.libraries), answer.library_us, "theirs"))
+    if "dense-bf16" in answer.others and ["dense-bf16"] not in (answer.theirs, answer.libraries):
         rows.append(("dense-bf16, cuBLAS", answer.others["dense-bf16"], "theirs"))
     rows += [(f"{name}, another function", us, "other") for name, us in answer.inexact()]
     longest = max(us for _, us, _ in rows)
     return tuple(Bar(name, us, 100 * us / longest, kind) for name, us, kind in sorted(rows, key=lambda row: row[1]))
+
+
+def rivals(names: Sequence[str]) -> str:
+    """Baselines by name; those that are kernels of this project are said to be."""
+    return _names([f"{name} (our own dense kernel)" if name in OWN_BASELINES else name for name in names])
 
 
 def _names(names: Sequence[str]) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from reports.load import Case, Results
 from suites.record import Result
-from suites.statistics import Ratio, best_variant, speedup, time_us
+from suites.statistics import Ratio, best_variant, is_baseline, speedup, time_us
 
 EXPLAINED = 0.02
 """A clock that accounts for the difference of the two ratios within this much explains it: both clocks are read in steps of 1 %."""
@@ -125,7 +125,7 @@ def pairs(results: Results) -> Iterator[Pair]:
         card = here and there and here.device.get("uuid") != there.device.get("uuid")
         commit = here and there and here.commit != there.commit
         for theirs in record.results:
-            ratio = speedup(ours, theirs) if theirs.kind == "baseline" and theirs.status == "ok" else None
+            ratio = speedup(ours, theirs) if is_baseline(record, theirs) and theirs.status == "ok" else None
             if ratio is not None:
                 yield Pair(case, ours, theirs, ratio, _interleaved(twin, ours.kernel, theirs.kernel), bool(card), bool(commit))
 

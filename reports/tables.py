@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from kernels.gpu import GPUS, Gpu, unlisted
-from reports.compare import STRONGEST, Comparer, Comparison, Summary, compare, in_order, sparsities, summarize, why
+from reports.compare import STRONGEST, STRONGEST_LIBRARY, Comparer, Comparison, Summary, compare, in_order, sparsities, summarize, why
 from reports.load import Case, Results
 from suites.floors import impossible
 from suites.quality import NOISE, noise, throttled
 from suites.record import Result
-from suites.statistics import Ratio, geomean, time_us
+from suites.statistics import OWN_BASELINES, Ratio, geomean, is_baseline, time_us
 
 SUITES = ("prefill", "decode", "layer", "prepare", "train", "square")
 ABOUT = {
@@ -30,7 +30,7 @@ CUSPARSELT = ("cusparselt-int8-scaled", "cusparselt-bf16")
 
 @dataclass(frozen=True)
 class Group:
-    """The cases of a suite with one sparsity and one op, compared with their strongest baseline and with cuSPARSELt."""
+    """The cases of a suite with one sparsity and one op, compared with their strongest baseline, cuSPARSELt, and the strongest library."""
 
     suite: str
     op: str
@@ -38,6 +38,7 @@ class Group:
     comparisons: tuple[Comparison, ...]
     summary: Summary
     cusparselt: Summary
+    library: Summary
 
     @property
     def name(self) -> str:
@@ -82,7 +83,8 @@ def _group(suite: str, op: str, sparsity: str, cases: Iterable[Case], comparer: 
     comparisons = tuple(comparer(case, STRONGEST) for case in own)
     name = next((n for n in CUSPARSELT if any((r := case.record.result(n)) and r.status == "ok" for case in own)), "")
     over = [comparer(case, name) for case in own if case.record.result(name)] if name else []
-    return Group(suite, op, sparsity, comparisons, summarize(comparisons), summarize(over))
+    library = summarize(comparer(case, STRONGEST_LIBRARY) for case in own)
+    return Group(suite, op, sparsity, comparisons, summarize(comparisons), summarize(over), library)
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,9 @@ def _kernel_row(case: Case, result: Result, comparison: Comparison) -> KernelRow
     weight = result.weight_bytes / 1e6 if result.weight_bytes else None
     over = us / ours if us and ours and result is not comparison.ours else None
     joules = case.joules_per_top(result)
-    return KernelRow(result.kernel, result.kind == "variant", result.status, us, call, rate, over, joules, weight, remark)
+    own_dense = result.kernel in OWN_BASELINES and is_baseline(case.record, result)
+    name, ours_ = f"{result.kernel} (our dense kernel)" if own_dense else result.kernel, result.kind == "variant" and not own_dense
+    return KernelRow(name, ours_, result.status, us, call, rate, over, joules, weight, remark)
 
 
 def _remark(result: Result) -> str:

@@ -117,3 +117,20 @@ def test_too_many_answers_keep_the_largest_models(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(("us", "text"), [(3.456, "3.46 µs"), (12.34, "12.3 µs"), (1500.0, "1.50 ms"), (2.5e6, "2.50 s")])
 def test_durations(us: float, text: str) -> None:
     assert duration(us) == text
+
+
+def test_our_own_dense_kernel_is_named_as_such_and_the_library_stands_beside() -> None:
+    def with_own(case: CaseRecord) -> CaseRecord:
+        ours, int8, eight = case.results
+        own = replace(ours, kernel="dense-wgmma", samples_us=tuple(us * 1.5 for us in ours.samples_us))
+        return replace(case, results=(ours, own, int8, eight))
+
+    answer = only(*[with_own(case) for case in block(*[(10.0, 40.0)] * 4)])
+    made = card(answer)
+    assert answer.ratio.value == pytest.approx(1.5)
+    assert made.rivals == "dense-wgmma (our own dense kernel)"
+    assert made.library == "4.00× as fast as the strongest library, dense-int8"
+    assert [bar.name for bar in made.bars] == [
+        "dense-fp8, another function", "sparse-mma (ours)", "dense-wgmma (our own dense kernel)", "dense-int8",
+    ]
+    assert card(only(*block(*[(10.0, 40.0)] * 4))).library == "", "the strongest is a library already"
