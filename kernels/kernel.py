@@ -88,7 +88,7 @@ class Kernel:
     unavailable(problem, gpu): why it cannot run here, or None (asks for libraries, never for a device).
     resolve(problem, inputs, gpu): for libraries with a search of their own: runs it, outside of any timing, and returns the config.
     exact: computes exactly the case's function, so that it may count as `strongest` (raw cuSPARSELt without scales does not).
-    judged: the tolerance it is held to: "exact" (int32 accumulators bit for bit, rounded outputs within 1 ulp), or a named bound of `kernels.judge`.
+    judged: the tolerance it is held to: "exact" (int32 bit for bit, rounded outputs within 1 ulp), or a named bound of `kernels.judge`.
     dense: a dense baseline (for `strongest-dense`). compile_units(problem, config): what to cross-compile; empty for libraries.
     interpreted: Triton's interpreter can run it: plain `tl`, neither Gluon nor inline assembly.
     """

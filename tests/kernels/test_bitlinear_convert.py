@@ -127,7 +127,7 @@ def test_what_does_not_fit_is_named_and_nothing_is_changed() -> None:
     set_sparsity(nn.Sequential(), "2:4")
     with pytest.raises(ShapeError, match="2: in_features 33"):
         set_sparsity(model, "2:4")
-    with pytest.raises(ShapeError, match="^BitLinear: in_features 33"):
+    with pytest.raises(ShapeError, match=r"^BitLinear: in_features 33"):
         set_sparsity(BitLinear(33, 8, sparsity="dense"), "2:4")
     assert {str(layer.sparsity) for layer in layers(model).values()} == {"dense"}
 
