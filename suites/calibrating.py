@@ -19,14 +19,14 @@ from suites import calibration, resampling
 from suites.ahead import FEW, compilations, compile_ahead
 from suites.arguments import budget_seconds
 from suites.bench import Bench, Fault
-from suites.calibrating_cases import choose, spread
+from suites.calibrating_cases import choose, shuffled, spread
 from suites.calibrating_process import AheadWorker
 from suites.calibrating_samples import Samples
 from suites.calibration import CONFIRMED, FOUND, MEASURABLE, Calibration
 from suites.calibration_pairs import FEWEST, pairs_of
 from suites.case import Case
 from suites.command import GOOD, INCONCLUSIVE, SLOWER, WRONG, first_that_applies
-from suites.executor import ON_DEVICE, DeviceArguments, Executor, Local, Worker, catalogued, measure_case
+from suites.executor import ON_DEVICE, DeviceArguments, Executor, Local, catalogued, measure_case
 from suites.injected import SLOWED, SlowedCase, injectable
 from suites.judging import Judge, Judgement, judge_case, settled
 from suites.on_gpu import Lab
@@ -83,8 +83,8 @@ class Calibrating:
             print(f"suites.calibrate: compiled {done} kernels ahead, {failed} left; {self.left():.0f} s of the budget left", flush=True)
 
     def measure(self, processes: Sequence[int]) -> bool:
-        """Every case in each of these processes; whether nothing is left to do."""
-        todo = {process: self._left(f"p{process}") for process in processes}
+        """Every case in each of these processes, each in an order of its own; whether nothing is left to do."""
+        todo = {process: shuffled(self._left(f"p{process}"), process) for process in processes}
         numbers, following = [process for process in processes if todo[process]], None
         for place, process in enumerate(numbers):
             executor = following or self._executor(process, 0.0)
@@ -111,15 +111,18 @@ class Calibrating:
     def inject(self) -> bool:
         """Slowed kernels in cases that are measurable and can be slowed, each in as many processes as confirm a change; whether all are."""
         chosen = self._slowable()
-        for process in range(CONFIRMED):
-            executor = None if self.laboratory else Worker(SLOWED, self._device())
-            try:
+        workers = [] if self.laboratory else [AheadWorker(SLOWED, self._device()) for _ in range(CONFIRMED)]
+        try:
+            for worker in workers:
+                worker.start()
+            for process in range(CONFIRMED):
                 for share in INJECTED:
-                    if not self._slow(process, share, chosen, executor or self._executor(self.args.processes + process, share)):
+                    executor = workers[process] if workers else self._executor(self.args.processes + process, share)
+                    if not self._slow(process, share, chosen, executor):
                         return False
-            finally:
-                if executor:
-                    executor.close()
+        finally:
+            for worker in workers:
+                worker.close()
         return True
 
     def _slow(self, process: int, share: float, chosen: Sequence[tuple[Case, str]], executor: Executor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from random import Random
 from typing import TypeVar
 
 from kernels.gpu import Gpu
@@ -41,3 +42,10 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
     edges = [place * len(items) // count for place in range(count + 1)] if count else []
     slices = list(pairwise(edges)) if count < len(items) else []
     return [items[low + place % (high - low)] for place, (low, high) in enumerate(slices)] if slices else list(items)
+
+
+def shuffled(items: Sequence[Item], seed: int) -> list[Item]:
+    """In an order of that seed's own. What ran before a case is part of its noise: an idle device has its highest clock for longer."""
+    mixed = list(items)
+    Random(seed).shuffle(mixed)
+    return mixed

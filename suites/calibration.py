@@ -49,7 +49,8 @@ class Noise:
     within: the part of it that the rounds inside a process explain. sigma, degrees: the strengthened deviation and its degrees of freedom.
     visible: the slowdown that a run of `CONFIRMED` processes finds with the chance `FOUND` against the calibrated ones, in a run of as many
     comparisons as were calibrated. borrowed: not of this case, but of those like it. medians: of each process, logarithmic. noisiest: the
-    largest standard error that the rounds of a calibrated process gave its median.
+    largest standard error that the rounds of a calibrated process gave its median. fast: only rounds at full clock count, because these
+    differed less between the processes.
     """
 
     key: str
@@ -66,6 +67,7 @@ class Noise:
     borrowed: bool = False
     medians: tuple[float, ...] = ()
     noisiest: float = 0.0
+    fast: bool = False
 
     def reference(self) -> Estimate:
         """What the calibrated processes say together; their spread is `sigma` already."""
@@ -132,20 +134,22 @@ def noises_of(pairs: Sequence[Pair]) -> tuple[Noise, ...]:
     """The noise of every pair; the spreads of all strengthen each, as far as they follow its noise within processes and its time."""
     if not pairs:
         return ()
-    medians = [[float(np.median(log)) for log in pair.logs] for pair in pairs]
-    spreads = [max(LEAST_SIGMA, float(np.std(own, ddof=1))) for own in medians]
-    degrees = [len(own) - 1 for own in medians]
-    withins = [math.sqrt(float(np.mean(np.square(pair.errors)))) for pair in pairs]
+    fast = [pair.steadier() for pair in pairs]
+    seen = [pair.fast if own else pair.all for pair, own in zip(pairs, fast, strict=True)]
+    spreads = [max(LEAST_SIGMA, float(np.std(own.medians, ddof=1))) for own in seen]
+    degrees = [pair.processes - 1 for pair in pairs]
+    withins = [math.sqrt(float(np.mean(np.square(own.errors)))) for own in seen]
     prior_degrees, priors = _prior(spreads, degrees, withins, [pair.us for pair in pairs])
     found = []
-    for pair, spread, own, within, prior, middles in zip(pairs, spreads, degrees, withins, priors, medians, strict=True):
+    for place, pair in enumerate(pairs):
+        own, spread, prior = degrees[place], spreads[place], priors[place]
         variance = prior if math.isinf(prior_degrees) else (prior_degrees * prior + own * spread**2) / (prior_degrees + own)
         total = min(prior_degrees + own, float(sum(degrees)))
         noise = Noise(
-            pair.key, pair.kernel, pair.baseline, pair.us, len(pair.logs), min(map(len, pair.logs)), spread, within,
-            math.sqrt(variance), total, medians=tuple(middles), noisiest=max(pair.errors),
+            pair.key, pair.kernel, pair.baseline, pair.us, pair.processes, pair.rounds, spread, withins[place], math.sqrt(variance), total,
+            medians=tuple(seen[place].medians), noisiest=max(seen[place].errors), fast=fast[place],
         )
-        found.append(replace(noise, visible=noise.smallest(len(pairs), CONFIRMED, len(pair.logs))))
+        found.append(replace(noise, visible=noise.smallest(len(pairs), CONFIRMED, pair.processes)))
     return tuple(found)
 
 

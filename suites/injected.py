@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from autotune.measure import Plan, interleaved
 from autotune.tuned import lookup
@@ -25,6 +28,7 @@ from kernels.space import Config
 from suites.case import Case
 from suites.executor import DeviceArguments, Local, on_device
 from suites.record import CaseRecord
+from suites.statistics import at_full_clock
 
 SLOWED = "suites.injected:slowed_device"
 TRIES = 4
@@ -162,8 +166,8 @@ class Slowed(Local):
                 other = timer(slowed(kernel, function, copy))
             taken = interleaved({"plain": plain, "slowed": other}, _COMPARED)
             other.close()
-            ratios = sorted(b / a for a, b in zip(taken["plain"].kernel_us, taken["slowed"].kernel_us, strict=True))
-            came_to = ratios[len(ratios) // 2] - 1
+            logs = np.log([taken["plain"].kernel_us, taken["slowed"].kernel_us])
+            came_to = math.expm1(float(np.median((logs[1] - logs[0])[at_full_clock(logs)])))
             if not best[0] or abs(came_to - case.share) < abs(best[1] - case.share):
                 best = cycles, came_to
             if abs(came_to - case.share) <= CLOSE * case.share:

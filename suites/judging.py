@@ -171,8 +171,8 @@ def _plain(sides: Sides) -> Judgement:
 def _calibrated(sides: Sides, noise_of: Noise, reference: Estimate | None, elsewhere: bool) -> Judgement:
     """By the calibrated noise. reference: the calibrated processes, where newer than what was accepted. elsewhere: on two cards."""
     result, before = sides.ours
-    now = estimate(process_logs(result, sides.theirs[0], sides.now.processes))
-    then = reference or estimate(process_logs(before, sides.theirs[1], sides.then.processes))
+    now = _estimate(sides.now, result, sides.theirs[0], noise_of.fast)
+    then = reference or _estimate(sides.then, before, sides.theirs[1], noise_of.fast)
     if now is None or then is None:
         return Judgement(sides.now.key, result.kernel, "MISSING", "no paired samples")
     change, probability = change_of(now, then, noise_of)
@@ -182,6 +182,11 @@ def _calibrated(sides: Sides, noise_of: Noise, reference: Estimate | None, elsew
     reason = probable(sides) if change.value < 1 else ""
     test = Comparison(min(1.0, probability * now.processes), noise_of, (now.processes, then.processes), floor, reason)
     return Judgement(sides.now.key, result.kernel, "INCONCLUSIVE", detail, change, test)
+
+
+def _estimate(case: CaseRecord, ours: Result, theirs: Result, fast: bool) -> Estimate | None:
+    rounds = case.processes or (min(len(ours.samples_us), len(theirs.samples_us)),)
+    return estimate(process_logs(ours, theirs, case.processes, fast), min(rounds))
 
 
 def change_of(now: Estimate, then: Estimate, noise_of: Noise) -> tuple[Ratio, float]:

@@ -59,7 +59,7 @@ class _Run:
 
 def check(pairs: Sequence[Pair], noises: Sequence[Noise], runs: int = 500, seed: int = 0) -> Checks | None:
     """Resample; None where fewer processes than `CONFIRMED` + `FEWEST` took part. noises: of all processes. runs: at most so many."""
-    processes = min((len(pair.logs) for pair in pairs), default=0)
+    processes = min((pair.processes for pair in pairs), default=0)
     if processes < CONFIRMED + FEWEST:
         return None
     chosen = list(combinations(range(processes), CONFIRMED))
@@ -85,7 +85,7 @@ def _resampled(pairs: Sequence[Pair], now: Sequence[int]) -> _Run:
     judged_by = noises_of([pair.without(*now) for pair in pairs])
     differences, errors, degrees = [], [], []
     for pair, noise in zip(pairs, judged_by, strict=True):
-        own, reference = pair.estimate(now), noise.reference()
+        own, reference = pair.estimate(now, noise.fast), noise.reference()
         error, free = noise.error(own, reference)
         differences.append(own.value - reference.value)
         errors.append(error)

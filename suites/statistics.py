@@ -16,6 +16,10 @@ RESAMPLES = 2000
 NORMAL = 1.959964
 """The standard errors of a normal distribution on each side of the middle that hold `CONFIDENCE`."""
 
+NEAR = 0.01
+"""Rounds at one clock scatter by less than this."""
+FEWEST_ROUNDS = 3
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -72,21 +76,37 @@ class Estimate:
     degrees: int = 0
 
 
-def process_logs(ours: Result, theirs: Result, processes: Sequence[int] = ()) -> list[np.ndarray]:
-    """Logarithms of the paired speed-ups, process by process. processes: `CaseRecord.processes`; empty: one process took them all."""
+def process_logs(ours: Result, theirs: Result, processes: Sequence[int] = (), fast: bool = False) -> list[np.ndarray]:
+    """Logarithms of the paired speed-ups, process by process. processes: `CaseRecord.processes`; empty: one process took them all.
+
+    fast: only of the rounds `at_full_clock`.
+    """
     first, second = _series(ours), _series(theirs)
     pairs = min(len(first), len(second))
     if pairs == 0:
         return []
-    logs = np.log(np.asarray(second[:pairs]) / np.asarray(first[:pairs]))
-    return [part for part in np.split(logs, np.cumsum(processes)[:-1].astype(int)) if len(part)] if sum(processes) == pairs else [logs]
+    both = np.log(np.asarray([first[:pairs], second[:pairs]], dtype=np.float64))
+    parts = np.split(both, np.cumsum(processes)[:-1].astype(int), axis=1) if sum(processes) == pairs else [both]
+    return [(part[1] - part[0])[at_full_clock(part) if fast else slice(None)] for part in parts if part.shape[1]]
 
 
-def estimate(logs: Sequence[np.ndarray]) -> Estimate | None:
-    """What processes say together, each with the same weight; None without any."""
+def at_full_clock(logs: np.ndarray) -> np.ndarray:
+    """Which rounds found both kernels within `NEAR` of their second fastest, at least three of them. logs: of the times, [2, rounds].
+
+    A device begins a case at its highest clock and reaches its power cap within it, sooner or later: a median over all rounds is of
+    the one state or of the other. The fastest round alone may be a slip of the clock.
+    """
+    second = np.sort(logs, axis=1)[:, min(1, logs.shape[1] - 1)]
+    distance = np.max(logs - second[:, None], axis=0)
+    near: np.ndarray = distance <= max(NEAR, float(np.sort(distance)[min(FEWEST_ROUNDS, len(distance)) - 1]))
+    return near
+
+
+def estimate(logs: Sequence[np.ndarray], rounds: int = 0) -> Estimate | None:
+    """What processes say together, each with the same weight; None without any. rounds: that they took, where logs hold not all of them."""
     if not logs:
         return None
-    return together([float(np.median(part)) for part in logs], list(map(median_error, logs)), min(map(len, logs)))
+    return together([float(np.median(part)) for part in logs], list(map(median_error, logs)), rounds or min(map(len, logs)))
 
 
 def together(medians: Sequence[float], errors: Sequence[float], rounds: int) -> Estimate:

@@ -13,11 +13,11 @@ import pytest
 from kernels.gpu import Gpu
 from suites import calibrate, calibration, gate, resampling
 from suites.calibration import noises_of
-from suites.calibration_pairs import Pair
+from suites.calibration_pairs import Pair, Seen
 from suites.on_gpu import Lab
 from suites.record import CaseRecord, read
 from suites.session import joined
-from suites.statistics import holm, median_error
+from suites.statistics import holm
 from suites.store import write_all
 from tests.suites.fakes import H200, gemm, lab, measure
 
@@ -149,7 +149,8 @@ def pairs(count: int, processes: int, between: float, within: float = 0.004) -> 
     found = []
     for number in range(count):
         logs = tuple(random.normal(random.normal(0.5, between), within, 16) for _ in range(processes))
-        found.append(Pair(f"prefill/{number}", "ours", "theirs", 20.0, logs, tuple(map(median_error, logs))))
+        seen = Seen.of(logs)
+        found.append(Pair(f"prefill/{number}", "ours", "theirs", 20.0, seen, seen))
     return found
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 import pytest
 
 from kernels.catalogue import kernels_for
 from kernels.gpu import by_name
 from kernels.problem import Problem, Sparsity
-from suites import catalogue
+from suites import calibrate, calibrating, calibration, catalogue
 from suites.calibrating_cases import choose, fair, spread
 from suites.calibrating_process import AheadWorker
+from suites.calibrating_samples import label_of
 from suites.case import Case
-from tests.suites.fakes import PLAN
+from suites.record import CaseRecord, read
+from tests.suites.fakes import H200, PLAN, gemm
 
 CASE = Case("prefill", "custom", "16x32", Problem("gemm", 16, 32, 4, Sparsity(2, 4)), "hot")
 
@@ -61,3 +65,35 @@ def test_even_distances() -> None:
     assert spread(range(10), 3) == [0, 4, 8]
     assert spread(range(12), 6) == [0, 3, 4, 7, 8, 11], "odd ones and even ones"
     assert spread(range(2), 3) == [0, 1]
+
+
+def test_a_calibration_in_real_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a device: a child for each process and each round of slowed kernels, none of which outlives it."""
+    names = {"ours": gemm("ours", 50.0), "theirs": gemm("theirs", 100.0, "baseline")}
+    monkeypatch.setattr(calibrating, "ON_DEVICE", "tests.suites.calibrated:executor")
+    monkeypatch.setattr(calibrating, "SLOWED", "tests.suites.calibrated:executor")
+    monkeypatch.setattr(calibrating, "catalogued", lambda only=(): lambda op: [*names.values()] if op == "gemm" else [])
+    monkeypatch.setattr(calibrating, "injectable", lambda kernel, problem, gpu: True)
+    monkeypatch.setattr(calibrating.conditions, "device_facts", lambda index: {"uuid": "card-1"})
+    line = ["--gpu", "h200", "--suite", "prefill", "--shape", "16x32", "--tokens", "1", "2", "3", "4", "--sparsity", "2:4",
+            "--processes", "7", "--inject", "2", "--out", str(tmp_path), "--commit", "abc",
+            "--accepted", str(tmp_path / "h200.jsonl"), "--accept"]
+    assert calibrate.main(line, detect=lambda index: H200) == 0
+    cases = [record for record in read(tmp_path / "records.jsonl") if isinstance(record, CaseRecord)]
+    by_label: dict[str, set[object]] = {}
+    for record in cases:
+        by_label.setdefault(label_of(record.run), set()).update(result.notes["process"] for result in record.results)
+    fresh = [by_label[f"p{number}"] for number in range(7)]
+    assert all(len(own) == 1 for own in fresh)
+    assert len(set.union(*fresh)) == 7, "seven processes"
+    assert by_label["slow2-0"] == by_label["slow10-0"] != by_label["slow2-1"], "one process slows by all shares"
+    for process in set.union(*by_label.values()):
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(str(process)), 0)
+    limits = calibration.read(tmp_path / "h200.calibration.json")
+    assert limits is not None
+    assert (limits.uuid, len(limits.noises), limits.timed[limits.noises[0].key]) == ("card-1", 4, ["ours", "theirs"])
+    assert list(limits.checks["injections"].values()) == ["REGRESSED"] * 6
+    orders = {number: [record.key for record in cases if label_of(record.run) == f"p{number}"] for number in range(7)}
+    assert len({tuple(order) for order in orders.values()}) > 3, "each in an order of its own"
+    assert all(sorted(order) == sorted(orders[0]) for order in orders.values())
