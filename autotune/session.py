@@ -104,7 +104,8 @@ class Tuner:
             over = self._over[-REMEMBERED:] if self.tools.brief else []
             return budget.share(math.ceil((last - number) / len(slots)), statistics.fmean(over) if over else 0.0)
 
-        threads = [threading.Thread(target=self._serve, args=(slot, waiting, budget, share), daemon=True) for slot in slots]
+        modules = tuple(dict.fromkeys((self.tools.functions, *(job.catalogue for job in jobs))))
+        threads = [threading.Thread(target=self._serve, args=(slot, waiting, budget, share, modules), daemon=True) for slot in slots]
         ahead = threading.Thread(target=self._ahead, args=(jobs,), daemon=True)
         try:
             for thread in (*threads, ahead):
@@ -149,11 +150,12 @@ class Tuner:
                 cases -= 1
                 yield item
 
-    def _serve(self, slot: Slot, waiting: queue.SimpleQueue[tuple[int, Job]], whole: Budget, shares: Callable[[int], Budget]) -> None:
-        """A slot's thread: one case after the other."""
+    def _serve(self, slot: Slot, waiting: queue.SimpleQueue[tuple[int, Job]], whole: Budget, shares: Callable[[int], Budget],
+               modules: tuple[str, ...]) -> None:
+        """A slot's thread: one case after the other, when its process has imported the modules."""
         lost = 0
         with contextlib.suppress(SlotLost, TerSparseError):  # the first case will say so
-            slot.call("autotune.worker:wake", ((self.tools.functions,),), WAKE_SECONDS)
+            slot.call("autotune.worker:wake", (modules,), WAKE_SECONDS)
         with contextlib.suppress(Stopped):
             while lost < LOST_IN_A_ROW and not self.tools.stop.is_set():
                 try:
