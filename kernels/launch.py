@@ -44,23 +44,17 @@ class Launch:
             with torch.cuda.device(device):
                 self(tensors, descriptors)
             return
-        addresses: list[int | None] = []
-        kind: list[Any] = [device]
+        addresses = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+        kind = (device, *[None if tensor is None else tensor.dtype for tensor in tensors])
         together = 0
-        for tensor in tensors:
-            if tensor is None:
-                addresses.append(None)
-                kind.append(None)
-            else:
-                address = tensor.data_ptr()
+        for address in addresses:
+            if address is not None:
                 together |= address
-                addresses.append(address)
-                kind.append(tensor.dtype)
-        code, hooks = self._codes.get((*kind,)), triton.knobs.runtime
+        code, hooks = self._codes.get(kind), triton.knobs.runtime
         if code is None or together & 15 or hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:
             compiled = self._launched(tensors, descriptors)
             if not together & 15:
-                self._remember((*kind,), compiled, len(descriptors) + len(tensors))
+                self._remember(kind, compiled, len(descriptors) + len(tensors))
             return
         run, width, height, depth, function, metadata, rest = code
         run(width, height, depth, driver.get_current_stream(device), function, metadata, None, None, None, *descriptors, *addresses, *rest)

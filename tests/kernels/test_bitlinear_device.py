@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from triton.runtime.jit import JITFunction
 
 from kernels.bitlinear import BitLinear, check, freeze
 from kernels.bitlinear.packs import Fragments, KernelPack, frozen_pack_of, pack_of
@@ -253,6 +255,28 @@ def test_nothing_synchronizes_once_packed() -> None:
         model(x).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sparsity", ["2:4", "dense"])
+def test_what_was_launched_once_goes_straight_to_its_machine_code(sparsity: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = made((1152, 896), sparsity, (896, 128, 128), torch.bfloat16, "cuda", "")
+    x, dy = torch.randn(64, 896, device="cuda").bfloat16().requires_grad_(), torch.randn(64, 1152, device="cuda").bfloat16()
+    by_triton: list[str] = []
+    own: Any = JITFunction.run
+
+    def run(self: Any, *arguments: Any, **options: Any) -> Any:
+        by_triton.append(self.fn.__name__)
+        return own(self, *arguments, **options)
+
+    for step in range(4):
+        module(x).backward(dy)
+        with torch.no_grad():
+            module.weight.neg_()
+        if step == 1:
+            monkeypatch.setattr(JITFunction, "run", run)
+    assert module.packings == 4
+    assert set(by_triton) <= {"dense_gemm"}  # the forward kernel of other GPUs than Hopper's
 
 
 @pytest.mark.gpu
