@@ -59,7 +59,7 @@ def allocate_both_orders(
     forward, backward = (torch.empty(block_shape(*shape), dtype=torch.int32, device=device)
                          for shape in ((out_features, in_features), (in_features, out_features)))  # fmt: skip
     w_scale, inv_scale = (torch.empty(len(splits), dtype=torch.float32, device=device) for _ in range(2))
-    scratch = torch.empty((_programs(backward, in_features), 2, 64, 16), dtype=torch.int32, device=device)
+    scratch = torch.empty((_programs(backward, in_features), 2048), dtype=torch.int32, device=device)
     return BothOrders(forward, backward, torch.zeros(padded, dtype=torch.float32, device=device), w_scale, inv_scale,
                       allocate_workspace(splits, device), scratch, transposable)  # fmt: skip
 
@@ -89,10 +89,9 @@ def launch_both_orders(weight: torch.Tensor, buffers: BothOrders, config: TwoPas
         buffers.inv_scale.fill_(1e5)
         return
     launch_scales(weight, buffers.w_scale, buffers.inv_scale, buffers.workspace, config, sums)
-    aligned = weight.dtype.itemsize == 2 and weight.stride(0) % 4 == 0 and weight.data_ptr() % 8 == 0
     pack_both_orders_kernel[(_programs(buffers.backward, columns),)](
         weight, buffers.scratch, buffers.forward, buffers.backward, buffers.row_scale, buffers.workspace.bounds, buffers.workspace.limits,
-        buffers.w_scale, rows, columns, weight.stride(0), triton.cdiv(columns, COLUMNS), WORDS=aligned,
+        buffers.w_scale, rows, columns, weight.stride(0), triton.cdiv(columns, COLUMNS),
         TRANSPOSABLE=buffers.transposable, SPLITS=len(splits), num_warps=WARPS,
         **dependence(weight.device),
     )  # fmt: skip
@@ -107,7 +106,7 @@ def unavailable(problem: Problem) -> str | None:
 
 def compile_unit(dtype: torch.dtype, splits: int = 1, transposable: bool = True) -> CompileUnit:
     """The second pass as it is launched on rows of a multiple of 16 weights."""
-    constants = {"WORDS": dtype.itemsize == 2, "TRANSPOSABLE": transposable, "SPLITS": splits, "DEPENDENT": False}
+    constants = {"TRANSPOSABLE": transposable, "SPLITS": splits, "DEPENDENT": False}
     pointers = {"w_ptr": _TYPES[dtype], "bound_ptr": "*i64", "limit_ptr": "*i32",
                 **dict.fromkeys(("scratch_ptr", "forward_ptr", "backward_ptr"), "*i32"),
                 **dict.fromkeys(("row_scale_ptr", "w_scale_ptr"), "*fp32")}  # fmt: skip

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels.mask_quantize.activation_kernels import _begin
-from kernels.mask_quantize.fragment_kernels import _EVEN, _all_metadata, _all_values, _bytes_of_row, _compressed
+from kernels.mask_quantize.fragment_kernels import _EVEN, _all_metadata, _bytes_of_row, _compressed, _four, _values
 from kernels.mask_quantize.repack_kernels import _by_byte
 
 _LOW = tl.constexpr((0, 0, 0, 1, 1, 2))
@@ -22,20 +22,17 @@ _EVERY_COLUMN_TWICE = tl.constexpr(0o2222)
 
 
 @triton.jit
-def _row(w_ptr, row, row_stride, column, valid, WORDS: tl.constexpr):
-    """Four weights of a row of every block as float32. WORDS: 16-bit weights in rows at multiples of 8 bytes, four a load."""
-    pointer = w_ptr + row.to(tl.int64) * row_stride + column
-    if WORDS:
-        word = tl.load(pointer.to(tl.pointer_type(tl.int64)), mask=valid, other=0)
-        a = word.to(tl.int16).to(w_ptr.dtype.element_ty, bitcast=True).to(tl.float32)
-        b = (word >> 16).to(tl.int16).to(w_ptr.dtype.element_ty, bitcast=True).to(tl.float32)
-        c = (word >> 32).to(tl.int16).to(w_ptr.dtype.element_ty, bitcast=True).to(tl.float32)
-        d = (word >> 48).to(tl.int16).to(w_ptr.dtype.element_ty, bitcast=True).to(tl.float32)
-    else:
-        a = tl.load(pointer, mask=valid, other=0.0).to(tl.float32)
-        b = tl.load(pointer + 1, mask=valid, other=0.0).to(tl.float32)
-        c = tl.load(pointer + 2, mask=valid, other=0.0).to(tl.float32)
-        d = tl.load(pointer + 3, mask=valid, other=0.0).to(tl.float32)
+def _row(w_ptr, row, row_stride, first_column, out_features, in_features):
+    """Of a row of every block, [16, 1]: 16 times four weights from first_column on as float32, four tensors [16, 16].
+
+    Columns lie beside each other in what is loaded, or lanes would go down the rows.
+    """
+    column = first_column + tl.arange(0, 64)[None, :]
+    inside = (row < out_features) & (column < in_features)
+    value = tl.load(w_ptr + row.to(tl.int64) * row_stride + column, mask=inside, other=0.0).to(tl.float32)
+    even, odd = tl.split(tl.reshape(value, [16, 16, 2, 2]))
+    a, c = tl.split(even)
+    b, d = tl.split(odd)
     return a, b, c, d
 
 
@@ -94,24 +91,50 @@ def _limit(row, limit_ptr, bound_ptr, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def _store_rows(scratch, first_row, word, a, b, c, d):
-    """Words of four rows after each other to rows of 16 words."""
-    place = scratch + first_row * 16 + word
-    tl.store(place, a)
-    tl.store(place + 16, b)
-    tl.store(place + 32, c)
-    tl.store(place + 48, d)
+def _give(scratch, word, ROW: tl.constexpr, SPARSE: tl.constexpr):
+    """Words of rows 4i + ROW of 64, [16, 16 of a row], to where the threads that make fragments of them read four at once: of two rows,
+    eight apart, two words each, beside each other (SPARSE: 8 columns) or four apart.
+
+    Two dimensions, here and in what is read: of several whose neighbours are not beside each other, lanes would go along the first.
+    """
+    pair, last = tl.arange(0, 128)[:, None], tl.arange(0, 2)[None, :]
+    i = pair // 8
+    thread = 32 * (i // 4) + 4 * (4 * (i % 2) + ROW) + pair % 4
+    place = 512 * (pair // 4 % 2) + 4 * thread + 2 * (i // 2 % 2) + last
+    if not SPARSE:
+        word = tl.permute(tl.reshape(word, [16, 2, 2, 4]), [0, 1, 3, 2])
+    tl.store(scratch + place, tl.reshape(word, [128, 2]))
 
 
 @triton.jit
-def _sparse_fragments(rows, quad):
-    """Values and metadata of 64 rows × 64 columns for all four fields: [4, 8, 4, 2, 2, 2], the fields, then value and metadata.
+def _take(scratch, thread):
+    """A thread's four words: the first of both rows, then the second of both, each [128]."""
+    words = tl.load(scratch + (4 * thread[:, None] + tl.arange(0, 4)[None, :]))
+    first, second = tl.split(tl.reshape(words, [128, 2, 2]))
+    first_upper, first_lower = tl.split(first)
+    second_upper, second_lower = tl.split(second)
+    return first_upper, first_lower, second_upper, second_lower
 
-    rows: a thread's first row, of 16 words of four columns each, at most two non-zeros of four.
-    """
+
+@triton.jit
+def _four_values(u0, u1, u2, u3):
+    return _values(u0, u1, u2, u3, 0), _values(u0, u1, u2, u3, 1), _values(u0, u1, u2, u3, 2), _values(u0, u1, u2, u3, 3)
+
+
+@triton.jit
+def _in_turn(even, odd):
+    """Fields 0, 1, 2 and 3 of [fields 0 and 2] and [fields 1 and 3]."""
+    m0, m2 = tl.split(even)
+    m1, m3 = tl.split(odd)
+    return m0, m1, m2, m3
+
+
+@triton.jit
+def _sparse_words(scratch, thread):
+    """Values and metadata of 64 rows × 64 columns for all four fields, at most two non-zeros of four: four tensors [128], then four."""
     for half in tl.static_range(2):
-        pair = rows + (8 * half + 2 * quad)
-        w0, w1, w2, w3 = _by_byte(tl.load(pair), tl.load(pair + 128), tl.load(pair + 1), tl.load(pair + 129))
+        a0, a1, b0, b1 = _take(scratch + 512 * half, thread)
+        w0, w1, w2, w3 = _by_byte(a0, a1, b0, b1)
         one, two, low, high = _compressed(w0 & _EVEN, w1 & _EVEN, w2 & _EVEN, w3 & _EVEN, (w0 >> 1) & _EVEN, (w1 >> 1) & _EVEN,
                                           (w2 >> 1) & _EVEN, (w3 >> 1) & _EVEN)  # fmt: skip
         if half == 0:
@@ -120,28 +143,32 @@ def _sparse_fragments(rows, quad):
         else:
             u2, u3 = _bytes_of_row(one, two, 0), _bytes_of_row(one, two, 1)
             r2, r3 = _bytes_of_row(low, high, 0), _bytes_of_row(low, high, 1)
-    return tl.join(_all_values(u0, u1, u2, u3), _all_metadata(r0, r1, r2, r3, quad))
+    quad = tl.arange(0, 4)[None, None, :]
+    chunks = (tl.reshape(r0, [4, 8, 4]), tl.reshape(r1, [4, 8, 4]), tl.reshape(r2, [4, 8, 4]), tl.reshape(r3, [4, 8, 4]))
+    even, odd = tl.split(tl.reshape(_all_metadata(chunks[0], chunks[1], chunks[2], chunks[3], quad), [128, 2, 2]))
+    return _four_values(u0, u1, u2, u3), _in_turn(even, odd)
 
 
 @triton.jit
-def _dense_fragments(rows, quad):
-    """The words of two steps of 32 columns, for all four fields: [4, 8, 4, 2, 2, 2], the fields, then the steps."""
-    first = rows + quad
-    one = _all_values(tl.load(first), tl.load(first + 128), tl.load(first + 4), tl.load(first + 132))
-    return tl.join(one, _all_values(tl.load(first + 8), tl.load(first + 136), tl.load(first + 12), tl.load(first + 140)))
+def _dense_words(scratch, thread):
+    """The words of two steps of 32 columns, for all four fields: four tensors, then four."""
+    a0, a1, b0, b1 = _take(scratch, thread)
+    c0, c1, d0, d1 = _take(scratch + 512, thread)
+    return _four_values(a0, a1, b0, b1), _four_values(c0, c1, d0, d1)
 
 
 @triton.jit
 def pack_both_orders_kernel(
     w_ptr, scratch_ptr, forward_ptr, backward_ptr, row_scale_ptr, bound_ptr, limit_ptr, w_scale_ptr, out_features, in_features, row_stride,
-    along_programs, WORDS: tl.constexpr, TRANSPOSABLE: tl.constexpr, SPLITS: tl.constexpr, DEPENDENT: tl.constexpr,
+    along_programs, TRANSPOSABLE: tl.constexpr, SPLITS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """64 rows × 256 columns of a master, 2:4, to the weight in layout fragment24 and to its transpose: in fragment24 too where the mask is
     TRANSPOSABLE, which keeps 2 of 4 along rows and columns alike, else in layout fragment.
 
-    scratch_ptr: int32 [programs, 2, 64, 16], through which threads exchange words: in registers it took six times the barriers, since
-    layouts are inferred from loads. row_scale_ptr: float32 [out_features], w_scale / 64 of every row. Runs from the last tile to the first:
-    the end of the weight is what the pass before left in the L2. Rows behind the last one, up to a whole block of the transpose, are zeros.
+    scratch_ptr: int32 [programs, 2048], through which threads exchange words: the layout of what is computed after follows from how it
+    is loaded, and exchanged in registers they took six times the barriers. row_scale_ptr: float32 [out_features], w_scale / 64 of every
+    row. Runs from the last tile to the first: the end of the weight is what the pass before left in the L2. Rows behind the last one, up
+    to a whole block of the transpose, are zeros.
     """
     _begin(DEPENDENT)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)
@@ -151,12 +178,11 @@ def pack_both_orders_kernel(
     zero = tl.zeros([16, 16], tl.int32)
     word0, word1, word2, word3 = zero, zero, zero, zero
     for field in range(4):
-        column = along * 256 + field * 64 + 4 * tl.arange(0, 16)[None, :]
-        inside = column < in_features
-        row0 = _row(w_ptr, first, row_stride, column, inside & (first < out_features), WORDS)
-        row1 = _row(w_ptr, first + 1, row_stride, column, inside & (first + 1 < out_features), WORDS)
-        row2 = _row(w_ptr, first + 2, row_stride, column, inside & (first + 2 < out_features), WORDS)
-        row3 = _row(w_ptr, first + 3, row_stride, column, inside & (first + 3 < out_features), WORDS)
+        column = along * 256 + field * 64
+        row0 = _row(w_ptr, first, row_stride, column, out_features, in_features)
+        row1 = _row(w_ptr, first + 1, row_stride, column, out_features, in_features)
+        row2 = _row(w_ptr, first + 2, row_stride, column, out_features, in_features)
+        row3 = _row(w_ptr, first + 3, row_stride, column, out_features, in_features)
         if TRANSPOSABLE:
             kept = _best_pattern(row0, row1, row2, row3)
         else:
@@ -165,27 +191,28 @@ def pack_both_orders_kernel(
         word1 |= _codes(row1, kept >> 4, _limit(first + 1, limit_ptr, bound_ptr, SPLITS)) << (2 * field)
         word2 |= _codes(row2, kept >> 8, _limit(first + 2, limit_ptr, bound_ptr, SPLITS)) << (2 * field)
         word3 |= _codes(row3, kept >> 12, _limit(first + 3, limit_ptr, bound_ptr, SPLITS)) << (2 * field)
-    quad = tl.arange(0, 4)[None, None, :]
-    thread = 4 * (32 * tl.arange(0, 4)[:, None, None] + 4 * tl.arange(0, 8)[None, :, None] + quad)
-    thread = thread[:, :, :, None, None, None]
-    two = tl.arange(0, 2)
-    upper, lower, last = two[None, None, None, :, None, None], two[None, None, None, None, :, None], two[None, None, None, None, None, :]
-    four_rows, word = 4 * tl.arange(0, 16)[:, None], tl.arange(0, 16)[None, :]
     scratch = scratch_ptr + tl.program_id(0) * 2048
-    in_block = scratch + 16 * (16 * tl.arange(0, 4)[:, None, None] + tl.arange(0, 8)[None, :, None])
-    _store_rows(scratch, four_rows, word, word0, word1, word2, word3)
     turned0, turned1, turned2, turned3 = _by_byte(word0, word1, word2, word3)
-    _store_rows(scratch + 1024, 4 * word, four_rows // 4, turned0, turned1, turned2, turned3)
+    rows, turned = (word0, word1, word2, word3), (turned0, turned1, turned2, turned3)
+    for row in tl.static_range(4):
+        _give(scratch, rows[row], row, True)
+        _give(scratch + 1024, tl.trans(turned[row]), row, TRANSPOSABLE)
     tl.debug_barrier()
-    column_blocks = (in_features + 127) // 128
-    block = 2 * along + upper
-    place = (down.to(tl.int64) * column_blocks + block) * 512 + (thread + 2 * lower + last)
-    there = (block < column_blocks) & (down < (out_features + 63) // 64)
-    tl.store(forward_ptr + place, _sparse_fragments(in_block, quad), mask=there & (thread >= 0))
-    block = 4 * along + 2 * upper + lower
-    place = (block.to(tl.int64) * ((out_features + 127) // 128) + down // 2) * 512 + (thread + 2 * (down % 2) + last)
-    fragments = _sparse_fragments(in_block + 1024, quad) if TRANSPOSABLE else _dense_fragments(in_block + 1024, quad)
-    tl.store(backward_ptr + place, fragments, mask=(block < (in_features + 63) // 64) & (thread + last >= 0))
+    thread = tl.arange(0, 128)
+    value, meta = _sparse_words(scratch, thread)
+    column_blocks, block = (in_features + 127) // 128, 2 * along
+    start = forward_ptr + (down.to(tl.int64) * column_blocks + block) * 512
+    place = 4 * thread[:, None] + tl.arange(0, 4)[None, :]
+    there = (down < (out_features + 63) // 64) & (place >= 0)
+    for side in tl.static_range(2):
+        words = tl.reshape(_four(value[2 * side], meta[2 * side], value[2 * side + 1], meta[2 * side + 1]), [128, 4])
+        tl.store(start + 512 * side + place, words, mask=there & (block + side < column_blocks))
+    first_words, second_words = _sparse_words(scratch + 1024, thread) if TRANSPOSABLE else _dense_words(scratch + 1024, thread)
+    place = 4 * thread[:, None] + (2 * (down % 2) + tl.arange(0, 2)[None, :])
+    for field in tl.static_range(4):
+        block = 4 * along + field
+        start = backward_ptr + (block.to(tl.int64) * ((out_features + 127) // 128) + down // 2) * 512
+        tl.store(start + place, tl.join(first_words[field], second_words[field]), mask=(block < (in_features + 63) // 64) & (place >= 0))
     if along == 0:
         every_row = down * 64 + tl.arange(0, 64)
         row_scale = tl.zeros([64], tl.float32) + tl.load(w_scale_ptr)

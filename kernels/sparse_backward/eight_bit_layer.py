@@ -129,7 +129,7 @@ def unavailable(problem: Problem, gpu: Gpu) -> str | None:
 def compile_units(problem: Problem, config: Int8WeightGradConfig) -> Sequence[CompileUnit]:
     """Both passes and the GEMM as the problem and the config make them."""
     aligned = all(size % 64 == 0 for size in (problem.out_features, problem.in_features, problem.tokens))
-    return [*gradient_quantize.compile_units(problem.dtype, aligned, config.stochastic, both=False),
+    return [*gradient_quantize.compile_units(problem.dtype, problem.out_features, aligned, config.stochastic, both=False),
             *weight_grad_gemm.compile_units(weight_grad_problem(problem), config.gemm)]  # fmt: skip
 
 

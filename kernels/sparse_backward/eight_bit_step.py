@@ -207,7 +207,7 @@ def compile_units(both_ways: bool, problem: Problem, config: EightBitConfig) -> 
     aligned = all(size % 64 == 0 for size in sizes)
     return [
         transposable.compile_unit(dtype, len(problem.splits), both_ways),
-        *gradient_quantize.compile_units(problem.dtype, aligned, config.stochastic, splits=problem.splits),
+        *gradient_quantize.compile_units(problem.dtype, problem.out_features, aligned, config.stochastic, splits=problem.splits),
         *sparse_wgmma.compile_units(problem, config.forward),
         *sparse_wgmma.compile_units(input_grad_problem(problem, both_ways), config.input_grad, "sparse" if both_ways else "dense"),
         *weight_grad_gemm.compile_units(weight_grad_problem(problem), config.weight_grad),

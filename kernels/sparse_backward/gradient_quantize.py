@@ -25,13 +25,15 @@ from kernels.sparse_backward.input_grad import check_gradient
 
 PIECE = 256
 """Columns that a warp reads of a row at once."""
-MAXIMA = {"RUNS": 4, "PIECES": 2}
-PROGRAMS, MOST_STEPS = 528, 32
-"""Of the maxima: at least so many programs where there is work for them, four a multiprocessor of an H200, and the longest program."""
+RUNS, MANY = 4, 4096
+"""Of the maxima: rows of a warp at once, and the out_features from which it takes two pieces of each."""
+PROGRAMS, MOST_STEPS = 396, 64
+"""Of the maxima: at most so many programs, three for each multiprocessor of an H200, which run at once, unless they were too long."""
 CODES = {"TOKENS": 64, "BLOCK": 128}
 TRANSPOSED = {"ROWS": 128, "BLOCK": 128, "CLEARED": 256}
 WARPS, TRANSPOSE_WARPS = 4, 8
-"""The fastest of twelve tiles of the codes and of three of the transposition at 16384 × 896, 2048, 4608 and 22016 (H200, 2026-11-22)."""
+"""The fastest of eighteen tiles of the codes, of thirty of the maxima and of three of the transposition at 16384 × 896, 2048, 4608 and
+22016 (H200, 2026-11-22)."""
 
 
 @dataclass(frozen=True)
@@ -125,12 +127,13 @@ def launch_gradient(
 
 def _launch_maxima(dy: torch.Tensor, x_scale: torch.Tensor, buffers: GradientBuffers, weight: SplitScales | None) -> None:
     tokens, out_features = dy.shape
-    rows, over = MAXIMA["RUNS"] * WARPS, triton.cdiv(out_features, MAXIMA["PIECES"] * PIECE)
+    pieces = 2 if out_features >= MANY else 1
+    rows, over = RUNS * WARPS, triton.cdiv(out_features, pieces * PIECE)
     steps = min(MOST_STEPS, triton.cdiv(triton.cdiv(tokens, rows) * over, PROGRAMS))
     gradient_maxima_kernel[(triton.cdiv(tokens, rows * steps), over)](
         dy, *_split_arguments(weight), x_scale, buffers.tops, buffers.edge, tokens, out_features, dy.stride(0), steps,
-        SPLITS=_splits(weight), TOGETHER=weight is not None and weight.together, **MAXIMA, WARPS=WARPS, num_warps=WARPS,
-        **dependence(dy.device),
+        SPLITS=_splits(weight), TOGETHER=weight is not None and weight.together, RUNS=RUNS, PIECES=pieces, WARPS=WARPS,
+        num_warps=WARPS, **dependence(dy.device),
     )  # fmt: skip
 
 
@@ -159,7 +162,7 @@ def _check_rows(source: torch.Tensor, target: torch.Tensor) -> None:
 
 
 def compile_units(
-    dtype: str, aligned: bool, stochastic: bool, both: bool = True, splits: Sequence[int] = (1,)
+    dtype: str, out_features: int, aligned: bool, stochastic: bool, both: bool = True, splits: Sequence[int] = (1,)
 ) -> Sequence[CompileUnit]:
     """The passes as they are launched. aligned: all sizes are multiples of 16. both: with codes per token, of a weight of these splits."""
     kinds = {"dy": "*bf16" if dtype == "bf16" else "*fp16", "tops": "*i32", "clear": "*i32", "bounds": "*i64",
@@ -167,7 +170,7 @@ def compile_units(
              **dict.fromkeys(("w_scale", "x_scale", "scale"), "*fp32")}  # fmt: skip
     together = both and SplitScales(torch.empty(0), torch.empty(0), tuple(splits)).together
     split: dict[str, Any] = {"SPLITS": len(splits) if both else 1, **({} if both else {"w_scale": None, "bounds": None})}
-    maxima = split | MAXIMA | {"TOGETHER": together, "WARPS": WARPS}
+    maxima = split | {"TOGETHER": together, "RUNS": RUNS, "PIECES": 2 if out_features >= MANY else 1, "WARPS": WARPS}
     codes = split | CODES | {"STOCHASTIC": stochastic} | ({} if both else {"by_token": None})
     passes: tuple[tuple[Any, dict[str, Any], dict[str, Any]], ...] = (
         (gradient_maxima_kernel, maxima, {"num_warps": WARPS}),

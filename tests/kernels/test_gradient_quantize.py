@@ -18,8 +18,9 @@ from reference.quantize import quantize_activation
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs of few rows, since the interpreter adds up rows that are not there too."""
-    monkeypatch.setitem(gradient_quantize.MAXIMA, "RUNS", 2)
+    monkeypatch.setattr(gradient_quantize, "RUNS", 2)
     monkeypatch.setattr(gradient_quantize, "PROGRAMS", 4)
+    monkeypatch.setattr(gradient_quantize, "MANY", 1024)
 
 
 def _gradient(tokens: int, columns: int, device: str = "cpu") -> tuple[torch.Tensor, torch.Tensor]:
@@ -198,7 +199,7 @@ def test_what_does_not_fit_is_refused() -> None:
 @pytest.mark.compile
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_wide_accesses_without_spills(stochastic: bool) -> None:
-    for unit in compile_units("bf16", True, stochastic, splits=(11008, 11008)):
+    for unit in compile_units("bf16", 22016, True, stochastic, splits=(11008, 11008)):
         found = compile_unit(unit, by_name("h200"))
         assert isinstance(found, Compiled), found
         assert found.spills == 0
