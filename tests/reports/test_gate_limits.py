@@ -39,7 +39,8 @@ def shown(path: Path, made: Calibration) -> str:
 def test_the_panel_says_false_alarms_power_and_injections(tmp_path: Path) -> None:
     html = shown(tmp_path / "h200.calibration.json", calibration())
     for words in (
-        "2 of 3 kernels in 3 cases are measurable", "false alarms in 0.25% of the comparisons, at most 0.98%", "5% in 99.5%", "2%: 50.0%, 5%: 80.0%",
+        "2 of 3 kernels in 3 cases are measurable", "false alarms in 0.25% of the comparisons, at most 0.98%", "5% in 99.5%",
+        "2%: 50.0%, 5%: 80.0%",
         "2%: 0 of 1, 5%: 1 of 1", "96.0%, stated 95%", "GPU-1", "0123456789ab", "All 3 kernels, the noisiest first",
     ):
         assert words in html
