@@ -74,9 +74,10 @@ ROWS: tuple[Row, ...] = (
 
 def problems() -> list[Problem]:
     """Every problem of the rows once, spread: the first layer of every row, sparsity and number of tokens, then the second ones …, so that
-    whenever the time is over, all suites are covered about equally."""
+    whenever the time is over, all suites are covered about equally. Last come those to which the config of half the tokens is carried."""
     groups = [group for row in ROWS for group in row.groups()]
-    return list(dict.fromkeys(one for level in itertools.zip_longest(*groups) for one in level if one is not None))
+    spread = dict.fromkeys(one for level in itertools.zip_longest(*groups) for one in level if one is not None)
+    return sorted(spread, key=lambda one: one.tokens > 1 and one.with_(tokens=one.tokens // 2) in spread)
 
 
 def suites(problem: Problem) -> list[str]:

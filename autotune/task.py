@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -88,11 +89,12 @@ def of_job(job: Job, versions: Mapping[str, str | None], known: Sequence[Entry] 
 
 
 def starts(job: Job, points: Sequence[Point], known: Sequence[Entry]) -> tuple[int, ...]:
-    """Places to begin with: the default, what won for the nearest tuned shapes, what the kernel's cost model likes best."""
+    """Places to begin with: the default, then in turns what won for the nearest tuned shapes and what the cost model likes best."""
     kernel = job.find()
     lent = nearest(points, winners(job, known))
     predicted = likely(kernel.name, job.problem, job.gpu, [kernel.space.from_dict(point) for point in points], PREDICTED)
-    return tuple(dict.fromkeys([0, *lent, *predicted]))
+    turns = (place for pair in itertools.zip_longest(lent, predicted) for place in pair if place is not None)
+    return tuple(dict.fromkeys([0, *turns]))
 
 
 def winners(job: Job, known: Sequence[Entry], count: int = NEIGHBOURS) -> list[Point]:

@@ -33,7 +33,7 @@ TRIAL_SECONDS = 60.0
 FINAL_SECONDS = 180.0
 AHEAD = 3
 """Compilations kept waiting per compiling process."""
-BRIEF_AHEAD, BRIEF_FINALISTS, BRIEF_EVALUATIONS = 7, 2, 3
+BRIEF_AHEAD, BRIEF_FINALISTS, BRIEF_EVALUATIONS = 7, 1, 3
 """Of a brief case: candidates compiled ahead, finalists beside the default, and candidates that are tried however short its time is."""
 
 

@@ -94,7 +94,11 @@ def test_coverage_counts_by_suite_and_names_what_is_missing() -> None:
     assert (told["square"].problems, told["square"].tuned, told["square"].stays, len(told["square"].missing)) == (10, 1, 1, 8)
     assert square not in told["square"].missing
     assert "square: 2 of 10 problems, 1 tuned, 1 stay with their default; not covered: gemm 1024x1024 T=1024 2:4" in str(told["square"])
-    assert not any(one.missing for one in coverage(map(entry, plan.problems())))
+    assert not any(one.missing or one.carried for one in coverage(map(entry, plan.problems())))
+    near = Problem("gemm", 2560, 6912, 8192, Sparsity(2, 4))
+    (prefill,) = (one for one in coverage([entry(near), entry(near.with_(tokens=100), config={"tile": 1})]) if one.suite == "prefill")
+    assert (prefill.tuned, prefill.stays, prefill.carried) == (1, 2, 2), "16,384 from 8,192 and 128 from 100 tokens"
+    assert near.with_(tokens=2048) in prefill.missing
     made = {"command": "python -m autotune.run --gpu h200 --budget 5m", "date": "2026-11-22", "seconds": 290.5, "devices": 2,
             "complete": 700, "cases": 1162, "evaluated": 4000}
     html = str(covered(Table((entry(square, config={"tile": 1}),), (entry(other),), made)))
