@@ -230,7 +230,7 @@ def _derive(work: Calibrating, gpu: Gpu) -> tuple[Calibration, Checks | None, li
     checks, head = resampling.check(pairs, noises), next(reversed(samples.heads.values()))
     made = Calibration(
         gpu.name, head.device.get("uuid"), head.started, head.commit, head.method, noises, head.versions,
-        asdict(checks) if checks else {}, samples.timed(),
+        asdict(checks) if checks else {}, samples.timed(), work.args.quick,
     )
     judge, judgements = Judge(gpu, {}, made, samples.heads), []
     for (label, key), record in samples.slowed().items():

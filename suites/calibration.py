@@ -100,7 +100,8 @@ class Noise:
 class Calibration:
     """The limits of a GPU. uuid: of the card. method, versions, commit, date (and time): of the calibration. checks: by resampling.
 
-    timed: by case, the kernels that took turns: beside others, which heat the device otherwise, a kernel has another speed-up.
+    timed: by case, the kernels that took turns: beside others, which heat the device otherwise, a kernel has another speed-up. quick: as
+    few rounds as a quick run has.
     """
 
     gpu: str
@@ -112,6 +113,7 @@ class Calibration:
     versions: Mapping[str, Any] = field(default_factory=dict)
     checks: Mapping[str, Any] = field(default_factory=dict)
     timed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    quick: bool = False
 
     def noise(self, key: str, kernel: str, baseline: str) -> Noise | None:
         """Of that pair, else borrowed from the pairs of its suite, or of all suites where it has fewer than five; None without any."""

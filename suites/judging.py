@@ -151,13 +151,24 @@ def _recalibrated(sides: Sides, limits: Calibration, noise_of: Noise) -> bool:
     """Whether the calibrated processes stand for what was accepted: they are newer, and timed the kernels that this run timed."""
     head = sides.head(sides.then)
     timed = {result.kernel for result in sides.now.results if time_us(result) is not None}
-    return bool(noise_of.medians) and head is not None and limits.date > head.started and timed == set(limits.timed.get(sides.now.key, ()))
+    alike = quick(sides.head(sides.now)) == limits.quick and timed == set(limits.timed.get(sides.now.key, ()))
+    return alike and bool(noise_of.medians) and head is not None and limits.date > head.started
+
+
+def quick(head: RunRecord | None) -> bool:
+    """Whether a run took as few rounds as `--quick` asks for: it may end before the device reaches its power cap, another run will not."""
+    return head is not None and "--quick" in head.arguments
+
+
+def unlike(sides: Sides) -> bool:
+    """Whether one of the two runs was quick: then only rounds at full clock, which both have, compare like with like."""
+    return sides.now.state == "interleaved" and quick(sides.head(sides.now)) != quick(sides.head(sides.then))
 
 
 def _plain(sides: Sides) -> Judgement:
     """Without a calibration: the intervals of the two runs against `MARGIN`."""
     result, before = sides.ours
-    ours, theirs = speedup(result, sides.theirs[0]), speedup(before, sides.theirs[1])
+    ours, theirs = (speedup(*pair, fast=unlike(sides)) for pair in ((result, sides.theirs[0]), (before, sides.theirs[1])))
     if ours is None or theirs is None:
         return Judgement(sides.now.key, result.kernel, "MISSING", "no paired samples")
     change = ratio_of(ours, theirs)
@@ -171,8 +182,9 @@ def _plain(sides: Sides) -> Judgement:
 def _calibrated(sides: Sides, noise_of: Noise, reference: Estimate | None, elsewhere: bool) -> Judgement:
     """By the calibrated noise. reference: the calibrated processes, where newer than what was accepted. elsewhere: on two cards."""
     result, before = sides.ours
-    now = _estimate(sides.now, result, sides.theirs[0], noise_of.fast)
-    then = reference or _estimate(sides.then, before, sides.theirs[1], noise_of.fast)
+    fast = noise_of.fast or (reference is None and unlike(sides))
+    now = _estimate(sides.now, result, sides.theirs[0], fast)
+    then = reference or _estimate(sides.then, before, sides.theirs[1], fast)
     if now is None or then is None:
         return Judgement(sides.now.key, result.kernel, "MISSING", "no paired samples")
     change, probability = change_of(now, then, noise_of)
@@ -213,15 +225,16 @@ def _new(now: CaseRecord, result: Result) -> Judgement:
 
 
 def _common(now: CaseRecord, then: CaseRecord, kernel: str, limits: Calibration | None) -> tuple[Result, Result] | None:
-    """The baseline to compare with, measured both times: now, then. One calibrated for the kernel, else the `steadiest` exact one."""
+    """The baseline to compare with, measured both times: now, then. One calibrated for the kernel, else the `steadiest` exact one, else the
+    steadiest: what runs beside a kernel needs to be steady, and of another function only where nothing else is there."""
     calibrated = {own.baseline for own in limits.noises if (own.key, own.kernel) == (now.key, kernel)} if limits else set()
     pairs = []
     for before in then.results:
         result, time = now.result(before.kernel), time_us(before)
         if before.kind != "baseline" or before.status != "ok" or result is None or result.status != "ok":
             continue
-        if time is not None and time_us(result) is not None and (before.exact or before.kernel in calibrated):
-            pairs.append(((before.kernel not in calibrated, *steadiest(before, time)), (result, before)))
+        if time is not None and time_us(result) is not None:
+            pairs.append(((before.kernel not in calibrated, not before.exact, *steadiest(before, time)), (result, before)))
     return min(pairs, key=lambda pair: pair[0])[1] if pairs else None
 
 

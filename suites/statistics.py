@@ -46,18 +46,17 @@ def joules_per_call(result: Result) -> float | None:
     return joules / calls if calls and math.isfinite(joules) else None
 
 
-def speedup(ours: Result, theirs: Result) -> Ratio | None:
+def speedup(ours: Result, theirs: Result, fast: bool = False) -> Ratio | None:
     """How many times faster `ours` is than `theirs` in the same case: the median of the round-by-round ratios, bootstrapped.
 
-    Interleaved samples are paired by round, sustained blocks by their place in the round-robin. None without pairs.
+    Interleaved samples are paired by round, sustained blocks by their place in the round-robin. None without pairs. fast: only of the
+    rounds `at_full_clock`.
     """
-    first, second = _series(ours), _series(theirs)
-    pairs = min(len(first), len(second))
-    if pairs == 0:
+    parts = process_logs(ours, theirs, (), fast)
+    if not parts:
         return None
-    logs = np.log(np.asarray(second[:pairs]) / np.asarray(first[:pairs]))
-    low, high = bootstrap_interval(logs)
-    return Ratio(math.exp(float(np.median(logs))), math.exp(low), math.exp(high), pairs)
+    low, high = bootstrap_interval(parts[0])
+    return Ratio(math.exp(float(np.median(parts[0]))), math.exp(low), math.exp(high), len(parts[0]))
 
 
 @dataclass(frozen=True)

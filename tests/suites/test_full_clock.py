@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from kernels.gpu import by_name
+from kernels.problem import Problem, Sparsity
 from suites.calibration import noises_of
 from suites.calibration_pairs import Pair, Seen, pairs_of
-from suites.record import CaseRecord, Result
+from suites.judging import Judge, judge_case
+from suites.record import CaseRecord, Result, RunRecord
 from suites.statistics import at_full_clock, process_logs
 
 
@@ -54,6 +58,20 @@ def test_several_processes_choose_for_themselves() -> None:
         for own, other in zip(results(8), results(12), strict=True)
     )
     assert [len(part) for part in process_logs(ours, theirs, (20, 20), fast=True)] == [8, 12]
+
+
+def test_a_quick_run_is_compared_at_full_clock_with_one_that_is_not() -> None:
+    """The accepted run reached its power cap after four rounds of twenty, the quick one ended before."""
+    problem = Problem("gemm", 1024, 1024, 512, Sparsity(2, 4))
+    full = CaseRecord("full", "prefill", "m", "W2", "interleaved", "hot", problem.to_dict(), str(problem), 10**6, 10**6, results(4))
+    heads = [RunRecord(name, "h200", "2026-01-01", "abc", False, "m/1", "fake", arguments=line) for name, line in (
+        ("full", ()), ("quick", ("--gpu", "h200", "--quick")), ("again", ()),
+    )]
+    short = tuple(replace(own, samples_us=own.samples_us[:5]) for own in results(16))
+    for name, expected in (("quick", "PASS"), ("again", "IMPROVED")):
+        now = replace(full, run=name, results=short)
+        (found,) = judge_case(now, full, Judge(by_name("h200"), {}, None, {head.id: head for head in heads}))
+        assert found.verdict == expected, found.detail
 
 
 def test_a_calibration_takes_what_differs_least_between_processes() -> None:

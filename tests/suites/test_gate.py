@@ -321,6 +321,10 @@ def test_a_newer_calibration_stands_for_what_was_accepted() -> None:
         made = Calibration("h200", None, date, "abc", "m/1", (noise,), timed=timed_then)
         (found,) = judge_run([head("r2"), replace(thrice(50), run="r2")], [head("r1"), strange], H200, made)
         assert found.verdict == expected, date
+    quick = head("r2", arguments=("--gpu", "h200", "--quick"))
+    made = Calibration("h200", None, "2026-02-01", "abc", "m/1", (noise,), timed=kernels)
+    (found,) = judge_run([quick, replace(thrice(50), run="r2")], [head("r1"), strange], H200, made)
+    assert found.verdict == "REGRESSED", "a quick run takes other rounds than were calibrated"
     assert "accepted 1.600×" in judge_run(
         [head("r2"), replace(thrice(51), run="r2")], [head("r1"), strange], H200,
         Calibration("h200", None, "2026-02-01", "abc", "m/1", (noise,), timed=kernels),
