@@ -86,7 +86,8 @@ def _told(values: Sequence[UnderData]) -> Markup:
         for kind in KINDS[1:]:
             found = [own.over_ternary for own in values if own.data == kind and own.over_ternary and own.case.record.state == state]
             if found:
-                parts.append(f"{state}, {kind} data run at {min(found):.2f} to {max(found):.2f} of the rate of ternary data")
+                low, high = f"{min(found):.2f}", f"{max(found):.2f}"
+                parts.append(f"{state}, {kind} data run at {low if low == high else f'{low} to {high}'} of the rate of ternary data")
     return paragraph("; ".join(parts).capitalize() + ".") if parts else Markup("")
 
 

@@ -65,9 +65,13 @@ QUESTIONS = {  # of a first-time reader, and where they are answered: on the fir
     "how much faster": "article.answer:not([hidden]) .huge",
     "than what": "article.answer:not([hidden]) .bars .theirs th",
     "how sure": "article.answer:not([hidden]) .note",
+    "how do I run it": "article.answer:not([hidden]) .run code",
     "on which GPU": ".kicker",
 }
-LINKS = ("summary", "answers", "speedups", "roofs", "layers", "breakeven", "samples", "cases", "missing", "method", "published")
+LINKS = (
+    "summary", "answers", "speedups", "roofs", "power", "layers", "breakeven", "memory", "samples", "cases", "missing", "method",
+    "published",
+)  # fmt: skip
 
 
 def test_the_committed_results_answer_a_first_time_reader(tmp_path: Path) -> None:
@@ -86,6 +90,9 @@ def test_the_committed_results_answer_a_first_time_reader(tmp_path: Path) -> Non
         assert "./scripts/run" in driver.find_element("css selector", ".facts pre").text
         links = [one for one in driver.find_elements("css selector", "nav a") if one.rect["y"] < 800]
         assert {one.get_attribute("href").split("#")[1] for one in links} >= set(LINKS)
+        for doubts in driver.find_elements("css selector", '.facts a[href="#doubtful"]'):
+            doubts.click()
+            assert driver.find_element("id", "doubtful").rect["height"] > 0, "a link into a folded table opens it"
         driver.find_element("css selector", 'nav a[href="#layers"]').click()
         assert -5 <= driver.execute_script("return document.getElementById('layers').getBoundingClientRect().top") <= 800
 
