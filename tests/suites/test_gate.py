@@ -79,6 +79,12 @@ def test_the_common_baseline_is_the_fastest_accepted_one_that_counts() -> None:
     assert verdict(now, then) == {"ours": "PASS"}
 
 
+def test_a_baseline_of_another_function_serves_where_there_is_no_other() -> None:
+    then = case(OURS, timed("raw", 60, exact=False))
+    assert verdict(case(OURS, timed("raw", 60, exact=False)), then) == {"ours": "PASS"}
+    assert verdict(case(OURS, timed("raw", 30, exact=False)), then) == {"ours": "REGRESSED"}
+
+
 def test_what_is_missing_or_wrong() -> None:
     wrong = replace(OURS, status="wrong", stage="wrong", reason="y", samples_us=())
     failed = replace(FAST, status="failed", stage="launch", reason="boom", samples_us=())
