@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from kernels.bitlinear.ops import backward, bitlinear_forward, remember
+from kernels.bitlinear.gradients import backward, remember
+from kernels.bitlinear.ops import bitlinear_forward
 
 
 class Straight(torch.autograd.Function):
@@ -23,7 +24,7 @@ class Straight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        """See `kernels.bitlinear.ops.backward`."""
+        """See `kernels.bitlinear.gradients.backward`."""
         return backward(ctx, dy)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from kernels.bitlinear.ops import bitlinear_codes, remember
+from kernels.bitlinear.gradients import remember
+from kernels.bitlinear.ops import bitlinear_codes
 from kernels.bitlinear.straight import Straight
 from kernels.inputs import ROW_ALIGNMENT
 

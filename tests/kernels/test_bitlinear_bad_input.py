@@ -53,6 +53,15 @@ def test_frozen_layers_are_checked_too() -> None:
     check(model)
 
 
+def test_what_has_no_gradients_says_so_when_they_are_asked_for() -> None:
+    x = torch.randn(4, 48, requires_grad=True)
+    y = freeze(make())(x)
+    assert y.shape == (4, 24)
+    with pytest.raises(UsageError, match="no gradients"):
+        y.sum().backward()
+    assert x.grad is None
+
+
 def test_bad_input_is_refused_before_anything_runs() -> None:
     for call, message in (
         (lambda: BitLinear(30, 8, sparsity="2:4"), "not a multiple of the group of 4"),
