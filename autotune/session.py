@@ -27,8 +27,8 @@ from kernels.errors import Failure, TerSparseError
 from kernels.problem import Op
 
 WAKE_SECONDS = 120.0
-BACKLOG = 4
-"""Compilations waiting per compiling process, above which no further case is looked at ahead."""
+BACKLOG, CASES_AHEAD = 4, 100
+"""Compilations waiting per compiling process, and cases beyond those begun, above which no further case is looked at ahead."""
 REMEMBERED = 20
 """The next case of a brief run leaves as much of its time to its finals as the last so many took beyond theirs."""
 LOST_IN_A_ROW = 3
@@ -128,7 +128,9 @@ class Tuner:
         """A thread that hands the first candidates of the coming cases to the compiling processes, as long as these have little to do."""
         pool, stop = self.tools.pool, self.tools.stop
         for number, job in enumerate(jobs) if pool is not None else ():
-            while not stop.is_set() and pool is not None and pool.submitted - pool.done > BACKLOG * pool.processes:
+            while not stop.is_set() and pool is not None and (
+                pool.submitted - pool.done > BACKLOG * pool.processes or number > len(self._begun) + CASES_AHEAD
+            ):
                 stop.wait(0.05)
             if stop.is_set():
                 return
