@@ -17,6 +17,7 @@ import triton
 from kernels.errors import ShapeError
 from kernels.fragments import block_shape
 from kernels.kernel import CompileUnit
+from kernels.launch import launch
 from kernels.mask_quantize.activation import dependence
 from kernels.mask_quantize.transposable_kernels import pack_both_orders_kernel
 from kernels.mask_quantize.two_pass import TwoPassConfig, Workspace, allocate_workspace, check_weight, launch_scales
@@ -89,11 +90,13 @@ def launch_both_orders(weight: torch.Tensor, buffers: BothOrders, config: TwoPas
         buffers.inv_scale.fill_(1e5)
         return
     launch_scales(weight, buffers.w_scale, buffers.inv_scale, buffers.workspace, config, sums)
-    pack_both_orders_kernel[(_programs(buffers.backward, columns),)](
-        weight, buffers.scratch, buffers.forward, buffers.backward, buffers.row_scale, buffers.workspace.bounds, buffers.workspace.limits,
-        buffers.w_scale, rows, columns, weight.stride(0), triton.cdiv(columns, COLUMNS),
-        TRANSPOSABLE=buffers.transposable, SPLITS=len(splits), num_warps=WARPS,
-        **dependence(weight.device),
+    workspace = buffers.workspace
+    launch(
+        pack_both_orders_kernel, (_programs(buffers.backward, columns),),
+        (weight, buffers.scratch, buffers.forward, buffers.backward, buffers.row_scale, workspace.bounds, workspace.limits,
+         buffers.w_scale),
+        (rows, columns, weight.stride(0), triton.cdiv(columns, COLUMNS)), TRANSPOSABLE=buffers.transposable, SPLITS=len(splits),
+        num_warps=WARPS, **dependence(weight.device),
     )  # fmt: skip
 
 

@@ -164,7 +164,7 @@ def _noise(drawn):
 
 @triton.jit(do_not_specialize=["seed"])
 def quantize_both_kernel(
-    dy, w_scale, bounds, x_scale, tops, scale, edge, by_token, by_feature, seed, tokens, out_features, dy_stride, token_stride,
+    dy, w_scale, bounds, x_scale, tops, scale, by_token, by_feature, edge, seed, tokens, out_features, dy_stride, token_stride,
     feature_words, quads, SPLITS: tl.constexpr, STOCHASTIC: tl.constexpr, TOKENS: tl.constexpr, BLOCK: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):  # fmt: skip

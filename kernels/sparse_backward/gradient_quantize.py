@@ -19,6 +19,7 @@ import triton
 from kernels.errors import ShapeError
 from kernels.inputs import ROW_ALIGNMENT
 from kernels.kernel import CompileUnit
+from kernels.launch import launch
 from kernels.mask_quantize.activation import allocate_activation, dependence
 from kernels.sparse_backward.gradient_kernels import gradient_maxima_kernel, quantize_both_kernel, transpose_kernel
 from kernels.sparse_backward.input_grad import check_gradient
@@ -118,10 +119,11 @@ def launch_gradient(
     _launch_transpose(x_q, buffers.x_t, buffers.tops)
     _launch_maxima(dy, x_scale, buffers, weight)
     codes = 0 if buffers.by_token is None else buffers.by_token.stride(0)
-    quantize_both_kernel[(triton.cdiv(tokens, CODES["TOKENS"]), triton.cdiv(out_features, CODES["BLOCK"]))](
-        dy, *_split_arguments(weight), x_scale, buffers.tops, buffers.scale, buffers.edge, buffers.by_token, buffers.by_feature, seed or 0,
-        tokens, out_features, dy.stride(0), codes, buffers.by_feature.stride(0) // 4, triton.cdiv(tokens, 4), SPLITS=_splits(weight),
-        STOCHASTIC=seed is not None, **CODES, num_warps=WARPS, enable_fp_fusion=False, **dependence(dy.device),
+    launch(
+        quantize_both_kernel, (triton.cdiv(tokens, CODES["TOKENS"]), triton.cdiv(out_features, CODES["BLOCK"])),
+        (dy, *_split_arguments(weight), x_scale, buffers.tops, buffers.scale, buffers.by_token, buffers.by_feature),
+        (buffers.edge, seed or 0, tokens, out_features, dy.stride(0), codes, buffers.by_feature.stride(0) // 4, triton.cdiv(tokens, 4)),
+        SPLITS=_splits(weight), STOCHASTIC=seed is not None, **CODES, num_warps=WARPS, enable_fp_fusion=False, **dependence(dy.device),
     )  # fmt: skip
 
 
@@ -130,18 +132,20 @@ def _launch_maxima(dy: torch.Tensor, x_scale: torch.Tensor, buffers: GradientBuf
     pieces = 2 if out_features >= MANY else 1
     rows, over = RUNS * WARPS, triton.cdiv(out_features, pieces * PIECE)
     steps = min(MOST_STEPS, triton.cdiv(triton.cdiv(tokens, rows) * over, PROGRAMS))
-    gradient_maxima_kernel[(triton.cdiv(tokens, rows * steps), over)](
-        dy, *_split_arguments(weight), x_scale, buffers.tops, buffers.edge, tokens, out_features, dy.stride(0), steps,
-        SPLITS=_splits(weight), TOGETHER=weight is not None and weight.together, RUNS=RUNS, PIECES=pieces, WARPS=WARPS,
-        num_warps=WARPS, **dependence(dy.device),
+    launch(
+        gradient_maxima_kernel, (triton.cdiv(tokens, rows * steps), over), (dy, *_split_arguments(weight), x_scale, buffers.tops),
+        (buffers.edge, tokens, out_features, dy.stride(0), steps), SPLITS=_splits(weight),
+        TOGETHER=weight is not None and weight.together, RUNS=RUNS, PIECES=pieces, WARPS=WARPS, num_warps=WARPS, **dependence(dy.device),
     )  # fmt: skip
 
 
 def _launch_transpose(source: torch.Tensor, target: torch.Tensor, clear: torch.Tensor) -> None:
     grid = (triton.cdiv(source.shape[0], TRANSPOSED["ROWS"]), triton.cdiv(source.shape[1], TRANSPOSED["BLOCK"]))
-    transpose_kernel[grid](
-        source, target, clear, *source.shape, triton.cdiv(source.shape[1], 4), triton.cdiv(source.shape[0], 4), source.stride(0) // 4,
-        target.stride(0) // 4, clear.numel(), **TRANSPOSED, num_warps=TRANSPOSE_WARPS, **dependence(source.device),
+    words, quads = triton.cdiv(source.shape[1], 4), triton.cdiv(source.shape[0], 4)
+    launch(
+        transpose_kernel, grid, (source, target, clear),
+        (*source.shape, words, quads, source.stride(0) // 4, target.stride(0) // 4, clear.numel()), **TRANSPOSED, num_warps=TRANSPOSE_WARPS,
+        **dependence(source.device),
     )  # fmt: skip
 
 
