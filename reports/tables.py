@@ -176,7 +176,8 @@ def _remark(result: Result) -> str:
     parts = [] if result.exact else ["not exactly this function"]
     if result.config:
         parts.append(f"{pairs(result.config)} ({result.config_source})")
-    return "; ".join([*parts, pairs(result.notes)] if result.notes else parts)
+    notes = {name: value for name, value in result.notes.items() if value != "" and result.config.get(name, "") != value}
+    return "; ".join([*parts, pairs(notes)] if notes else parts)
 
 
 def pairs(mapping: Mapping[str, Any]) -> str:

@@ -275,6 +275,13 @@ def test_what_cannot_be_relied_on_is_marked(results: Results) -> None:
     assert "doubtful" not in Page(render(replace(results, cases=(item,)))).text()
 
 
+def test_a_remark_says_each_thing_once(results: Results) -> None:
+    item = next(one for one in results.measured if one.record.results)
+    one = replace(item.record.results[0], config={"alg_id": 9}, config_source="search", notes={"alg_id": 9, "refused": "", "padded": 128})
+    ((_, (row,)),) = case_rows(Comparer(replace(results, cases=(replace(item, record=replace(item.record, results=(one,))),))))
+    assert row.kernels[0].remark == "alg_id=9 (search); padded=128"
+
+
 def test_cases_that_a_run_did_not_reach_are_missing(tmp_path: Path) -> None:
     records = [record for record in golden.records(("bitnet-2b",)) if isinstance(record, CaseRecord) and record.suite == "square"]
     write_all(tmp_path / "r.jsonl", [golden.head(planned=tuple(record.key for record in records)), *records[:1]])
