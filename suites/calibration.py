@@ -148,8 +148,8 @@ def noises_of(pairs: Sequence[Pair]) -> tuple[Noise, ...]:
         variance = prior if math.isinf(prior_degrees) else (prior_degrees * prior + own * spread**2) / (prior_degrees + own)
         total = min(prior_degrees + own, float(sum(degrees)))
         noise = Noise(
-            pair.key, pair.kernel, pair.baseline, pair.us, pair.processes, pair.rounds, spread, withins[place], math.sqrt(variance), total,
-            medians=tuple(seen[place].medians), noisiest=max(seen[place].errors), fast=fast[place],
+            pair.key, pair.kernel, pair.baseline, pair.us, pair.processes, min(pair.rounds), spread, withins[place],
+            math.sqrt(variance), total, medians=seen[place].medians, noisiest=max(seen[place].errors), fast=fast[place],
         )
         found.append(replace(noise, visible=noise.smallest(len(pairs), CONFIRMED, pair.processes)))
     return tuple(found)

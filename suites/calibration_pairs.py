@@ -16,46 +16,40 @@ FEWEST = 3
 
 @dataclass(frozen=True)
 class Seen:
-    """The logarithmic speed-ups of each process, round by round, and the standard error of the median of each."""
+    """The median logarithmic speed-up of each process, and its standard error as the rounds show it."""
 
-    logs: tuple[np.ndarray, ...]
+    medians: tuple[float, ...]
     errors: tuple[float, ...]
 
     @classmethod
     def of(cls, logs: Sequence[np.ndarray]) -> Seen:
-        """With their errors."""
-        return cls(tuple(logs), tuple(map(median_error, logs)))
-
-    @property
-    def medians(self) -> list[float]:
-        """Of each process."""
-        return [float(np.median(log)) for log in self.logs]
+        """Of the logarithmic speed-ups of each process, round by round."""
+        return cls(tuple(float(np.median(log)) for log in logs), tuple(map(median_error, logs)))
 
     def only(self, places: Sequence[int]) -> Seen:
         """Of some of the processes."""
-        return Seen(tuple(self.logs[place] for place in places), tuple(self.errors[place] for place in places))
+        return Seen(tuple(self.medians[place] for place in places), tuple(self.errors[place] for place in places))
 
 
 @dataclass(frozen=True)
 class Pair:
-    """What calibration sees of a kernel and its baseline in a case: in all rounds, and in those at full clock (`at_full_clock`)."""
+    """What calibration sees of a kernel and its baseline in a case: in all rounds, and in those at full clock (`at_full_clock`).
+
+    us: the kernel's typical time. rounds: of each process.
+    """
 
     key: str
     kernel: str
     baseline: str
     us: float
+    rounds: tuple[int, ...]
     all: Seen
     fast: Seen
 
     @property
     def processes(self) -> int:
         """How many took part."""
-        return len(self.all.logs)
-
-    @property
-    def rounds(self) -> int:
-        """Of the process that took the fewest."""
-        return min(map(len, self.all.logs))
+        return len(self.rounds)
 
     def steadier(self) -> bool:
         """Whether the rounds at full clock differ less between the processes than all rounds do."""
@@ -64,12 +58,12 @@ class Pair:
     def without(self, *places: int) -> Pair:
         """The same without some of the processes."""
         kept = [place for place in range(self.processes) if place not in places]
-        return replace(self, all=self.all.only(kept), fast=self.fast.only(kept))
+        return replace(self, rounds=tuple(self.rounds[place] for place in kept), all=self.all.only(kept), fast=self.fast.only(kept))
 
     def estimate(self, places: Sequence[int], fast: bool) -> Estimate:
         """What some of the processes say together."""
         seen = (self.fast if fast else self.all).only(places)
-        return together(seen.medians, seen.errors, min(len(self.all.logs[place]) for place in places))
+        return together(seen.medians, seen.errors, min(self.rounds[place] for place in places))
 
 
 def pairs_of(cases: Mapping[str, Sequence[CaseRecord]]) -> list[Pair]:
@@ -91,14 +85,14 @@ def _pair(key: str, kernel: str, records: Sequence[CaseRecord]) -> Iterable[Pair
     if not common or not all(map(_timed, ours)):
         return
     baseline = min(common, key=lambda own: steadiest(own, _typical(record.result(own.kernel) for record in records))).kernel
-    seen = [
-        Seen.of([
+    logs = [
+        [
             np.concatenate(process_logs(own, theirs, record.processes, fast)) for own, record in zip(ours, records, strict=True)
             if own is not None and (theirs := record.result(baseline)) is not None
-        ])
+        ]
         for fast in (False, True)
     ]
-    yield Pair(key, kernel, baseline, _typical(ours), *seen)
+    yield Pair(key, kernel, baseline, _typical(ours), tuple(map(len, logs[0])), *map(Seen.of, logs))
 
 
 def steadiest(baseline: Result, us: float) -> tuple[bool, bool, float]:

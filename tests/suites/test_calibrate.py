@@ -150,7 +150,7 @@ def pairs(count: int, processes: int, between: float, within: float = 0.004) -> 
     for number in range(count):
         logs = tuple(random.normal(random.normal(0.5, between), within, 16) for _ in range(processes))
         seen = Seen.of(logs)
-        found.append(Pair(f"prefill/{number}", "ours", "theirs", 20.0, seen, seen))
+        found.append(Pair(f"prefill/{number}", "ours", "theirs", 20.0, (16,) * processes, seen, seen))
     return found
 
 

@@ -85,5 +85,5 @@ def test_a_calibration_takes_what_differs_least_between_processes() -> None:
     assert noise.rounds == 20
     steady = Seen.of([np.array([0.5, 0.5001, 0.4999])] * 4)
     wild = Seen.of([np.array([0.5, 0.6, 0.4]) + 0.1 * place for place in range(4)])
-    assert not Pair("key", "ours", "theirs", 10.0, steady, wild).steadier()
-    assert Pair("key", "ours", "theirs", 10.0, wild, steady).steadier()
+    assert not Pair("key", "ours", "theirs", 10.0, (3,) * 4, steady, wild).steadier()
+    assert Pair("key", "ours", "theirs", 10.0, (3,) * 4, wild, steady).steadier()
