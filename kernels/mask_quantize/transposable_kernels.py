@@ -177,7 +177,8 @@ def pack_both_orders_kernel(
     first = down * 64 + 4 * tl.arange(0, 16)[:, None]
     zero = tl.zeros([16, 16], tl.int32)
     word0, word1, word2, word3 = zero, zero, zero, zero
-    for field in range(4):
+    fields = 4 if down * 64 < out_features else 0
+    for field in range(fields):
         column = along * 256 + field * 64
         row0 = _row(w_ptr, first, row_stride, column, out_features, in_features)
         row1 = _row(w_ptr, first + 1, row_stride, column, out_features, in_features)
