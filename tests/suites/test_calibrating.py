@@ -76,16 +76,16 @@ def test_a_calibration_in_real_processes(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(calibrating, "injectable", lambda kernel, problem, gpu: True)
     monkeypatch.setattr(calibrating.conditions, "device_facts", lambda index: {"uuid": "card-1"})
     line = ["--gpu", "h200", "--suite", "prefill", "--shape", "16x32", "--tokens", "1", "2", "3", "4", "--sparsity", "2:4",
-            "--processes", "7", "--inject", "2", "--out", str(tmp_path), "--commit", "abc",
+            "--processes", "6", "--inject", "1", "--out", str(tmp_path), "--commit", "abc",
             "--accepted", str(tmp_path / "h200.jsonl"), "--accept"]
     assert calibrate.main(line, detect=lambda index: H200) == 0
     cases = [record for record in read(tmp_path / "records.jsonl") if isinstance(record, CaseRecord)]
     by_label: dict[str, set[object]] = {}
     for record in cases:
         by_label.setdefault(label_of(record.run), set()).update(result.notes["process"] for result in record.results)
-    fresh = [by_label[f"p{number}"] for number in range(7)]
+    fresh = [by_label[f"p{number}"] for number in range(6)]
     assert all(len(own) == 1 for own in fresh)
-    assert len(set.union(*fresh)) == 7, "seven processes"
+    assert len(set.union(*fresh)) == 6, "six processes"
     assert by_label["slow2-0"] == by_label["slow10-0"] != by_label["slow2-1"], "one process slows by all shares"
     for process in set.union(*by_label.values()):
         with pytest.raises(ProcessLookupError):
@@ -93,7 +93,7 @@ def test_a_calibration_in_real_processes(tmp_path: Path, monkeypatch: pytest.Mon
     limits = calibration.read(tmp_path / "h200.calibration.json")
     assert limits is not None
     assert (limits.uuid, len(limits.noises), limits.timed[limits.noises[0].key]) == ("card-1", 4, ["ours", "theirs"])
-    assert list(limits.checks["injections"].values()) == ["REGRESSED"] * 6
-    orders = {number: [record.key for record in cases if label_of(record.run) == f"p{number}"] for number in range(7)}
+    assert list(limits.checks["injections"].values()) == ["REGRESSED"] * 3
+    orders = {number: [record.key for record in cases if label_of(record.run) == f"p{number}"] for number in range(6)}
     assert len({tuple(order) for order in orders.values()}) > 3, "each in an order of its own"
     assert all(sorted(order) == sorted(orders[0]) for order in orders.values())
