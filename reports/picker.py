@@ -161,9 +161,11 @@ def _bars(answer: Answer) -> tuple[Bar, ...]:
     rows = [(_names(answer.ours) + " (ours)", answer.us, "ours"), (rivals(answer.theirs), answer.theirs_us, "theirs")]
     if answer.library_us is not None and answer.libraries != answer.theirs:
         rows.append((_names(answer.libraries), answer.library_us, "theirs"))
-    if "dense-bf16" in answer.others and ["dense-bf16"] not in (answer.theirs, answer.libraries):
+    inexact = answer.inexact()
+    shown = [answer.theirs, answer.libraries, *([name] for name, _ in inexact)]
+    if "dense-bf16" in answer.others and ["dense-bf16"] not in shown:
         rows.append(("dense-bf16, cuBLAS", answer.others["dense-bf16"], "theirs"))
-    rows += [(f"{name}, another function", us, "other") for name, us in answer.inexact()]
+    rows += [(f"{name}, another function", us, "other") for name, us in inexact]
     longest = max(us for _, us, _ in rows)
     return tuple(Bar(name, us, 100 * us / longest, kind) for name, us, kind in sorted(rows, key=lambda row: row[1]))
 

@@ -134,3 +134,15 @@ def test_our_own_dense_kernel_is_named_as_such_and_the_library_stands_beside() -
         "dense-fp8, another function", "sparse-mma (ours)", "dense-wgmma (our own dense kernel)", "dense-int8",
     ]
     assert card(only(*block(*[(10.0, 40.0)] * 4))).library == "", "the strongest is a library already"
+
+
+def test_dense_bf16_stands_once_where_it_is_another_function() -> None:
+    def with_bf16(case: CaseRecord, exact: bool) -> CaseRecord:
+        return replace(case, results=(*case.results[:2], replace(case.results[1], kernel="dense-bf16", exact=exact, dense=True)))
+
+    def names(exact: bool) -> list[str]:
+        cases = [with_bf16(case, exact) for case in block(*[(10.0, 40.0)] * 4)]
+        return [bar.name for bar in card(only(*cases)).bars if bar.name.startswith("dense-bf16")]
+
+    assert names(exact=False) == ["dense-bf16, another function"]
+    assert len(names(exact=True)) <= 1
