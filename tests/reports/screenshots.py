@@ -14,7 +14,7 @@ from tests.reports import browser
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 SIZES = {"light": (1280, 860, False), "dark": (1280, 860, True), "phone": (390, 860, False)}
-COLOURS = 48
+COLOURS = 96
 
 
 def main() -> int:
