@@ -68,10 +68,11 @@ def test_masked_positions_get_their_gradient() -> None:
 @pytest.mark.interpreter
 @pytest.mark.parametrize("tokens", [0, 1, 100, 1500])
 def test_bias_gradient(tokens: int) -> None:
-    dy = torch.randn(tokens, 45).bfloat16()
+    dy = torch.randn(tokens, 45, generator=torch.Generator().manual_seed(tokens)).bfloat16()
     out = torch.full((45,), float("nan"))
     launch_bias_grad(dy, out)
-    torch.testing.assert_close(out.double(), bias_grad(dy), rtol=1e-6, atol=1e-6)
+    roundings = 8 * max(1, tokens) ** 0.5 * 2.0**-24  # of float32 additions, which are a random walk: eight deviations
+    assert ((out.double() - bias_grad(dy)).abs() <= roundings * dy.double().abs().sum(0)).all()
 
 
 @pytest.mark.parametrize("kind", ["x_q", "x_scale", "dw"])
