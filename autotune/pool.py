@@ -48,6 +48,8 @@ class CompilePool:
         self.done, self.busy = 0, 0.0
         self._gpu, self._cache, self._seconds = gpu, cache, seconds
         self._known: dict[bytes, Compilation] = {}
+        self._orders: dict[bytes, int] = {}
+        self._begun: set[bytes] = set()
         self._times: list[float] = []
         self._waiting: queue.PriorityQueue[tuple[int, int, bytes]] = queue.PriorityQueue()
         self._count, self._lock, self._stop = itertools.count(), threading.Lock(), threading.Event()
@@ -67,13 +69,17 @@ class CompilePool:
         return min(self._seconds, max(LEAST_SECONDS, PATIENCE * statistics.quantiles(times, n=10)[-1]))
 
     def submit(self, unit: CompileUnit, order: int = 0) -> Compilation:
-        """Compile it some time, lower orders first."""
+        """Compile it some time, lower orders first; asked for again, its lowest order counts."""
         key = pickled(unit)
         with self._lock:
-            if key in self._known:
-                return self._known[key]
-            future = self._known[key] = Future()
+            future = self._known.get(key)
+            if future is not None and order >= self._orders[key]:
+                return future
+            self._orders[key] = order
             self._waiting.put((order, next(self._count), key))
+            if future is not None:
+                return future
+            future = self._known[key] = Future()
             if len(self._threads) < min(self.processes, len(self._known)):
                 self._more()
             return future
@@ -100,6 +106,10 @@ class CompilePool:
                     _, _, key = self._waiting.get(timeout=0.2)
                 except queue.Empty:
                     continue
+                with self._lock:
+                    if key in self._begun:  # it waited twice, under two orders
+                        continue
+                    self._begun.add(key)
                 started = time.monotonic()
                 result = self._compiled(worker, key)
                 if self._stop.is_set():

@@ -29,6 +29,8 @@ TURNS = (9, 27)
 """Turns of the candidates that go on; the first timing has three."""
 NEAR = 1.2
 """Only candidates within this factor of the best go on."""
+LATER = 40
+"""Candidates of a brief case beyond those are compiled after the first ones of so many further cases."""
 TRIAL_SECONDS = 60.0
 FINAL_SECONDS = 180.0
 AHEAD = 3
@@ -100,13 +102,13 @@ class Tuning:
         pool = self._tools.pool
         if pool is None:
             return
-        for place in self._strategy.preview(BRIEF_AHEAD if self._tools.brief else AHEAD * pool.processes):
+        for rank, place in enumerate(self._strategy.preview(BRIEF_AHEAD if self._tools.brief else AHEAD * pool.processes)):
             if place in self._ahead:
                 continue
             self._ahead.add(place)
             if self._known(place) is None:
                 for unit in self.task.units(self.task.points[place]):
-                    pool.submit(unit, self._order)
+                    pool.submit(unit, self._order + (LATER if self._tools.brief and rank >= BRIEF_EVALUATIONS else 0))
 
     def run(self, slot: Slot, budget: Budget) -> Found:
         """Search within the budget, then the finals; on one device, since no two of a model are equally fast. Raises Stopped."""

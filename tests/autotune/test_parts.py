@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -231,6 +233,30 @@ def test_a_cross_compiled_unit_has_the_key_of_a_launch() -> None:
         made = compiler._source(unit, target)
         assert (made.signature, made.constants, list(made.attrs.items())) == (kinds, constants, list(attributes.items()))
         assert str(made.attrs) == str(attributes), "in the same order: it is hashed as text"
+
+
+def test_a_unit_that_is_wanted_sooner_is_compiled_sooner_and_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[int] = []
+    first = threading.Event()
+
+    def compiled(pool: CompilePool, worker: object, key: bytes) -> Failure:
+        first.wait(20)
+        order.append(pickle.loads(key).constexprs["A"])
+        return Failure("compile", "not really")
+
+    monkeypatch.setattr(CompilePool, "_compiled", compiled)
+    unit = CompileUnit(None, {}, {})
+    with CompilePool(H200, processes=1) as pool:
+        pool.submit(replace(unit, constexprs={"A": 0}))
+        deadline = time.monotonic() + 20
+        while not pool._begun and time.monotonic() < deadline:
+            time.sleep(0.01)
+        futures = [pool.submit(replace(unit, constexprs={"A": place}), 10 * place) for place in (1, 2, 3)]
+        assert pool.submit(replace(unit, constexprs={"A": 3}), 5) is futures[2]
+        assert pool.submit(replace(unit, constexprs={"A": 2}), 99) is futures[1]
+        first.set()
+        assert [future.result(20).stage for future in futures] == ["compile"] * 3
+    assert order == [0, 3, 1, 2]
 
 
 def test_a_pool_that_is_closed_leaves_no_process_and_cancels_the_rest(tmp_path: Path) -> None:
