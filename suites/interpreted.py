@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping
 
 from autotune.worker import Worker
 from kernels.errors import Failure
-from kernels.gpu import Gpu, by_name
+from kernels.gpu import by_name
 from kernels.problem import DENSE, Op, Problem, Sparsity
 from suites.case import Case
 from suites.floors import compulsory_bytes
 from suites.record import CaseRecord, Result
 
 INTERPRETER: Mapping[str, str] = {"TRITON_INTERPRET": "1"}
+PORTABLE = "a100"
+"""Whose default configs are taken: all of plain Triton, whatever the GPU that is claimed (on Hopper some are of Gluon kernels)."""
 SECONDS = 120.0
 """The most that one problem may take in the interpreter."""
 
@@ -28,11 +30,11 @@ PROBLEMS: tuple[Problem, ...] = (
 )
 
 
-def run(gpu: Gpu, identity: str) -> Iterator[CaseRecord]:
+def run(identity: str) -> Iterator[CaseRecord]:
     """A record per problem, with the verdict on every variant; a problem that kills or hangs the child is recorded as that."""
     with Worker(INTERPRETER) as worker:
         for problem in PROBLEMS:
-            results = worker.call("suites.interpreted:check", (problem, gpu.name), SECONDS)
+            results = worker.call("suites.interpreted:check", (problem,), SECONDS)
             if isinstance(results, Failure):
                 results = (Result("every variant", "variant", "failed", results.stage, results.reason),)
             case = Case(SUITE_OF.get(problem.op, "train"), "small", "awkward", problem, "hot")
@@ -48,13 +50,13 @@ def record_of(case: Case, identity: str, results: tuple[Result, ...]) -> CaseRec
     )
 
 
-def check(problem: Problem, gpu_name: str) -> tuple[Result, ...]:
+def check(problem: Problem) -> tuple[Result, ...]:
     """In the child: every variant of the op judged on this problem."""
     from kernels.catalogue import kernels_for
     from kernels.inputs import make_inputs
     from suites.trial import judged_once, plain_result
 
-    gpu, inputs = by_name(gpu_name), make_inputs(problem, "cpu")
+    gpu, inputs = by_name(PORTABLE), make_inputs(problem, "cpu")
     not_here = Failure("unavailable", "Gluon and inline assembly do not run in Triton's interpreter")
     return tuple(
         judged_once(kernel, problem, inputs, gpu) if kernel.interpreted else plain_result(kernel, not_here)

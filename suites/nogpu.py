@@ -43,7 +43,7 @@ def run(
             versions=library_versions(), arguments=arguments, evidence="projected",
         ))
         for what, records in (
-            ("interpreted", interpreted.run(gpu, identity)),
+            ("interpreted", interpreted.run(identity)),
             ("compiled", crosscompiled.run(cases, gpu, kernels, identity)),
             ("projected", projected.run(cases, gpu, kernels, identity)),
         ):

@@ -86,7 +86,7 @@ def test_what_was_compiled_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_run_without_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     asked: list[list[Path]] = []
-    monkeypatch.setattr(interpreted, "run", lambda gpu, identity: iter(()))
+    monkeypatch.setattr(interpreted, "run", lambda identity: iter(()))
     file, kernels = tmp_path / "records.jsonl", lab((OURS, THEIRS, OTHER)).kernels_for
 
     def report(gpu: Gpu, results: Sequence[Path], page: Path) -> int:
@@ -109,7 +109,7 @@ def test_wrong_numbers_in_the_interpreter_are_an_exit_code(tmp_path: Path, statu
     kernels = lab((OURS,)).kernels_for
     (record,) = projected.run(small(), A100, kernels, "run")
     bad = replace(record, evidence="interpreted", results=(replace(record.results[0], status=status, stage=status, reason="y"),))
-    monkeypatch.setattr(interpreted, "run", lambda gpu, identity: iter((bad,)))
+    monkeypatch.setattr(interpreted, "run", lambda identity: iter((bad,)))
     assert nogpu.run(A100, small(), tmp_path / "records.jsonl", (), "abc", (), lambda gpu, results, page: 0, kernels) == code
 
 
@@ -131,3 +131,11 @@ def test_numerics_and_machine_code_of_a_real_kernel(tmp_path: Path, monkeypatch:
     assert figures["loop"]["operations"] > 0
     assert compiled_result.projected_us == pytest.approx(max(figures["walls_us"].values()))
     assert compiled_result.notes["serial_us"] == pytest.approx(sum(figures["walls_us"].values()))
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("problem", interpreted.PROBLEMS, ids=str)
+def test_every_plain_variant_is_right_in_the_interpreter(problem: Problem) -> None:
+    results = interpreted.check(problem)
+    assert {result.status for result in results} <= {"ok", "unavailable"}, results
+    assert any(result.status == "ok" for result in results)
