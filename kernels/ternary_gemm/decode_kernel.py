@@ -203,9 +203,10 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
     constants = [row_tile, out_features, row_scale, bias, member]
     if OUT != "s32" and ROUNDS == 1:
         _asm(row_constants(TILES, WARPS_M, WARPS_K, BIAS, CLUSTER > 1), "=r,r,r,l,l,r,~{memory}", constants)
-    # One buffer, so that it starts at `global_smem`; its header, the absmax of every token, has to start from zero.
-    shared = gl.allocate_shared_memory(gl.int32, [SHARED, 256], buffer_layout(CLUSTER))
-    shared.index(0).store(gl.zeros([256], gl.int32, header_layout(WARPS_M * WARPS_K, CLUSTER)))
+    # One buffer, so that it starts at `global_smem`. The first half of its header, the absmax of every token, has to start from zero; the
+    # other, their scales, is not written here: scales of int8 tokens are brought below with no barrier between.
+    shared = gl.allocate_shared_memory(gl.int32, [2 * SHARED, 128], buffer_layout(CLUSTER))
+    shared.index(0).store(gl.zeros([128], gl.int32, header_layout(WARPS_M * WARPS_K, CLUSTER)))
     columns = steps * (WARPS_K * 128)
     row_bytes = columns + 16
     limit = gl.minimum(end * 128, (in_features + 15) // 16 * 16)
