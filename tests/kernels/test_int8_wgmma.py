@@ -194,8 +194,8 @@ def test_products_stay_in_flight_without_spills(config: Int8Config, dtype: DType
 def test_exact_on_the_device_launch_after_launch(config: Int8Config, dtype: torch.dtype) -> None:
     gpu, launched_shapes = detect(), 0
     assert gpu is not None
-    for rows, columns, summed in ((1, 8, 1), (130, 77, 300), (1000, 1001, 333), (300, 250, 4100), (1152, 896, 4096), (896, 896, 1000), (4608, 3584, 256),
-                                  (2048, 11008, 513), (9728, 896, 1024)):  # fmt: skip
+    for rows, columns, summed in ((1, 8, 1), (130, 77, 300), (1000, 1001, 333), (300, 250, 4100), (1152, 896, 4096), (896, 896, 1000),
+                                  (4608, 3584, 256), (2048, 11008, 513), (9728, 896, 1024)):  # fmt: skip
         if unavailable(problem(rows, columns, summed), gpu) or refusal(config, rows, columns, summed, gpu.sms):
             continue
         left, scale, right = operands(rows, columns, summed, "cuda")
