@@ -59,7 +59,8 @@ class Surroundings:
 
     detect: finds the GPU. devices: names those of its model. catalogue: module with `kernels_for` and `find`. table: the file of tuned
     configs, by default the GPU's own. runs: folder of journals. trial_seconds: after which a candidate is killed.
-    functions: module that runs candidates, see `autotune.task.Task`. versions: of the libraries.
+    functions: module that runs candidates, see `autotune.task.Task`. versions: of the libraries. warm: whether compiling processes start
+    before it is known what there is to compile.
     """
 
     detect: Callable[[], Gpu | None] = detect
@@ -70,6 +71,7 @@ class Surroundings:
     trial_seconds: float = TRIAL_SECONDS
     functions: str = "autotune.candidate"
     versions: Callable[[], Mapping[str, str | None]] = library_versions
+    warm: bool = True
 
 
 def main(argv: Sequence[str] | None = None, clock: Clock | None = None, around: Surroundings | None = None) -> int:
@@ -89,12 +91,16 @@ def main(argv: Sequence[str] | None = None, clock: Clock | None = None, around: 
         found = around.detect() if local else None
         gpu = choose(options.gpu, options.profile, found, required=local)
         gpu = replace(gpu, name=found.name) if options.profile and found else gpu  # borrowed figures, a table of its own
-        jobs = arguments.jobs(options, wanted, gpu, clock or CudaClock(TURN_US), around.catalogue)
-        if not jobs:
-            raise UsageError("nothing to tune: no kernel of these ops has a choice for these shapes and sparsities")
-        if options.compile_only:
-            return _compile(options, jobs, gpu)
-        return _tune(options, jobs, gpu, around, Budget(seconds, evaluations))
+        budget, cache = Budget(seconds, evaluations), str(options.cache.resolve()) if options.cache else None
+        with CompilePool(gpu, cache=cache, spare=0 if options.compile_only else max(1, len(options.device or ()))) as pool:
+            if around.warm:
+                pool.warm()  # before the catalogue is imported here
+            jobs = arguments.jobs(options, wanted, gpu, clock or CudaClock(TURN_US), around.catalogue)
+            if not jobs:
+                raise UsageError("nothing to tune: no kernel of these ops has a choice for these shapes and sparsities")
+            if options.compile_only:
+                return _compile(options, jobs, gpu, pool)
+            return _tune(options, jobs, gpu, around, budget, pool)
 
     return guarded("autotune.run", body, "interrupted; what was measured is kept, --resume goes on")
 
@@ -111,18 +117,16 @@ def _explain(options: argparse.Namespace, around: Surroundings) -> int:
     return 0
 
 
-def _compile(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu) -> int:
+def _compile(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, pool: CompilePool) -> int:
     """Compile every candidate into the cache, for timing elsewhere; exit code 4 where not one could be."""
     started, results = time.monotonic(), Counter[str]()
-    with CompilePool(gpu, cache=jobs[0].cache) as pool:
-        pool.warm()
-        tasks = [of_job(job, {}) for job in jobs]
-        futures = {id(made): made for task in tasks for point in task.points for unit in task.units(point) for made in [pool.submit(unit)]}
-        for count, future in enumerate(futures.values(), 1):
-            made = future.result()
-            results["failed" if hasattr(made, "stage") else "compiled"] += 1
-            if count % 100 == 0:
-                print(f"{count} of {len(futures)}", flush=True)
+    tasks = [of_job(job, {}) for job in jobs]
+    futures = {id(made): made for task in tasks for point in task.points for unit in task.units(point) for made in [pool.submit(unit)]}
+    for count, future in enumerate(futures.values(), 1):
+        made = future.result()
+        results["failed" if hasattr(made, "stage") else "compiled"] += 1
+        if count % 100 == 0:
+            print(f"{count} of {len(futures)}", flush=True)
     seconds = time.monotonic() - started
     where = options.cache or "Triton's own cache"
     print(f"{results['compiled']} kernels compiled for {gpu.name}, {results['failed']} failed, {seconds:.0f} s, into {where}")
@@ -138,7 +142,7 @@ def _slots(options: argparse.Namespace, gpu: Gpu, around: Surroundings) -> list[
     return local_slots(devices)
 
 
-def _tune(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, around: Surroundings, budget: Budget) -> int:
+def _tune(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, around: Surroundings, budget: Budget, pool: CompilePool) -> int:
     slots = _slots(options, gpu, around)
     folder, table = around.runs / f"tune-{gpu.name}", around.table or tuned.path_of(gpu)
     versions, known = around.versions(), all_known(table)
@@ -148,9 +152,6 @@ def _tune(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, around: Su
     jobs = _left(jobs, table, versions) if brief and options.resume else jobs
     with ExitStack() as stack:
         stack.enter_context(FolderLock(folder))
-        pool = stack.enter_context(CompilePool(gpu, cache=jobs[0].cache if jobs else None, spare=len(slots)))
-        if _compiles(jobs):
-            pool.warm()
         journal = Journal(folder / "journal.jsonl", options.resume)
         stack.callback(journal.close)
         poison = PoisonList(folder / "poison.jsonl", options.retry)
@@ -167,12 +168,6 @@ def _tune(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, around: Su
         for outcome in Tuner(tools, table, versions, known, partial(usage.add, told=arguments.whole(options))).run(jobs, slots, budget):
             shown.say(f"[{len(usage.outcomes)}/{len(jobs)}, {shown.left()}] {_line(outcome)}")
     return _verdict(usage.outcomes, usage)
-
-
-def _compiles(jobs: Sequence[Job]) -> bool:
-    """Whether there will be something to compile, by the first case."""
-    first = [(job.find(), job) for job in jobs[:1]]
-    return any(kernel.compile_units(job.problem, kernel.default_config(job.problem, job.gpu)) for kernel, job in first)
 
 
 def _left(jobs: Sequence[Job], table: Path, versions: Mapping[str, str | None]) -> list[Job]:

@@ -25,7 +25,7 @@ CASE = ["--gpu", "h200", "--op", "gemm", "--shape", "24x16", "--sparsity", "2:4"
 def tune(folder: Path, *arguments: str, seconds: float = 0.5) -> int:
     around = Surroundings(
         lambda: by_name("h200"), lambda gpu: ["cpu", "cpu"], "tests.autotune.scripted", folder / "h200.json", folder / "runs",
-        seconds, "tests.autotune.scripted", lambda: {"triton": "3.6.0"},
+        seconds, "tests.autotune.scripted", lambda: {"triton": "3.6.0"}, False,
     )
     return main([*CASE, *arguments], FakeClock(), around)
 

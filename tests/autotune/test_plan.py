@@ -109,7 +109,7 @@ def test_coverage_counts_by_suite_and_names_what_is_missing() -> None:
 def tune(folder: Path, *arguments: str) -> int:
     around = Surroundings(
         lambda: H200, lambda gpu: ["cpu", "cpu"], "tests.autotune.everything", folder / "h200.json", folder / "runs", 5.0,
-        "tests.autotune.everything", lambda: {"triton": None, "driver": None},
+        "tests.autotune.everything", lambda: {"triton": None, "driver": None}, False,
     )
     return main(["--gpu", "h200", *arguments], FakeClock(), around)
 

@@ -26,7 +26,7 @@ def around(folder: Path, **changes: object) -> Surroundings:
     fields = {
         "detect": lambda: by_name("h200"), "devices": lambda gpu: ["cpu"], "catalogue": "tests.autotune.fakes",
         "table": folder / "h200.json",
-        "runs": folder / "runs", "trial_seconds": 15.0, **changes,
+        "runs": folder / "runs", "trial_seconds": 15.0, "warm": False, **changes,
     }
     return Surroundings(**fields)  # type: ignore[arg-type]  # a test's changes
 
