@@ -91,13 +91,15 @@ def compile_share(share: Sequence[Compilation], gpu: Gpu, device: str) -> tuple[
     from kernels.catalogue import find
     from kernels.inputs import make_inputs
 
-    done = 0
+    done, on_cuda = 0, torch.device(device).type == "cuda"
+    if on_cuda:
+        torch.cuda.set_device(device)  # before anything opens a context on device 0
     for item in share:
         kernel, few = find(item.kernel, item.problem.op), item.problem.with_(tokens=min(item.problem.tokens, TOKENS))
         config, _ = lookup(kernel, item.problem, gpu)
         try:
             kernel.prepare(few, make_inputs(few, device), config).run()
-            if torch.device(device).type == "cuda":
+            if on_cuda:
                 torch.cuda.synchronize(device)
         except Exception:  # whatever it is comes again, and is recorded, where the kernel is measured
             continue

@@ -252,6 +252,7 @@ def _apart(tensor: torch.Tensor, make: Callable[[], T]) -> T:
     caller = torch.cuda.current_stream(tensor.device)
 
     def on_a_stream_of_its_own() -> T:
+        torch.cuda.set_device(tensor.device)  # a new thread is on device 0, and would open a context there as it leaves the stream
         side = torch.cuda.Stream(tensor.device)  # type: ignore[no-untyped-call] # torch has no types there
         side.wait_stream(caller)
         with torch.cuda.stream(side):

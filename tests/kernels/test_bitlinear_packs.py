@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -116,3 +119,29 @@ def test_packs_die_with_their_weight() -> None:
     count = sys.getrefcount(pack)
     del module
     assert sys.getrefcount(pack) < count
+
+
+def test_a_pack_is_made_on_its_device_from_the_first_call_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[bool, str]] = []
+    main = threading.get_ident()
+
+    class Stream:
+        def __init__(self, device: str) -> None:
+            note("stream")
+
+        def wait_stream(self, other: object) -> None:
+            note("wait")
+
+        def synchronize(self) -> None:
+            note("synchronize")
+
+    def note(what: str) -> None:
+        seen.append((threading.get_ident() == main, what))
+
+    monkeypatch.setattr(packs, "capturing", lambda tensor: False)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: note(f"set {device}"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda side: contextlib.nullcontext())
+    assert packs._apart(SimpleNamespace(is_cuda=True, device="cuda:1"), lambda: "made") == "made"  # type: ignore[arg-type] # no GPU here
+    assert seen == [(False, "set cuda:1"), (False, "stream"), (False, "wait"), (False, "synchronize")]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
+import torch
+
+import kernels.inputs
 from kernels.catalogue import kernels_for
 from kernels.gpu import by_name
 from kernels.problem import Problem, Sparsity
-from suites.ahead import TOKENS, Compilation, compilations, compile_ahead
+from suites.ahead import TOKENS, Compilation, compilations, compile_ahead, compile_share
 from suites.case import Case
 from suites.catalogue import Selection, plan
 
@@ -46,3 +50,16 @@ def test_the_default_plan_is_covered_by_far_fewer_compilations_than_it_has_cases
 def test_failures_are_counted_and_stop_nothing() -> None:
     work = compilations([case(64, 8)], kernels_for, H200)
     assert compile_ahead(work, H200, index=99, processes=2) == (0, len(work)), "without this device nothing runs, and nothing is raised"
+
+
+def test_a_compiling_process_is_on_its_device_before_it_touches_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def made(problem: Problem, device: str) -> None:
+        seen.append(f"inputs on {device}")
+        raise RuntimeError("no device")
+
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: seen.append(f"set {device}"))
+    monkeypatch.setattr(kernels.inputs, "make_inputs", made)
+    assert compile_share([Compilation("dense-triton", case(64, 8).problem)], H200, "cuda:1") == (0, 1)
+    assert seen == ["set cuda:1", "inputs on cuda:1"]
