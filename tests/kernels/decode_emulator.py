@@ -52,10 +52,19 @@ class Program:
             guard, line = self._guard(line, active)
             if line.startswith("bra"):
                 waiting[line.split()[1]], active = guard, active & ~guard
+            elif line.startswith(("bar.sync", "barrier.cluster.wait")):
+                self.meet()
             elif not line.startswith(SKIPPED):
                 self._execute(line, guard)
         assert not waiting
         return int(self.registers["$0"][0])
+
+    def meet(self) -> None:
+        """All threads of the program are here; nothing to do where they run in step."""
+
+    def zero(self, size: int) -> None:
+        """The compiler's own code clears the first bytes of shared memory: any thread any of them."""
+        self.memory[:size] = 0
 
     def _guard(self, line: str, active: Array) -> tuple[Array, str]:
         if not line.startswith("@"):
@@ -107,7 +116,7 @@ class Program:
         found = {
             "mov": lambda: a[0], "shr": lambda: a[0] >> a[1], "shl": lambda: a[0] << a[1], "and": lambda: a[0] & a[1],
             "add": lambda: a[0] + a[1], "sub": lambda: a[0] - a[1], "min": lambda: np.minimum(a[0], a[1]), "mul": lambda: a[0] * a[1],
-            "xor": lambda: a[0] ^ a[1],
+            "xor": lambda: a[0] ^ a[1], "or": lambda: a[0] | a[1],
             "max": lambda: np.maximum(a[0], a[1]), "mad": lambda: a[0] * a[1] + a[2],
             "mapa": lambda: a[0] | a[1] << np.uint64(24),
             "selp": lambda: np.where(a[2].astype(bool), a[0], a[1]),
@@ -228,11 +237,15 @@ class Program:
         described = self.value(operands[2]).reshape(-1, 32)[:, 0]
         assert (described[guard[::32]] >> np.uint64(16) == DESCRIPTOR >> 16).all()
         tokens = int(kind[-4].split("n")[1].split("k")[0])
-        n, k = np.arange(tokens), np.arange(64)[:, None]
+        n, k = np.arange(tokens), np.arange(64 if "sp" in kind else 32)[:, None]
         start = np.where(guard[::32], (described & np.uint64(0x3FFF)) << np.uint64(4), 0).astype(np.int64)
         at = start[:, None, None] + n // 8 * 1024 + n % 8 * 128 + k
-        right = self.memory[at ^ (at >> 7 & 7) << 4].view(np.int8).astype(np.int64)
+        right = self.fetch(at ^ (at >> 7 & 7) << 4, guard[::32]).view(np.int8).astype(np.int64)
         self._products(operands, right, 3 if "sp" in kind else None, guard)
+
+    def fetch(self, at: Array, warps: Array) -> Array:
+        """Bytes of shared memory that the tensor cores read themselves, for these warps."""
+        return self.memory[at]
 
     def _products(self, operands: list[str], right: Array, metadata: int | None, guard: Array) -> None:
         """Every warp's 16 rows in registers times `right` [warps, 64, tokens]; metadata: which operand, where there is one."""

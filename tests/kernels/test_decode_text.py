@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,13 +15,13 @@ from kernels.problem import DENSE, Sparsity
 from kernels.ternary_gemm import decode_ptx as mma
 from kernels.ternary_gemm import decode_wgmma as wgmma
 from kernels.ternary_gemm.decode import KINDS, decode_weight
-from kernels.ternary_gemm.decode_cluster import gather, keep, rank, turns
+from kernels.ternary_gemm.decode_cluster import gather, keep, meet, rank, turns
 from kernels.ternary_gemm.decode_config import DecodeConfig, breaks_rounds, plan, tokens_at_once
 from kernels.ternary_gemm.decode_estimate import SMALLEST
 from kernels.ternary_gemm.decode_kernel import early, places
-from kernels.ternary_gemm.decode_ptx import HEADER, clear, close, copy_columns, declare
+from kernels.ternary_gemm.decode_ptx import barrier, clear, close, copy_columns, declare
 from kernels.ternary_gemm.decode_quantize import absmax, publish, quantize, scales, turn_columns
-from kernels.ternary_gemm.decode_sums import arrive, bring_scales, classes, collect, combine, elements, row_constants, spill
+from kernels.ternary_gemm.decode_sums import SCALES, arrive, bring_scales, classes, collect, combine, elements, row_constants, spill
 from reference.linear import accumulate, linear
 from reference.quantize import quantize_activation
 from tests.kernels.decode_emulator import Program
@@ -31,7 +31,11 @@ TWO_FOUR = Sparsity(2, 4)
 
 
 class Launch:
-    """Global memory behind one program's shared memory, and the arguments of a launch."""
+    """Global memory behind one program's shared memory, and the arguments of a launch. Machine: what executes a program. zeroed: bytes from
+    0 on that the kernel clears without a barrier behind it: here as late as the next barrier allows."""
+
+    Machine: ClassVar[type[Program]] = Program
+    zeroed: ClassVar[int] = SCALES
 
     def __init__(self, config: DecodeConfig, sparsity: Sparsity, rows: int, width: int, tokens: int, kind: str, fused: str | None) -> None:
         generator = torch.Generator().manual_seed(rows + width + tokens)
@@ -72,7 +76,7 @@ class Launch:
                 self.cluster(place)
             else:
                 self.memory[: self.shared] = 0xAB
-                self.program(Program(self.memory, 32 * self.config.warps), place, share)
+                self.program(self.Machine(self.memory, 32 * self.config.warps), place, share)
         size = self.out.numel() * self.out.element_size()
         assert (self.memory[self.y_at + size : self.y_at + size + 256] == 0xCD).all(), "something was written behind the output"
         sums = self.memory[self.sums_at : self.sums_at + 4 * self.tokens * self.rows]
@@ -82,7 +86,7 @@ class Launch:
 
     def cluster(self, place: int) -> None:
         """Every program of a cluster to where they meet, then every one on from there."""
-        c, machines = self.config, [Program(self.memory, 32 * self.config.warps, member) for member in range(self.plan.cluster)]
+        c, machines = self.config, [self.Machine(self.memory, 32 * self.config.warps, member) for member in range(self.plan.cluster)]
         left: list[np.ndarray[Any, Any]] = []
         for machine in machines:
             self.memory[: self.shared] = 0xAB
@@ -93,6 +97,7 @@ class Launch:
             machine.cluster = left
             row_tile, token, tokens = self.part(place)
             tokens8 = self.plan.tokens8
+            machine.run(meet(), [0])
             _, at = places(c.tiles, tokens8, c.warps_m, c.warps_k, c.depth, c.rounds)
             for i in range(turns(c.splits, c.tiles, c.warps_m, c.warps_k, 1 if self.plan.group == 1 else 8 * tokens8)):
                 machine.run(gather(i, c.splits, c.tiles, tokens8, c.warps_m, c.warps_k, self.kind, True, at),
@@ -104,7 +109,6 @@ class Launch:
         return place // self.plan.groups * self.plan.rounds, token, min(self.plan.group, self.tokens - token)
 
     def program(self, machine: Program, place: int, share: int) -> None:
-        self.memory[:HEADER] = 0
         c, found, threads = self.config, self.plan, machine.threads
         tokens8, sparse = found.tokens8, self.weight.sparse
         row_tile, token, tokens = self.part(place)
@@ -136,12 +140,16 @@ class Launch:
 
         if self.fused:
             machine.run(page.preload(early(c.depth), c.depth, c.tiles, c.warps_k), [0])
+            machine.zero(self.zeroed)
+            machine.run(barrier(), [0])
             self.quantize(machine, x_at, tokens, at_once, base, row_bytes, first * 128, limit, columns)
+            machine.run(barrier(), [0])
         else:
             copy(0, 0)
             machine.run(close(), [0])
             machine.run(page.preload(early(c.depth), c.depth, c.tiles, c.warps_k), [0])
             machine.run(bring_scales(), [self.xs_at + 4 * token, tokens])
+            machine.zero(self.zeroed)
             machine.run(page.arrived(c.depth - early(c.depth)), [0])
         for turn in range(rounds):
             if self.kind != "s32":
@@ -169,7 +177,8 @@ class Launch:
             for piece in range(-(-self.width // turn)):
                 machine.run(absmax(pieces, threads, at_once, kind), [x_at, self.stride, tokens, r, piece, self.width])
             machine.run(publish(threads, at_once), [tokens, r])
-        machine.run(scales(), [tokens])
+        for text in (barrier(), scales(), barrier()):
+            machine.run(text, [tokens])
         for r, piece in itertools.product(turns, range(-(-columns // turn))):
             machine.run(quantize(pieces, threads, at_once, kind, base),
                         [x_at, self.stride, tokens, r, piece, row_bytes, first, limit, columns])
@@ -179,8 +188,10 @@ class Launch:
         _, token, tokens = self.part(place)
         y_at, sums_at = self.y_at + token * self.rows * self.out.element_size(), self.sums_at + 4 * token * self.rows
         outputs = [row_tile, tokens, self.rows, y_at, sums_at]
+        machine.run(barrier(), [0])
         for j in range(tokens8):
             machine.run(spill(j, c.tiles, tokens8, c.warps_m, c.warps_k, at, c.wgmma), [0])
+            machine.run(barrier(), [0])
             for e in range(-(-(1 if self.plan.group == 1 else 8) * c.rows // threads)):
                 if c.clustered:
                     machine.run(keep(j, e, c.tiles, tokens8, c.warps_m, c.warps_k, at), [0])
