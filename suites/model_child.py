@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import functools
-import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from autotune import worker
@@ -84,13 +83,12 @@ class Child(Protocol):
 
 
 class ProcessChild:
-    """A variant in a process of its own: what faults or hangs there costs only this variant. It sees no device but its own, so that no
-    thread of it opens a context on another. start_seconds: the most that `start` may take, compilation included."""
+    """A variant in a process of its own: what faults or hangs there costs only this variant. start_seconds: the most that `start` may
+    take, compilation included."""
 
     def __init__(self, spec: Spec, start_seconds: float) -> None:
-        device, variables = alone(spec.device, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        self._spec, self._start_seconds, self._expected = replace(spec, device=device), start_seconds, 0.0
-        self._process = worker.Worker(variables)
+        self._spec, self._start_seconds, self._expected = spec, start_seconds, 0.0
+        self._process = worker.Worker()
 
     def start(self) -> Started | Failure:
         """Build, compile and check, in a new process."""
@@ -115,15 +113,6 @@ class ProcessChild:
     def close(self) -> None:
         """End the process."""
         self._process.close()
-
-
-def alone(device: str, visible: str | None) -> tuple[str, dict[str, str]]:
-    """What a device is called in a process that sees no other, and the variables of that process. visible: this process's own."""
-    kind, _, index = device.partition(":")
-    if kind != "cuda":
-        return device, {}
-    names = visible.split(",") if visible else []
-    return "cuda:0", {"CUDA_VISIBLE_DEVICES": names[int(index or 0)].strip() if names else index or "0"}
 
 
 @functools.cache

@@ -13,8 +13,8 @@ from kernels.bitlinear import BitLinear
 from kernels.bitlinear.packs import packs_of
 from kernels.errors import Failure
 from kernels.sparse_backward.fakequant_layer import FakeQuantLinear
-from suites import model_child
-from suites.model_child import CHECKED_STEPS, ProcessChild, Spec, Started, Turn, alone, start
+from suites import trainer as trainer_module
+from suites.model_child import CHECKED_STEPS, ProcessChild, Spec, Started, Turn, start
 from suites.model_run import ModelPlan, Setting
 from suites.model_variants import VARIANTS, Evidence, deviation, wrong
 from suites.models import Model
@@ -115,30 +115,20 @@ def test_a_child_that_takes_too_long_is_ended() -> None:
     assert answer.stage == "timeout"
 
 
-@pytest.mark.parametrize(
-    ("device", "visible", "found"),
-    [("cuda:1", None, "1"), ("cuda:1", "", "1"), ("cuda", None, "0"), ("cuda:1", "3, 5", "5"), ("cuda:0", "GPU-1f,GPU-2f", "GPU-1f")],
-)
-def test_a_child_sees_no_device_but_its_own(device: str, visible: str | None, found: str) -> None:
-    assert alone(device, visible) == ("cuda:0", {"CUDA_VISIBLE_DEVICES": found})
-    assert alone("cpu", visible) == ("cpu", {})
+def test_a_child_is_on_its_device_before_it_makes_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the first thing made on "the" device opens a context on device 0, beside whatever is measured there."""
+    seen = []
 
+    def made(*_: object) -> None:
+        seen.append("decoder")
+        raise RuntimeError("a test")
 
-def test_the_child_process_is_started_with_its_device_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    started = []
-
-    class FakeWorker:
-        def __init__(self, environment: dict[str, str]) -> None:
-            self.environment = environment
-
-        def call(self, function: str, arguments: tuple[Spec], timeout: float) -> Failure:
-            started.append((self.environment, arguments[0].device))
-            return Failure("launch", "a test")
-
-    monkeypatch.setattr(model_child.worker, "Worker", FakeWorker)
-    ProcessChild(replace(BASE, device="cuda:1"), 1.0).start()
-    assert started == [({"CUDA_VISIBLE_DEVICES": "6"}, "cuda:0")]
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: seen.append(f"set {device}"))
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: seen.append("seed"))
+    monkeypatch.setattr(trainer_module, "Decoder", made)
+    with pytest.raises(RuntimeError, match="a test"):
+        Trainer(replace(BASE, device="cuda:1"))
+    assert seen == ["set cuda:1", "seed", "decoder"]
 
 
 @pytest.mark.gpu
