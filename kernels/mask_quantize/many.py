@@ -6,7 +6,7 @@ The arithmetic is that of `two_pass`, and so are the bits. Floor: two reads of t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, count, islice
 from typing import Any
 
@@ -48,6 +48,12 @@ def kind_of(weight: torch.Tensor, sparsity: Sparsity) -> Kind:
     return Kind(words, weight.data_ptr() % 16 == 0 and weight.stride(0) % 16 == 0, _vector(weight.shape[1]))
 
 
+def many_config(sparsity: Sparsity) -> TwoPassConfig:
+    """That of one weight; 4 weights per thread for groups of 6 and 10, whose tables leave no registers for 8 (Triton 3.7.1 spilled)."""
+    config = two_pass_config(sparsity)
+    return replace(config, warps=8) if 64 % sparsity.m else config
+
+
 @dataclass(frozen=True)
 class _Group:
     """Weights of one kind: the tables of their two launches, and what the first leaves for itself."""
@@ -76,7 +82,7 @@ class PreparePlan:
         self, weights: Sequence[torch.Tensor], sparsity: Sparsity, splits: Sequence[Sequence[int] | None] | None = None,
         config: TwoPassConfig | None = None, names: Sequence[str] | None = None, chunk_bytes: int | None = None,
     ) -> None:
-        self.weights, self.sparsity, self.config = tuple(weights), sparsity, config or two_pass_config(sparsity)
+        self.weights, self.sparsity, self.config = tuple(weights), sparsity, config or many_config(sparsity)
         self.names = tuple(names) if names is not None else tuple(f"weight {index}" for index in range(len(self.weights)))
         given = tuple(splits) if splits is not None else (None,) * len(self.weights)
         if not len(self.weights) == len(given) == len(self.names):
