@@ -11,7 +11,6 @@ from typing import Any
 
 from autotune import tuned
 from autotune.job import Job
-from autotune.predict import likely
 from autotune.prune import bound_us
 from autotune.search import Point, nearest
 from autotune.tuned import Entry
@@ -90,6 +89,8 @@ def of_job(job: Job, versions: Mapping[str, str | None], known: Sequence[Entry] 
 
 def starts(job: Job, points: Sequence[Point], known: Sequence[Entry]) -> tuple[int, ...]:
     """Places to begin with: the default, then in turns what won for the nearest tuned shapes and what the cost model likes best."""
+    from autotune.predict import likely  # here: it needs the kernels' modules, and the command says what to install where torch is missing
+
     kernel = job.find()
     lent = nearest(points, winners(job, known))
     predicted = likely(kernel.name, job.problem, job.gpu, [kernel.space.from_dict(point) for point in points], PREDICTED)
