@@ -108,9 +108,9 @@ def lookup(kernel: Kernel, problem: Problem, gpu: Gpu, path: Path | None = None)
 
 def _found(kernel: Kernel, problem: Problem, gpu: Gpu, path: Path) -> tuple[Config, str]:
     for entry in of_layer(kernel, problem, path):
-        if verdict(entry, kernel, problem, gpu) is None and entry.stays:
-            break
         if verdict(entry, kernel, problem, gpu) is None:
+            if entry.stays:
+                break
             return kernel.space.from_dict(entry.config), "tuned"
     return kernel.default_config(problem, gpu), "default"
 

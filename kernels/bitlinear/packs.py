@@ -110,7 +110,7 @@ class KernelPack(Pack):
         start_prepare(rows, buffers.packed, buffers.w_scale, buffers.inv_scale, buffers.workspace, sparsity, two_pass_config(sparsity))
         for made in self.fragments.values():
             launch_repack(self.packed, made.blocks, sparse=made.sparse)
-            launch_row_scale(self.packed, made.row_scale)
+            launch_row_scale(buffers.w_scale, buffers.workspace.bounds, made.row_scale, self.packed.out_features)
         self.count += 1
         if weight.is_cuda and not capturing(weight):
             self._mark()

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from kernels.launch import launch
-from kernels.packed import PackedTernary
+from kernels.mask_quantize.repack_kernels import row_scale
 
 BLOCK = 512
 
@@ -31,17 +31,13 @@ def launch_flag(values: torch.Tensor, flags: torch.Tensor, place: int) -> None:
 
 
 @triton.jit  # type: ignore[untyped-decorator] # Triton has no types
-def _row_scale_kernel(w_scale, split_ends, row_scale, rows, SPLITS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def] # typed by Triton's compiler
-    """row_scale[n] = w_scale / 64 of the split that holds row n."""
+def _row_scale_kernel(w_scale, bounds, out, rows, SPLITS: tl.constexpr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def] # typed by Triton's compiler
+    """out[n] = w_scale / 64 of the split that holds row n."""
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    scale = tl.load(w_scale + tl.zeros((BLOCK,), tl.int32))
-    for split in range(1, SPLITS):
-        scale = tl.where(row >= tl.load(split_ends + split - 1), tl.load(w_scale + split), scale)
-    tl.store(row_scale + row, scale * 0.015625, mask=row < rows)
+    tl.store(out + row, row_scale(w_scale, bounds, row, SPLITS), mask=row < rows)
 
 
-def launch_row_scale(packed: PackedTernary, row_scale: torch.Tensor) -> None:
-    """Write w_scale / 64 of every row of a packed weight into row_scale (float32, at least [N]); one launch, no synchronization."""
-    rows = packed.out_features
-    launch(_row_scale_kernel, (-(-rows // BLOCK),), (packed.w_scale, packed.split_ends, row_scale), (rows,), SPLITS=len(packed.splits),
-           BLOCK=BLOCK, num_warps=4)  # fmt: skip
+def launch_row_scale(w_scale: torch.Tensor, bounds: torch.Tensor, out: torch.Tensor, rows: int) -> None:
+    """Write w_scale / 64 of every row's split into out (float32, at least [rows]); bounds: int64, first row of every split. One launch, no
+    synchronization."""
+    launch(_row_scale_kernel, (-(-rows // BLOCK),), (w_scale, bounds, out), (rows,), SPLITS=w_scale.shape[0], BLOCK=BLOCK, num_warps=4)

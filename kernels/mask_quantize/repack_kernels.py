@@ -51,6 +51,24 @@ def _along_rows(packed_ptr, stride, rows, first_row, first_byte, byte, TRANSPOSE
 
 
 @triton.jit
+def row_scale(w_scale, bounds, row, SPLITS: tl.constexpr):
+    """w_scale / 64 of the split that each row lies in; bounds: int64, first row of every split."""
+    value = tl.zeros(row.shape, tl.float32) + tl.load(w_scale)
+    for split in tl.static_range(1, SPLITS):
+        value = tl.where(row >= tl.load(bounds + split), tl.load(w_scale + split), value)
+    return value * 0.015625
+
+
+@triton.jit
+def _half(a0, a1, b0, b1):
+    """Values of an upper and a lower row and their metadata, of 32 columns: first words of both, second words of both."""
+    w0, w1, w2, w3 = _by_byte(a0, a1, b0, b1)
+    one, two, low, high = _compressed(w0 & _EVEN, w1 & _EVEN, w2 & _EVEN, w3 & _EVEN, (w0 >> 1) & _EVEN, (w1 >> 1) & _EVEN,
+                                      (w2 >> 1) & _EVEN, (w3 >> 1) & _EVEN)  # fmt: skip
+    return _bytes_of_row(one, two, 0), _bytes_of_row(one, two, 1), _bytes_of_row(low, high, 0), _bytes_of_row(low, high, 1)
+
+
+@triton.jit
 def _sparse_words(packed_ptr, stride, rows, first_row, first, quad, TRANSPOSED: tl.constexpr):
     """Values and metadata of 64 columns from `first`, for all four fields: two tensors [4, 8, 4, 2, 2], the fields last."""
     for half in tl.static_range(2):
@@ -58,15 +76,10 @@ def _sparse_words(packed_ptr, stride, rows, first_row, first, quad, TRANSPOSED: 
         b0 = _along_rows(packed_ptr, stride, rows, first_row, first, 32 * half + 8 * quad + 4, TRANSPOSED)
         a1 = _along_rows(packed_ptr, stride, rows, first_row + 8, first, 32 * half + 8 * quad, TRANSPOSED)
         b1 = _along_rows(packed_ptr, stride, rows, first_row + 8, first, 32 * half + 8 * quad + 4, TRANSPOSED)
-        w0, w1, w2, w3 = _by_byte(a0, a1, b0, b1)
-        one, two, low, high = _compressed(w0 & _EVEN, w1 & _EVEN, w2 & _EVEN, w3 & _EVEN, (w0 >> 1) & _EVEN, (w1 >> 1) & _EVEN,
-                                          (w2 >> 1) & _EVEN, (w3 >> 1) & _EVEN)  # fmt: skip
         if half == 0:
-            u0, u1 = _bytes_of_row(one, two, 0), _bytes_of_row(one, two, 1)
-            r0, r1 = _bytes_of_row(low, high, 0), _bytes_of_row(low, high, 1)
+            u0, u1, r0, r1 = _half(a0, a1, b0, b1)
         else:
-            u2, u3 = _bytes_of_row(one, two, 0), _bytes_of_row(one, two, 1)
-            r2, r3 = _bytes_of_row(low, high, 0), _bytes_of_row(low, high, 1)
+            u2, u3, r2, r3 = _half(a0, a1, b0, b1)
     return _all_values(u0, u1, u2, u3), _all_metadata(r0, r1, r2, r3, quad)
 
 

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 
 from kernels.mask_quantize.activation_kernels import _begin
-from kernels.mask_quantize.fragment_kernels import _EVEN, _all_metadata, _bytes_of_row, _compressed, _four, _values
-from kernels.mask_quantize.repack_kernels import _by_byte
+from kernels.mask_quantize.fragment_kernels import _all_metadata, _four, _values
+from kernels.mask_quantize.repack_kernels import _by_byte, _half, row_scale
 
 _LOW = tl.constexpr((0, 0, 0, 1, 1, 2))
 _HIGH = tl.constexpr((1, 2, 3, 2, 3, 3))
@@ -134,15 +134,10 @@ def _sparse_words(scratch, thread):
     """Values and metadata of 64 rows × 64 columns for all four fields, at most two non-zeros of four: four tensors [128], then four."""
     for half in tl.static_range(2):
         a0, a1, b0, b1 = _take(scratch + 512 * half, thread)
-        w0, w1, w2, w3 = _by_byte(a0, a1, b0, b1)
-        one, two, low, high = _compressed(w0 & _EVEN, w1 & _EVEN, w2 & _EVEN, w3 & _EVEN, (w0 >> 1) & _EVEN, (w1 >> 1) & _EVEN,
-                                          (w2 >> 1) & _EVEN, (w3 >> 1) & _EVEN)  # fmt: skip
         if half == 0:
-            u0, u1 = _bytes_of_row(one, two, 0), _bytes_of_row(one, two, 1)
-            r0, r1 = _bytes_of_row(low, high, 0), _bytes_of_row(low, high, 1)
+            u0, u1, r0, r1 = _half(a0, a1, b0, b1)
         else:
-            u2, u3 = _bytes_of_row(one, two, 0), _bytes_of_row(one, two, 1)
-            r2, r3 = _bytes_of_row(low, high, 0), _bytes_of_row(low, high, 1)
+            u2, u3, r2, r3 = _half(a0, a1, b0, b1)
     quad = tl.arange(0, 4)[None, None, :]
     chunks = (tl.reshape(r0, [4, 8, 4]), tl.reshape(r1, [4, 8, 4]), tl.reshape(r2, [4, 8, 4]), tl.reshape(r3, [4, 8, 4]))
     even, odd = tl.split(tl.reshape(_all_metadata(chunks[0], chunks[1], chunks[2], chunks[3], quad), [128, 2, 2]))
@@ -216,7 +211,4 @@ def pack_both_orders_kernel(
         tl.store(start + place, tl.join(first_words[field], second_words[field]), mask=(block < (in_features + 63) // 64) & (place >= 0))
     if along == 0:
         every_row = down * 64 + tl.arange(0, 64)
-        row_scale = tl.zeros([64], tl.float32) + tl.load(w_scale_ptr)
-        for split in tl.static_range(1, SPLITS):
-            row_scale = tl.where(every_row >= tl.load(bound_ptr + split), tl.load(w_scale_ptr + split), row_scale)
-        tl.store(row_scale_ptr + every_row, row_scale * 0.015625, mask=every_row < out_features)
+        tl.store(row_scale_ptr + every_row, row_scale(w_scale_ptr, bound_ptr, every_row, SPLITS), mask=every_row < out_features)

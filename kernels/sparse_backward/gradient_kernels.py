@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from kernels.mask_quantize.activation_kernels import _begin
-from kernels.mask_quantize.repack_kernels import _by_byte
+from kernels.mask_quantize.repack_kernels import _by_byte, row_scale
 
 _SMALLEST = tl.constexpr(1e-30)
 """Least absmax of a token or an out_feature: its codes are zeros."""
@@ -29,15 +29,6 @@ def _larger(a, b):
 def _bits(value):
     """Of a magnitude: they order like it, with infinities and NaN above everything."""
     return value.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-
-
-@triton.jit
-def _row_scale(w_scale, bounds, row, SPLITS: tl.constexpr):
-    """w_scale / 64 of the split that each row (a column of dY) lies in; bounds: int64, first row of every split."""
-    value = tl.zeros(row.shape, tl.float32) + tl.load(w_scale)
-    for split in tl.static_range(1, SPLITS):
-        value = tl.where(row >= tl.load(bounds + split), tl.load(w_scale + split), value)
-    return value * 0.015625
 
 
 @triton.jit
@@ -97,7 +88,7 @@ def gradient_maxima_kernel(
         if w_scale is not None:
             # Eight columns of a thread have one scale, or each has its own.
             column = 8 * tl.arange(0, 32) if TOGETHER else tl.arange(0, _PIECE)
-            weights = weights + (_row_scale(w_scale, bounds, first_column + piece * _PIECE + column[None, :], SPLITS),)  # noqa: RUF005
+            weights = weights + (row_scale(w_scale, bounds, first_column + piece * _PIECE + column[None, :], SPLITS),)  # noqa: RUF005
     along = _along(x_scale, first, last, RUNS, WARPS)
     pieces = _pieces(dy, first, last, dy_stride, first_column, out_features, RUNS, PIECES, WARPS)
     lane = tl.arange(0, 32)[None, :]
@@ -192,7 +183,7 @@ def quantize_both_kernel(
     if down == 0:
         tl.store(scale + edge + column, _scale(top), mask=inside)
     if by_token is not None:
-        weight = _row_scale(w_scale, bounds, column, SPLITS)[None, :]
+        weight = row_scale(w_scale, bounds, column, SPLITS)[None, :]
         every = down * TOKENS + tl.arange(0, TOKENS)
         token_top = tl.load(tops + every, mask=every < tokens, other=0)
         if over == 0:

@@ -61,8 +61,8 @@ def gemm_config(value: GemmConfig | Mapping[str, Any]) -> GemmConfig:
 
 
 def bind(problem: Problem, codes: torch.Tensor, scale: torch.Tensor, x_t: torch.Tensor, config: GemmConfig) -> BoundGemm:
-    """The GEMM with its output allocated. codes: int8 [N, T], x_t: int8 [K, T], in rows as `allocate_transposed` gives them; scale: float32
-    [N]. Raises ShapeError."""
+    """The GEMM with its output allocated. codes: int8 [N, T], x_t: int8 [K, T], rows padded to 128 with zeros; scale: float32 [N]. Raises
+    ShapeError."""
     if isinstance(config, Int8Config):
         return int8_wgmma.bind(codes, scale, x_t, DTYPES[problem.dtype], config, sparse_wgmma.multiprocessors(codes.device))
     return TritonGemm(dense_triton.bind(problem, codes, scale, rows_as_weight(x_t), None, config), codes)
