@@ -46,8 +46,8 @@ def activation_config(in_features: int, tokens: int | None = None, words: bool =
     """A heuristic config. words: bf16 rows, plain or lifted by 8, which are held in as many blocks as leave the fewest lanes idle.
 
     Blocks of at least 1,024 from 2,048 columns on, 16 values of a row of one block a thread and 8 of each of several: the fastest of all
-    that the space allows, or within 1 % of it, at T = 16384 and nine widths from 896 to 18,944 (H200, 2026-11-22; 2,048 columns took
-    28.4 µs with 8 values a thread and take 24.9).
+    timed, or within 1 % of it, at T = 16384 and nine widths from 896 to 18,944 (docs/by-hand/activation.txt, H200, 2026-11-22; 2,048
+    columns took 28.4 µs with 8 values a thread and take 24.9).
     """
     few = tokens is not None and tokens < 1024
     if words and in_features <= 8 * LARGEST_BLOCK:
