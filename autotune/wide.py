@@ -1,12 +1,13 @@
 """A catalogue of the sparse GEMMs with all that the hardware takes as candidates, also what their own spaces know to be slow.
 
-For measuring the tuner itself and for recording landscapes: the kernels' own spaces hold 5 to 15 sensible candidates of a shape, too few to
-tell how fast a tuner is or how well it searches. `decode` and `dense-triton` are here as they are. See `autotune.speed`.
+For measuring the tuner itself and for recording landscapes: the kernels' own spaces hold 5 to 40 sensible candidates of a shape, too few to
+tell how fast a tuner is or how well it searches. Other kernels are here as they are. See `autotune.speed`.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from math import ceil
 
 from kernels import catalogue
 from kernels.gpu import Gpu
@@ -14,6 +15,8 @@ from kernels.inputs import DTYPES
 from kernels.kernel import Kernel
 from kernels.problem import Op, Problem
 from kernels.space import ConfigSpace
+from kernels.ternary_gemm import decode_config
+from kernels.ternary_gemm.dense_config import SPLITS, DenseConfig, shared_bytes
 from kernels.ternary_gemm.sparse_mma_config import BLOCK_RESERVE, MmaConfig
 from kernels.ternary_gemm.sparse_wgmma_config import (
     CONSUMER_REGISTERS,
@@ -53,6 +56,23 @@ def mma_reject(problem: Problem, gpu: Gpu, config: MmaConfig) -> str | None:
     return None
 
 
+def dense_reject(problem: Problem, gpu: Gpu, config: DenseConfig) -> str | None:
+    """The same of `dense-triton`: accumulators, shared memory, parts with work. More tokens of a tile than there are are not tried."""
+    accumulators = config.block_n * config.block_t // (32 * config.num_warps)
+    if not 8 <= accumulators <= 128:
+        return f"{accumulators} accumulators a thread"
+    if config.block_t > max(16, 2 * problem.tokens):
+        return f"tiles of {config.block_t} tokens for {problem.tokens}"
+    needed = shared_bytes(config, gpu.capability)
+    if needed > gpu.shared_bytes:
+        return f"needs {needed} bytes of shared memory, {gpu.shared_bytes} are there"
+    if (config.split_k - 1) * config.block_k >= problem.in_features:
+        return f"in_features {problem.in_features} has no {config.split_k} blocks of {config.block_k}"
+    if config.split_k > 1 and ceil(problem.out_features / config.block_n) * ceil(problem.tokens / config.block_t) > gpu.sms:
+        return "more tiles than multiprocessors need no shares"
+    return "grouping orders whole tiles in their usual order" if config.group > 1 and (config.split_k > 1 or not config.transposed) else None
+
+
 _WGMMA = ConfigSpace(
     SparseConfig,
     {"tiles": (1, 2, 3, 4), "block_t": (64, 128, 256), "stages": tuple(range(FEWEST_STAGES, MOST_STAGES + 1)), "splits": (1, 2, 4, 8),
@@ -64,16 +84,26 @@ _MMA = ConfigSpace(
     {"warps_n": (1, 2, 4), "warps_t": (1, 2, 4), "tiles_n": (1, 2, 4, 8), "tiles_t": (1, 2, 4), "stages": (3, 4, 6), "per_sm": (1, 2)},
     mma_reject,
 )
-_SPACES = {"sparse-wgmma": _WGMMA, "sparse-mma": _MMA}
-_OTHERS = ("decode", "dense-triton")
+_DENSE = ConfigSpace(
+    DenseConfig,
+    {"block_n": (64, 128, 256), "block_t": (16, 32, 64, 128, 256), "block_k": (256, 512), "num_warps": (4, 8), "num_stages": (2, 3, 4),
+     "split_k": SPLITS, "group": (1, 8), "transposed": (True, False)},
+    dense_reject,
+)
+_SPACES = {"sparse-wgmma": _WGMMA, "sparse-mma": _MMA, "dense-triton": _DENSE}
+_OPS = ("gemm", "prepare", "activation")
+"""`decode` needs no axes of its own: what its space refuses for its estimated time is let pass."""
+
+
+def _space(kernel: Kernel) -> ConfigSpace:
+    own = replace(kernel.space, reject=decode_config.reject) if kernel.name == "decode" else kernel.space
+    return _SPACES.get(kernel.name, own)
 
 
 def kernels_for(op: Op) -> tuple[Kernel, ...]:
-    """The kernels of an op that are here: of the plain GEMM only."""
-    if op != "gemm":
-        return ()
-    known = catalogue.kernels_for(op)
-    return tuple(replace(one, space=_SPACES.get(one.name, one.space)) for one in known if one.name in (*_SPACES, *_OTHERS))
+    """Of the plain GEMM the kernels with wide spaces; of preparing weights and activations all, as they are."""
+    known = catalogue.kernels_for(op) if op in _OPS else ()
+    return tuple(replace(one, space=_space(one)) for one in known if op != "gemm" or one.name in (*_SPACES, "decode"))
 
 
 def find(name: str, op: Op) -> Kernel:
