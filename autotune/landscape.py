@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from kernels.errors import Failure, RecordError
 
 SCHEMA = "tersparse-landscape/1"
 FOLDER = Path(__file__).resolve().parent / "landscapes"
+_LABEL = re.compile(r"\S+ (?:(?P<n>\d+)x|K=)(?P<k>\d+)(?: T=(?P<t>\d+))? (?P<sparsity>dense|\d+:\d+)(?: .*)?")
+"""How a problem is written: see `kernels.problem.Problem`."""
 NEAREST = 2
 """So many nearest other shapes lend their winners as starts."""
 
@@ -109,10 +112,12 @@ def from_journal(path: Path, kernel: str, gpu: str, date: str, machine: str) -> 
             cases.setdefault(key[1], {})[json.dumps(key[5], sort_keys=True)] = (key[5], float(row["value"]))
     found = []
     for label, rows in cases.items():
-        _, shape, tokens, sparsity = label.split()[:4]
-        n, k = map(int, shape.split("x"))
+        named = _LABEL.fullmatch(label)
+        if named is None:
+            raise RecordError(f"{path}: unknown case {label!r}")
         points, times = zip(*rows.values(), strict=True)
-        found.append(Landscape(kernel, gpu, date, machine, n, k, int(tokens.removeprefix("T=")), sparsity, points, times))
+        sizes = [int(named[name] or 0) for name in ("n", "k", "t")]
+        found.append(Landscape(kernel, gpu, date, machine, *sizes, named["sparsity"], points, times))
     return found
 
 

@@ -90,8 +90,8 @@ _DENSE = ConfigSpace(
      "split_k": SPLITS, "group": (1, 8), "transposed": (True, False)},
     dense_reject,
 )
-_SPACES = {"sparse-wgmma": _WGMMA, "sparse-mma": _MMA, "dense-triton": _DENSE}
 _OPS = ("gemm", "prepare", "activation")
+_SPACES = {"sparse-wgmma": _WGMMA, "sparse-mma": _MMA, "dense-triton": _DENSE}
 """`decode` needs no axes of its own: what its space refuses for its estimated time is let pass."""
 
 
