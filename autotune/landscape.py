@@ -116,8 +116,8 @@ def from_journal(path: Path, kernel: str, gpu: str, date: str, machine: str) -> 
         if named is None:
             raise RecordError(f"{path}: unknown case {label!r}")
         points, times = zip(*rows.values(), strict=True)
-        sizes = [int(named[name] or 0) for name in ("n", "k", "t")]
-        found.append(Landscape(kernel, gpu, date, machine, *sizes, named["sparsity"], points, times))
+        n, k, t = (int(named[name] or 0) for name in ("n", "k", "t"))
+        found.append(Landscape(kernel, gpu, date, machine, n, k, t, named["sparsity"], points, times))
     return found
 
 

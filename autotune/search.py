@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from kernels.errors import Failure, UsageError
@@ -18,10 +18,6 @@ Point = Mapping[str, Any]
 """A config as plain JSON data: axis to value."""
 Result = float | Failure
 """Microseconds per call, or why there are none."""
-
-SCOUT = 4
-"""One in so many proposals of the local search is a random one, so that it leaves a valley that is not the deepest."""
-
 
 class Budget:
     """What may be spent: seconds, counted from now, and evaluations. None: no limit. `now` tells the time."""
@@ -100,56 +96,6 @@ def shuffled(points: Sequence[Point], starts: Sequence[int], seed: int) -> Liste
     return Listed(list(dict.fromkeys([*starts, *rest])))
 
 
-@dataclass
-class Local:
-    """From the best so far to its nearest untried neighbour, and one in `SCOUT` times to a random one.
-
-    Neighbours are near by `distance`, not by one axis alone: spaces of tiles move several axes at once.
-    """
-
-    points: Sequence[Point]
-    starts: Sequence[int]
-    seed: int
-    _tried: dict[int, Result] = field(default_factory=dict)
-    _asked: int = 0
-
-    def ask(self) -> int | None:
-        """A start that is left, else the nearest to the best or a scout."""
-        place = next(self._likely(), None)
-        self._asked += place is not None
-        return place
-
-    def tell(self, place: int, outcome: Result) -> None:
-        """Take it in."""
-        self._tried[place] = outcome
-
-    def preview(self, count: int) -> list[int]:
-        """The starts, then the neighbours of the best so far."""
-        return [place for place, _ in zip(self._likely(), range(count), strict=False)]
-
-    def _likely(self) -> Iterator[int]:
-        yielded = set(self._tried)
-        for place in self.starts:
-            if place not in yielded:
-                yielded.add(place)
-                yield place
-        rest = [place for place in range(len(self.points)) if place not in yielded]
-        draw = random.Random(self.seed * 1_000_003 + self._asked)
-        if rest and self._asked >= SCOUT and self._asked % SCOUT == 0:
-            scout = draw.choice(rest)
-            rest.remove(scout)
-            yield scout
-        draw.shuffle(rest)
-        best = self._best()
-        if best is not None:
-            rest.sort(key=lambda place: distance(self.points[best], self.points[place]))
-        yield from rest
-
-    def _best(self) -> int | None:
-        timed = [(outcome, place) for place, outcome in self._tried.items() if not isinstance(outcome, Failure)]
-        return min(timed)[1] if timed else None
-
-
 def distance(first: Point, second: Point) -> float:
     """How far two configs are apart: 1 per factor of two in a number, 1 per other value that differs."""
     total = 0.0
@@ -167,8 +113,10 @@ def nearest(points: Sequence[Point], wanted: Sequence[Point]) -> list[int]:
     return list(dict.fromkeys(min(range(len(points)), key=lambda place: distance(other, points[place])) for other in wanted))
 
 
-def local(points: Sequence[Point], starts: Sequence[int], seed: int) -> Local:
-    """Local search from the starts: the default, and the winners of the nearest tuned shapes or GPUs."""
+def local(points: Sequence[Point], starts: Sequence[int], seed: int) -> Strategy:
+    """Local search from the starts: the default, and the winners of the nearest tuned shapes or GPUs; see `autotune.local_search`."""
+    from autotune.local_search import Local
+
     return Local(points, starts, seed)
 
 

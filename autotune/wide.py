@@ -70,7 +70,8 @@ def dense_reject(problem: Problem, gpu: Gpu, config: DenseConfig) -> str | None:
         return f"in_features {problem.in_features} has no {config.split_k} blocks of {config.block_k}"
     if config.split_k > 1 and ceil(problem.out_features / config.block_n) * ceil(problem.tokens / config.block_t) > gpu.sms:
         return "more tiles than multiprocessors need no shares"
-    return "grouping orders whole tiles in their usual order" if config.group > 1 and (config.split_k > 1 or not config.transposed) else None
+    grouped = config.group > 1 and (config.split_k > 1 or not config.transposed)
+    return "grouping orders whole tiles in their usual order" if grouped else None
 
 
 _WGMMA = ConfigSpace(
