@@ -10,8 +10,9 @@ from torch import nn
 
 from kernels.bitlinear import packs
 from kernels.bitlinear.module import BitLinear, autocast, check_input
-from kernels.bitlinear.ops import packed_linear
-from kernels.bitlinear.packs import runs_kernels
+from kernels.bitlinear.operator import direct
+from kernels.bitlinear.ops import evaluate_packed, packed_linear
+from kernels.bitlinear.pack import runs_kernels
 from kernels.errors import NonFiniteError, UsageError
 from kernels.mask_quantize.two_pass import prepare_weight
 from kernels.packed import PackedTernary, pack, unpack
@@ -60,7 +61,8 @@ class PackedLinear(nn.Module):
         """y [..., out_features] of x [..., in_features]. Raises ShapeError for another x."""
         check_input(input, self.data, self.in_features)
         x = autocast(input)
-        y: torch.Tensor = packed_linear(x, self.data, self.w_scale, self.bias, self._sparsity, self.splits, self.in_features, self.variants)
+        arguments = (x, self.data, self.w_scale, self.bias, self._sparsity, self.splits, self.in_features, self.variants)
+        y: torch.Tensor = evaluate_packed(*arguments) if direct(x, self.data) else packed_linear(*arguments)
         return y
 
     def check(self) -> None:

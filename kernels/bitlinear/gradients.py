@@ -9,7 +9,8 @@ import torch
 
 from kernels.bitlinear.known import Layer, layer_like, layer_of, tokens_of
 from kernels.bitlinear.operator import on, operator
-from kernels.bitlinear.packs import GRADIENT, KernelPack, ReferencePack, pack_of, runs_kernels
+from kernels.bitlinear.pack import KernelPack, ReferencePack, runs_kernels
+from kernels.bitlinear.packs import GRADIENT, pack_of
 from kernels.bitlinear.small_kernels import launch_flag
 from kernels.bitlinear.variants import INPUT_GRAD, WEIGHT_GRAD, Choice
 from reference.linear import input_grad, weight_grad

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.bitlinear.packs import Fragments, runs_kernels
-from kernels.bitlinear.variants import FORWARD, Choice, choose, gpu_of
+from kernels.bitlinear.forward import FORWARD, gpu_of
+from kernels.bitlinear.pack import Fragments, runs_kernels
+from kernels.bitlinear.variants import Choice, choose
 from kernels.errors import UsageError
 from kernels.gpu import Gpu
-from kernels.problem import DType, Problem, Sparsity
+from kernels.problem import DType, Op, Problem, Sparsity
 
 _NAMES: Mapping[torch.dtype, DType] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
@@ -25,12 +26,12 @@ def tokens_of(rows: torch.Tensor) -> int:
 
 @functools.lru_cache(maxsize=4096)
 def chosen(problem: Problem, index: int | None, variants: str) -> Choice:
-    """The kernels of a problem on the GPU with this index: the named ones, else those of `choose`.
+    """The kernels of a problem on the GPU with this index (None: in Triton's interpreter): the named ones, else those of `choose`.
 
     Raises UsageError where a named forward kernel cannot do it.
     """
     if not variants:
-        return choose(problem, gpu_of(index))
+        return choose(problem, gpu_of(index), interpreted=index is None)
     choice = Choice.parse(variants)
     reason = FORWARD[choice.forward].refusal(problem.with_(op="gemm"), gpu_of(index))
     if reason:
@@ -49,19 +50,21 @@ class Layer:
     @property
     def fragments(self) -> Fragments | None:
         """The layout of fragments that the forward kernel reads, or None."""
-        return FORWARD[self.choice.forward].fragments if self.choice else None
+        return FORWARD[self.choice.forward].fragments(self.problem.sparsity) if self.choice else None
 
 
 @functools.lru_cache(maxsize=16384)
 def layer_like(tokens: int, out_features: int, in_features: int, dtype: torch.dtype, sparsity: str, splits: tuple[int, ...],
-               variants: str, index: int | None, kernels: bool) -> Layer:
-    """Of a pass of so many tokens on the GPU with this index; dtype: of the activations; kernels: whether these run, or the reference."""
-    problem = Problem("step", out_features, in_features, tokens, Sparsity.parse(sparsity), splits, _NAMES[dtype])
+               variants: str, index: int | None, kernels: bool, op: Op = "step") -> Layer:
+    """Of a pass of so many tokens on the GPU with this index; dtype: of the activations; kernels: whether these run, or the reference; op:
+    "step" in training, "layer" in evaluation."""
+    problem = Problem(op, out_features, in_features, tokens, Sparsity.parse(sparsity), splits, _NAMES[dtype])
     return Layer(problem, gpu_of(index), chosen(problem, index, variants) if kernels else None)
 
 
-def layer_of(rows: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype, sparsity: str, splits: Sequence[int], variants: str) -> Layer:
+def layer_of(rows: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype, sparsity: str, splits: Sequence[int], variants: str,
+             op: Op = "step") -> Layer:
     """Of rows [..., any] and a weight [N, K]; dtype: of the activations. Found by what is cheap to compare: this is asked in every pass."""
     out_features, in_features = weight.shape
     return layer_like(tokens_of(rows), out_features, in_features, dtype, sparsity, tuple(splits), variants, weight.device.index,
-                      runs_kernels(weight))  # fmt: skip
+                      runs_kernels(weight), op)  # fmt: skip

@@ -10,12 +10,14 @@ from torch import nn
 
 from kernels.bitlinear import packs
 from kernels.bitlinear.known import chosen
-from kernels.bitlinear.ops import bitlinear_eval
+from kernels.bitlinear.operator import direct
+from kernels.bitlinear.ops import bitlinear_eval, evaluate
+from kernels.bitlinear.pack import runs_kernels
 from kernels.bitlinear.straight import straight_linear
 from kernels.bitlinear.traced import traced_linear
 from kernels.bitlinear.variants import Choice
 from kernels.errors import NonFiniteError, ShapeError, UsageError
-from kernels.problem import Problem, Sparsity
+from kernels.problem import Op, Problem, Sparsity
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -101,17 +103,20 @@ class BitLinear(nn.Linear):
         arguments = (x, self.weight, self.bias, self._sparsity, self.splits, self.variants)
         if torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad or biased):
             return traced_linear(*arguments) if self.traced and torch.compiler.is_compiling() else straight_linear(*arguments)
-        return bitlinear_eval(*arguments)
+        return evaluate(*arguments) if direct(x, self.weight) else bitlinear_eval(*arguments)
 
-    def chosen(self, tokens: int) -> Choice:
-        """The kernels that this many tokens run, by name, on the device of the weight."""
-        problem = Problem("step", self.out_features, self.in_features, tokens, self.sparsity, tuple(self.splits))
+    def chosen(self, tokens: int, training: bool = True) -> Choice:
+        """The kernels that this many tokens run, by name, on the device of the weight: in training, or in evaluation."""
+        op: Op = "step" if training else "layer"
+        problem = Problem(op, self.out_features, self.in_features, tokens, self.sparsity, tuple(self.splits))
         return chosen(problem, self.weight.device.index, self.variants)
 
     def repack(self) -> None:
         """Pack the weight now, in place: after changes that leave no trace in its version (`Tensor.data`, replays of captured graphs)."""
         with torch.cuda.device_of(self.weight):  # type: ignore[no-untyped-call] # torch has no types there
             packs.pack_of(self.weight, self.sparsity, tuple(self.splits), "renew")
+            if self.bias is not None and runs_kernels(self.bias):
+                packs.bias_rows(self.bias, "renew")
 
     @property
     def packings(self) -> int:

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -26,6 +28,17 @@ def operator(fake: Callable[..., Any]) -> Callable[[F], F]:
         return made
 
     return register
+
+
+def direct(x: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Whether a call on plain CUDA tensors may go past PyTorch's dispatcher: nothing is compiled or traced, no mode watches."""
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        x.is_cuda and type(x) is torch.Tensor and type(weight) in _PLAIN and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._len_torch_function_stack() == 0 and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+    )
 
 
 def on(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:

@@ -15,16 +15,15 @@ from typing import Any
 
 import torch
 
+from kernels.bitlinear.forward import FORWARD, Call, allocate_quantized
 from kernels.bitlinear.gradients import backward, codes_of, remember
 from kernels.bitlinear.known import Layer, layer_like, layer_of, tokens_of
 from kernels.bitlinear.operator import on, operator
-from kernels.bitlinear.packs import ACTIVATION, KernelPack, Pack, ReferencePack, Use, frozen_pack_of, pack_of, runs_kernels
+from kernels.bitlinear.pack import KernelPack, Pack, ReferencePack, runs_kernels
+from kernels.bitlinear.packs import ACTIVATION, Use, bias_rows, frozen_pack_of, pack_of
 from kernels.bitlinear.small_kernels import launch_flag
-from kernels.bitlinear.variants import FORWARD, Call, allocate_quantized
 from kernels.errors import UsageError
 from kernels.inputs import DTYPES, ROW_ALIGNMENT
-from kernels.packed import PackedTernary
-from kernels.problem import Sparsity
 from reference.linear import linear
 from reference.quantize import quantize_activation
 
@@ -34,30 +33,35 @@ def _warn_of_cpu() -> None:
     warnings.warn("BitLinear runs on the CPU: through the reference, right but slow; move the model to a GPU", stacklevel=2)
 
 
-def _forward(x: torch.Tensor, pack: Pack, bias: torch.Tensor | None, layer: Layer) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _forward(x: torch.Tensor, pack: Pack, bias: torch.Tensor | None, layer: Layer,
+             use: Use) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """y [..., N] in x's type, x_q int8 [T, K padded to 128], x_scale float32 [T] of x [..., K], T rows in all."""
     problem = layer.problem
-    shape, x = (*x.shape[:-1], problem.out_features), x.reshape(problem.tokens, problem.in_features)
+    shape = None if x.dim() == 2 else (*x.shape[:-1], problem.out_features)
+    if shape is not None:
+        x = x.reshape(problem.tokens, problem.in_features)
     saved, x_scale = allocate_quantized(problem.tokens, problem.in_features, x.device)
     x_q = codes_of(saved, problem.in_features)
     if isinstance(pack, KernelPack):
         rows = x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
-        return _multiply(rows, x_q, x_scale, pack, bias, layer).view(shape), saved, x_scale
+        y = _multiply(rows, x_q, x_scale, pack, bias, layer, use)
+        return y if shape is None else y.view(shape), saved, x_scale
     codes, scales = quantize_activation(x)
     x_q.copy_(codes)
     x_scale.copy_(scales)
-    return _multiply(None, x_q, x_scale, pack, bias, layer).view(shape), saved, x_scale
+    y = _multiply(None, x_q, x_scale, pack, bias, layer, use)
+    return y if shape is None else y.view(shape), saved, x_scale
 
 
 def _multiply(x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, pack: Pack, bias: torch.Tensor | None,
-              layer: Layer) -> torch.Tensor:
+              layer: Layer, use: Use) -> torch.Tensor:
     """y [T, N]; x_q [T, K] and x_scale [T] are filled from x first where x [T, K] is given, on a device."""
     if isinstance(pack, KernelPack):
         assert layer.choice is not None
-        row_bias = None if bias is None else bias.detach().float().contiguous()
-        y = FORWARD[layer.choice.forward].run(Call(layer.problem, layer.gpu, x, x_q, x_scale, pack, row_bias))
-        launch_flag(x_scale, pack.flags, ACTIVATION)
-        return y
+        rows = None if bias is None else bias_rows(bias, use)
+        if x is None:
+            launch_flag(x_scale, pack.flags, ACTIVATION)
+        return FORWARD[layer.choice.forward].run(Call(layer.problem, layer.gpu, x, x_q, x_scale, pack, rows))
     assert isinstance(pack, ReferencePack)
     _warn_of_cpu()
     pack.flags[ACTIVATION] |= (~x_scale.isfinite()).any()
@@ -66,9 +70,9 @@ def _multiply(x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, 
 
 def _pack_and_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
                       variants: str, use: Use) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    layer = layer_of(x, weight, x.dtype, sparsity, splits, variants)
+    layer = layer_of(x, weight, x.dtype, sparsity, splits, variants, "layer" if use == "eval" else "step")
     with on(x):
-        return _forward(x, pack_of(weight, layer.problem.sparsity, layer.problem.splits, use, layer.fragments), bias, layer)
+        return _forward(x, pack_of(weight, layer.problem.sparsity, layer.problem.splits, use, layer.fragments), bias, layer, use)
 
 
 def _fake_linear(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Tensor:
@@ -116,7 +120,14 @@ def bitlinear_codes(
     layer = layer_of(x_q, weight, dtype, sparsity, splits, variants)
     with on(x_q):
         pack = pack_of(weight, layer.problem.sparsity, layer.problem.splits, "train", layer.fragments)
-        return _multiply(None, codes_of(x_q, weight.shape[1]), x_scale, pack, bias, layer)
+        return _multiply(None, codes_of(x_q, weight.shape[1]), x_scale, pack, bias, layer, "train")
+
+
+def evaluate(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int], variants: str
+) -> torch.Tensor:
+    """`bitlinear_eval` past PyTorch's dispatcher, which takes the host as long as two launches; for what is `direct`."""
+    return _pack_and_forward(x, weight, bias, sparsity, splits, variants, "eval")[0]
 
 
 @operator(_fake_linear)
@@ -124,7 +135,20 @@ def bitlinear_eval(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int], variants: str
 ) -> torch.Tensor:
     """y [..., N] of x [..., K] and a master weight [N, K], which is packed where its pack is stale."""
-    return _pack_and_forward(x, weight, bias, sparsity, splits, variants, "eval")[0]
+    return evaluate(x, weight, bias, sparsity, splits, variants)
+
+
+def evaluate_packed(
+    x: torch.Tensor, data: torch.Tensor, w_scale: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
+    in_features: int, variants: str,
+) -> torch.Tensor:
+    """`packed_linear` past PyTorch's dispatcher, for what is `direct`."""
+    parts = tuple(splits)
+    layer = layer_like(tokens_of(x), data.shape[0], in_features, x.dtype, sparsity, parts, variants, x.device.index, runs_kernels(x),
+                       "layer")
+    with on(x):
+        pack = frozen_pack_of(data, w_scale, parts, in_features, layer.problem.sparsity, layer.fragments)
+        return _forward(x, pack, bias, layer, "eval")[0]
 
 
 @operator(_fake_linear)
@@ -133,11 +157,7 @@ def packed_linear(
     in_features: int, variants: str,
 ) -> torch.Tensor:
     """y [..., N] of x [..., K] and a packed weight (see `PackedTernary`)."""
-    packed = PackedTernary(data.detach(), w_scale, tuple(splits), in_features, Sparsity.parse(sparsity))
-    layer = layer_like(tokens_of(x), packed.out_features, in_features, x.dtype, sparsity, packed.splits, variants, x.device.index,
-                       runs_kernels(x))
-    with on(x):
-        return _forward(x, frozen_pack_of(data, packed, layer.fragments), bias, layer)[0]
+    return evaluate_packed(x, data, w_scale, bias, sparsity, splits, in_features, variants)
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:

@@ -105,15 +105,19 @@ def launch_activation(
 
 
 def start_activation(
-    x: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor, m: int | None, config: ActivationConfig, wide: torch.Tensor | None = None
+    x: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor, m: int | None, config: ActivationConfig, wide: torch.Tensor | None = None,
+    flags: torch.Tensor | None = None,
 ) -> None:
-    """`launch_activation` of at least one token for buffers that are known to fit; finding that out takes longer than the launch."""
+    """`launch_activation` of at least one token for buffers that are known to fit; finding that out takes longer than the launch.
+
+    flags: int32 whose first element becomes 1 where a token is not finite, or None.
+    """
     tokens, in_features = x.shape
     grid = (-(-tokens // config.rows),)
     aligned = x.stride(0) % 2 == 0 and x.data_ptr() % 4 == 0
     if aligned and by_words(x.dtype, in_features, m, config):
         launch(
-            activation_words_kernel, grid, (x, x_q, x_scale, wide), (tokens, in_features, x.stride(0), x_q.stride(0)),
+            activation_words_kernel, grid, (x, x_q, x_scale, wide, flags), (tokens, in_features, x.stride(0), x_q.stride(0)),
             MIDDLE=m is not None, PIECES=-(-in_features // config.block), ROWS=config.rows, BLOCK=config.block, num_warps=config.warps,
             enable_fp_fusion=False, **dependence(x.device),
         )  # fmt: skip
@@ -122,7 +126,7 @@ def start_activation(
         raise ShapeError(f"x is {x.dtype} {list(x.shape)} with rows {x.stride(0)} apart; wide needs bf16 rows at multiples of 4 bytes that "
                          f"{config} holds in registers")
     launch(
-        activation_kernel, grid, (x, x_q, x_scale), (tokens, in_features, x_q.shape[1], x.stride(0), x_q.stride(0)), LIFT=m or 0,
+        activation_kernel, grid, (x, x_q, x_scale, flags), (tokens, in_features, x_q.shape[1], x.stride(0), x_q.stride(0)), LIFT=m or 0,
         ONE_BLOCK=in_features <= config.block, ROWS=config.rows, BLOCK=config.block, num_warps=config.warps, enable_fp_fusion=False,
         **dependence(x.device),
     )
@@ -208,7 +212,7 @@ def compile_units(problem: Problem, config: Config) -> tuple[CompileUnit, ...]:
     """The kernel as it is compiled for contiguous activations of the problem's dtype."""
     arguments = {"x_ptr": _POINTERS[DTYPES[problem.dtype]], "q_ptr": "*i8", "scale_ptr": "*fp32", "tokens": "i32", "in_features": "i32",
                  "width": "i32", "x_stride": "i32", "q_stride": "i32"}
-    constants: dict[str, Any] = {"ROWS": config.rows, "BLOCK": config.block, "DEPENDENT": False}
+    constants: dict[str, Any] = {"ROWS": config.rows, "BLOCK": config.block, "DEPENDENT": False, "flags_ptr": None}
     kernel, group = activation_kernel, _group(problem)
     if by_words(DTYPES[problem.dtype], problem.in_features, group, config):
         kernel = activation_words_kernel

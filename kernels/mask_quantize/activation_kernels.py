@@ -16,6 +16,14 @@ def _begin(DEPENDENT: tl.constexpr):
 
 
 @triton.jit
+def _flag(flags_ptr, finite, row, tokens):
+    """flags_ptr: None, or an int32 that becomes 1 where a token is not finite, and stays as it is else."""
+    if flags_ptr is not None:
+        bad = ((row < tokens) & (finite == 0)).to(tl.int32)
+        tl.store(flags_ptr, 1, mask=tl.max(bad, axis=0) > 0)
+
+
+@triton.jit
 def _magnitude(x):
     """Float bits without the sign: they order like |x|, with infinities and NaN above everything."""
     return x.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
@@ -56,12 +64,13 @@ def _lifted_column(position, in_features, LIFT: tl.constexpr):
 
 @triton.jit
 def activation_kernel(
-    x_ptr, q_ptr, scale_ptr, tokens, in_features, width, x_stride, q_stride,
+    x_ptr, q_ptr, scale_ptr, flags_ptr, tokens, in_features, width, x_stride, q_stride,
     LIFT: tl.constexpr, ONE_BLOCK: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):
     """ROWS tokens: their absmax, then their codes. ONE_BLOCK: the row stays in registers, else it is read again from the cache.
 
-    LIFT: 0, or the group; 8 is written from registers, other groups read the row again through the column they repeat.
+    flags_ptr: as of `_flag`. LIFT: 0, or the group; 8 is written from registers, other groups read the row again through the column they
+    repeat.
     """
     _begin(DEPENDENT)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -84,6 +93,7 @@ def activation_kernel(
     inverse = tl.div_rn(tl.full([ROWS], 127.0, tl.float32), absmax)[:, None]
     x_scale = tl.div_rn(absmax, tl.full([ROWS], 127.0, tl.float32))
     tl.store(scale_ptr + row, tl.where(finite, x_scale, float("nan")), mask=row < tokens)
+    _flag(flags_ptr, finite, row, tokens)
     if LIFT != 0 and LIFT != 8:
         for start in range(0, width, BLOCK):
             position = start + lane
@@ -119,12 +129,13 @@ def _store_words(q_ptr, code, q_row, row_valid, start, words, MIDDLE: tl.constex
 
 @triton.jit
 def activation_words_kernel(
-    x_ptr, q_ptr, scale_ptr, wide_ptr, tokens, in_features, x_stride, q_stride,
+    x_ptr, q_ptr, scale_ptr, wide_ptr, flags_ptr, tokens, in_features, x_stride, q_stride,
     MIDDLE: tl.constexpr, PIECES: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """ROWS tokens of bf16, two values a word, all of a row's PIECES of BLOCK columns in registers.
 
     Rows start at multiples of 4 bytes and in_features is even. wide_ptr: None, or contiguous bf16 [tokens, in_features] for code · scale.
+    flags_ptr: as of `_flag`.
     """
     _begin(DEPENDENT)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -149,6 +160,7 @@ def activation_words_kernel(
     inverse = tl.div_rn(tl.full([ROWS], 127.0, tl.float32), absmax)[:, None]
     x_scale = tl.where(finite, tl.div_rn(absmax, tl.full([ROWS], 127.0, tl.float32)), float("nan"))
     tl.store(scale_ptr + row, x_scale, mask=row < tokens)
+    _flag(flags_ptr, finite, row, tokens)
     for piece in tl.static_range(PIECES):
         low = (pieces[piece] << 16).to(tl.float32, bitcast=True)
         high = (pieces[piece] & -0x10000).to(tl.float32, bitcast=True)

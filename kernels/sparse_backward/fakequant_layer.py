@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from kernels.bitlinear.module import autocast
-from kernels.bitlinear.packs import runs_kernels
+from kernels.bitlinear.pack import runs_kernels
 from kernels.mask_quantize.baselines import MaskConfig, launch_group_mask
 from kernels.problem import Sparsity
 from kernels.sparse_backward.fakequant import fake_activation, fake_weight, masked_fake_weight, pairwise_mask, split_tensors

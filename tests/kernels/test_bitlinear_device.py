@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +11,8 @@ from torch import nn
 from triton.runtime.jit import JITFunction
 
 from kernels.bitlinear import BitLinear, check, freeze
-from kernels.bitlinear.packs import Fragments, KernelPack, frozen_pack_of, pack_of
+from kernels.bitlinear.pack import Fragments, KernelPack
+from kernels.bitlinear.packs import frozen_pack_of, pack_of
 from kernels.bounds import BOUNDS, bounded
 from kernels.errors import NonFiniteError, UsageError
 from kernels.problem import Sparsity
@@ -110,7 +110,7 @@ def test_interpreted_fragments_follow_the_weight(kind: Fragments, sparsity: str,
         assert torch.equal(plain.fragments[kind].blocks, expected.blocks)
         torch.testing.assert_close(plain.fragments[kind].row_scale, expected.row_scale)
         assert plain.fragments[kind].sparse == expected.sparse
-        frozen = frozen_pack_of(packed := plain.packed.data.clone(), replace(plain.packed, data=packed.detach()), fragments=kind)
+        frozen = frozen_pack_of(plain.packed.data.clone(), plain.packed.w_scale, splits, 136, parsed, fragments=kind)
         assert isinstance(frozen, KernelPack)
         assert torch.equal(frozen.fragments[kind].blocks, expected.blocks)
         for one in (plain, frozen):
