@@ -29,7 +29,7 @@ def add_choice(made: argparse.ArgumentParser) -> None:
     made.add_argument("--shape", nargs="+", default=[], metavar="NxK", help="layers of your own: out_features x in_features")
     made.add_argument("--tokens", nargs="+", default=[], metavar="T", help="tokens, separated by commas or blanks")
     made.add_argument("--sparsity", nargs="+", default=[], metavar="n:m", help="dense, 2:4, 6:8 …")
-    made.add_argument("--kernel", nargs="+", default=[], metavar="NAME", help="only these variants and baselines")
+    made.add_argument("--kernel", nargs="+", default=[], metavar="NAME", help="only these kernels; suite/NAME: in that suite")
 
 
 def parser() -> Parser:

@@ -28,11 +28,16 @@ def _no_mark(text: str) -> None:
     """Nobody watches."""
 
 
+def _as_it_is() -> None:
+    """The device is measured as the case before left it."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """What cases are measured with.
 
-    kernels(op): the kernels to measure. device: where tensors live. mark: is told what runs, before it runs.
+    kernels(op): the kernels to measure. device: where tensors live. mark: is told what runs, before it runs. only: as asked for by
+    `--kernel`, of a suite too. warm: called before the rounds of a case, so that a device that rested is not measured as one that did.
     """
 
     gpu: Gpu
@@ -41,6 +46,8 @@ class Bench:
     kernels: Callable[[Op], Sequence[Kernel]]
     device: str = "cuda"
     mark: Callable[[str], None] = _no_mark
+    only: Sequence[str] = ()
+    warm: Callable[[], None] = _as_it_is
 
 
 class Copies:

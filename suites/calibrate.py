@@ -17,7 +17,7 @@ from suites.arguments import add_choice, selection
 from suites.command import EXIT_CODES, accepted_file
 
 if TYPE_CHECKING:
-    from suites.calibrating import Laboratory
+    from suites.calibrating_work import Laboratory
 
 FEWEST_PROCESSES = 6
 """Three that stand for a run in the check by resampling, and three that it is judged by."""

@@ -9,15 +9,14 @@ from typing import TypeVar
 
 from kernels.gpu import Gpu
 from kernels.kernel import Kernel
-from kernels.problem import Op
 from suites.case import Case
 
 Item = TypeVar("Item")
 
 
-def choose(cases: Sequence[Case], kernels: Callable[[Op], Sequence[Kernel]], gpu: Gpu, count: int) -> list[Case]:
-    """So many of the cases that a variant among these kernels can run, in their order; all of them for 0."""
-    able = [case for case in cases if any(kernel.kind == "variant" and runs(kernel, case, gpu) for kernel in kernels(case.problem.op))]
+def choose(cases: Sequence[Case], kernels: Callable[[Case], Sequence[Kernel]], gpu: Gpu, count: int) -> list[Case]:
+    """So many of the cases that a variant among their kernels can run, in their order; all of them for 0."""
+    able = [case for case in cases if any(kernel.kind == "variant" and runs(kernel, case, gpu) for kernel in kernels(case))]
     by_suite = {suite: [case for case in able if case.suite == suite] for suite in dict.fromkeys(case.suite for case in able)}
     shares = fair([len(own) for own in by_suite.values()], count) if count else [len(own) for own in by_suite.values()]
     return [case for own, share in zip(by_suite.values(), shares, strict=True) for case in spread(own, share)]

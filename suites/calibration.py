@@ -27,8 +27,10 @@ ALPHA = 0.05
 """The chance that a run of the same code shows any REGRESSED or IMPROVED at all, over all its cases together (Holm)."""
 FOUND = 0.99
 """With this chance a slowdown of a case's `visible` is found."""
-MEASURABLE = 0.05
-"""A case whose `visible` is at most this is called measurable."""
+MEASURABLE = 0.03
+"""A case whose `visible` is at most this is called measurable: as much as the margin that stands where nothing is calibrated."""
+EXCLUDED = 0.05
+"""A PASS excludes at least a slowdown of this share."""
 CONFIRMED = 3
 """Processes from which on a run's own spread keeps one of them, that lies elsewhere, from passing for a change: then `FLOOR` counts."""
 FLOOR = 0.005

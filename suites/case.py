@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -34,6 +34,16 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.suite} {self.model} {self.layer} {self.problem}"
+
+
+def asked(kernel: str, names: Sequence[str], suite: str | None = None) -> bool:
+    """Whether a kernel was asked for: by its name, in every suite, or as "suite/kernel", in that one; by no names at all, every kernel.
+
+    suite: None asks whether it was in any.
+    """
+    return not names or any(
+        name.rpartition("/")[2] == kernel and (suite is None or name.rpartition("/")[0] in ("", suite)) for name in names
+    )
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ import functools
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from autotune import worker
 from autotune.measure import Plan
@@ -18,9 +18,13 @@ from kernels.gpu import Gpu
 from kernels.kernel import Kernel
 from kernels.problem import Op
 from suites.bench import Bench, Fault
-from suites.case import Case
+from suites.case import Case, asked
 from suites.record import CaseRecord, RoofRecord
 from suites.runner import WeightStore, run_case
+from suites.warming import CAP_W, Warmer
+
+if TYPE_CHECKING:
+    import torch
 
 CASE_SECONDS = 400.0
 """Seconds that a case may take, library searches and compilation included, before the kernel in flight counts as hanging."""
@@ -162,13 +166,17 @@ def _serving(factory: str, arguments: Any, mark: str) -> Executor:
 
 @dataclass(frozen=True)
 class DeviceArguments:
-    """What a child needs to measure. index: of the CUDA device. run: its id. turn_us: the plan's. only: kernels' names, none: all."""
+    """What a child needs to measure. index: of the CUDA device. run: its id. turn_us: the plan's. only: kernels' names, none: all.
+
+    warm: whether a device that rested is loaded before the rounds of a case.
+    """
 
     gpu: Gpu = field(hash=False)
     index: int
     run: str
     turn_us: float
     only: tuple[str, ...] = ()
+    warm: bool = False
 
 
 ON_DEVICE = "suites.executor:on_device"
@@ -179,12 +187,16 @@ def on_device(arguments: DeviceArguments, mark: Callable[[str], None]) -> Local:
     import torch
 
     from autotune.clock import CudaClock
-    from autotune.conditions import nvml_monitor
+    from autotune.conditions import device_facts, nvml_monitor
     from autotune.roofs import measure_roofs
 
     torch.cuda.set_device(arguments.index)
     clock, monitor = CudaClock(arguments.turn_us), nvml_monitor(arguments.index)
-    bench = Bench(arguments.gpu, clock, monitor, catalogued(arguments.only), "cuda", mark)
+    bench = Bench(arguments.gpu, clock, monitor, catalogued(arguments.only), "cuda", mark, arguments.only)
+    if arguments.warm:
+        cap = device_facts(arguments.index).get("power_cap_w")
+        load = _load(torch.device("cuda", arguments.index))
+        bench = replace(bench, warm=Warmer(monitor, load, cap if isinstance(cap, float) else CAP_W))
 
     def roofs() -> list[RoofRecord]:
         mark("\troofs")
@@ -196,8 +208,23 @@ def on_device(arguments: DeviceArguments, mark: Callable[[str], None]) -> Local:
     return Local(bench, arguments.run, roofs)
 
 
+def _load(device: torch.device) -> Callable[[], None]:
+    """What keeps a device busy for about 3 ms; returns when it is done."""
+    import torch
+
+    factors = torch.zeros(2, 4096, 4096, dtype=torch.bfloat16, device=device).normal_()
+    product = torch.empty_like(factors[0])
+
+    def load() -> None:
+        for _ in range(16):
+            torch.mm(factors[0], factors[1], out=product)
+        torch.cuda.synchronize(device)
+
+    return load
+
+
 def catalogued(only: Sequence[str] = ()) -> Callable[[Op], Sequence[Kernel]]:
     """The catalogue's kernels by op, or those of these names."""
     from kernels.catalogue import kernels_for
 
-    return lambda op: [kernel for kernel in kernels_for(op) if not only or kernel.name in only]
+    return lambda op: [kernel for kernel in kernels_for(op) if asked(kernel.name, only)]

@@ -40,22 +40,35 @@ _COMPARED = Plan(rounds=8, max_rounds=8, relative_width=0.0, seconds=1.0, call_s
 
 @dataclass(frozen=True)
 class SlowedCase(Case):
-    """A case with one kernel, by name, slowed by a share. cycles, came_to: the delay and what it came to, where that is known already."""
+    """A case with one kernel, by name, slowed by a share.
+
+    cycles, came_to: the delay and what it came to, where that is known already. guess: the delay to try first, where another share tells.
+    """
 
     kernel: str = ""
     share: float = 0.0
     cycles: int = 0
     came_to: float = 0.0
+    guess: int = 0
 
     @classmethod
-    def of(cls, case: Case, kernel: str, share: float, known: CaseRecord | None = None) -> SlowedCase:
-        """That case. known: its record with the same delay."""
-        result = known.result(kernel) if known else None
-        notes = result.notes if result else {}
+    def of(
+        cls, case: Case, kernel: str, share: float, known: CaseRecord | None = None, other: CaseRecord | None = None,
+    ) -> SlowedCase:
+        """That case. known: its record with the same delay. other: with another one."""
+        cycles, came_to = _delay(known, kernel)
+        elsewhere, came_there = _delay(other, kernel)
         return cls(
-            case.suite, case.model, case.layer, case.problem, case.cache, case.state, case.data, kernel, share,
-            int(notes.get("injected_cycles", 0)), float(notes.get("injected_measured", 0.0)),
+            case.suite, case.model, case.layer, case.problem, case.cache, case.state, case.data, kernel, share, cycles, came_to,
+            round(elsewhere * share / came_there) if came_there > 0 else 0,
         )
+
+
+def _delay(record: CaseRecord | None, kernel: str) -> tuple[int, float]:
+    """The cycles that a record's kernel was slowed by, and what they came to; zeros where it was not."""
+    result = record.result(kernel) if record else None
+    notes = result.notes if result else {}
+    return int(notes.get("injected_cycles", 0)), float(notes.get("injected_measured", 0.0))
 
 
 def function_of(kernel: Kernel, problem: Problem, gpu: Gpu) -> Any:
@@ -160,10 +173,11 @@ class Slowed(Local):
             return self.bench.clock.timer([made.prepare(case.problem, inputs, config).run], cold=False)
 
         plain, best = timer(kernel), (0, 0.0)
-        cycles = max(1, round(case.share * plain.sample() * CYCLES_PER_US))
+        cycles = case.guess or max(1, round(case.share * plain.sample() * CYCLES_PER_US))
         for _ in range(TRIES):
             with delayed(function, cycles) as copy:
                 other = timer(slowed(kernel, function, copy))
+            self.bench.warm()
             taken = interleaved({"plain": plain, "slowed": other}, _COMPARED)
             other.close()
             logs = np.log([taken["plain"].kernel_us, taken["slowed"].kernel_us])

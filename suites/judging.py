@@ -8,8 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from kernels.gpu import Gpu
-from suites.calibration import ALPHA, CONFIRMED, FLOOR, MARGIN, MEASURABLE, Calibration, Noise
+from suites.calibration import ALPHA, CONFIRMED, EXCLUDED, FLOOR, MARGIN, Calibration, Noise
 from suites.calibration_pairs import steadiest
+from suites.case import asked
 from suites.distributions import student_quantile, student_tail
 from suites.quality import NOISE, case_refusals, headline, noise
 from suites.reasons import Sides, other_card, probable
@@ -34,8 +35,8 @@ class Comparison:
     reason: str
 
     def limit(self, comparisons: int) -> float:
-        """The slowdown that a PASS excludes: what can be seen among so many comparisons, but never more than `MEASURABLE`."""
-        return max(self.floor, min(MEASURABLE, self.noise.smallest(comparisons, *self.processes, self.floor)))
+        """The slowdown that a PASS excludes: what can be seen among so many comparisons, but never more than `EXCLUDED`."""
+        return max(self.floor, min(EXCLUDED, self.noise.smallest(comparisons, *self.processes, self.floor)))
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def judge_case(now: CaseRecord, then: CaseRecord | None, judge: Judge, only: Seq
             found.append(verdict)
     known = {result.kernel for result in now.results}
     for result in then.results if then else ():
-        if result.status == "ok" and result.kernel not in known and not (only and result.kernel not in only):
+        if result.status == "ok" and result.kernel not in known and asked(result.kernel, only, now.suite):
             found.append(Judgement(now.key, result.kernel, "MISSING", "accepted, but not in this run"))
     return found
 

@@ -120,9 +120,9 @@ def _executor(
     args: argparse.Namespace, gpu: Gpu, identity: str, plan: Plan, lab: Lab | None, kernels: Callable[[Op], Sequence[Kernel]],
 ) -> Executor:
     if lab is None:
-        return Worker(ON_DEVICE, DeviceArguments(gpu, args.device, identity, plan.turn_us, tuple(args.kernel)))
+        return Worker(ON_DEVICE, DeviceArguments(gpu, args.device, identity, plan.turn_us, tuple(args.kernel), args.until_decided))
     roofs = lab.roofs
-    return Local(Bench(gpu, lab.clock, lab.monitor, kernels, "cpu"), identity, lambda: list(roofs))
+    return Local(Bench(gpu, lab.clock, lab.monitor, kernels, "cpu", only=args.kernel), identity, lambda: list(roofs))
 
 
 def _head(args: argparse.Namespace, arguments: tuple[str, ...], gpu: Gpu, identity: str, executor: Executor) -> RunRecord:

@@ -33,7 +33,8 @@ class Result:
     call_us: call time (plain Python call, launch and host work included). blocks: sustained blocks, each with seconds, calls, joules,
     sm_mhz, power_w. config, config_source: default | tuned | search. exact, dense: as the kernel declares. check: what it was judged by
     and how far off it was. notes: algorithm ids, padding, split-k. weight_bytes, footprint: bytes. compiled: registers, spills,
-    shared memory, instructions, where the evidence is "compiled".
+    shared memory, instructions, where the evidence is "compiled". ceiling: op/s that its instruction reached from registers, one per
+    round (`suites.ceilings`); empty where that was not timed.
     """
 
     kernel: str
@@ -54,6 +55,7 @@ class Result:
     projected_us: float | None = None
     weight_bytes: int = 0
     footprint: int = 0
+    ceiling: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

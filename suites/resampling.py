@@ -29,7 +29,7 @@ class Checks:
     false_alarms: REGRESSED or IMPROVED per kernel and case of the same code; upper: its 95 % bound, as if only `comparisons` had been made.
     runs_with_alarm: resampled runs with any. power: by injected slowdown, found cases; power_measurable: of those that the other
     processes call measurable. measurable: the number that all processes together call so. agreement: intervals that cover the other
-    run's median; stated: how many should.
+    run's median; twins: those of one process that cover another one's; stated: how many should.
     """
 
     processes: int
@@ -45,6 +45,7 @@ class Checks:
     power_measurable: dict[str, float]
     agreement: float
     stated: float = CONFIDENCE
+    twins: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -62,36 +63,49 @@ def check(pairs: Sequence[Pair], noises: Sequence[Noise], runs: int = 500, seed:
     processes = min((pair.processes for pair in pairs), default=0)
     if processes < CONFIRMED + FEWEST:
         return None
-    chosen = list(combinations(range(processes), CONFIRMED))
-    if len(chosen) > runs:
-        chosen = [chosen[place] for place in np.random.default_rng(seed).choice(len(chosen), runs, replace=False)]
-    made = [_resampled(pairs, now) for now in chosen]
+    made = [_resampled(pairs, now) for now in _sampled(list(combinations(range(processes), CONFIRMED)), runs, seed)]
     alarms = np.array([_alarms(run) for run in made])
     rate, cases = float(alarms.mean()), len({pair.key for pair in pairs})
     independent = cases * (processes // CONFIRMED)
     called = np.array([run.measurable for run in made])
     power = {f"{share:.0%}": np.array([_found(run, share) for run in made]) for share in INJECTED}
-    covered = [abs(run.differences) <= _quantiles(run, (1 - CONFIDENCE) / 2) * run.errors for run in made]
+    covered, pairwise = [_covers(run) for run in made], _sampled(list(combinations(range(processes), 2)), runs, seed)
     return Checks(
         processes, cases, len(pairs), len(made), independent, rate,
         max(proportion_bound(math.ceil(rate * independent), independent), rate), float(alarms.any(axis=1).mean()),
         sum(noise.visible <= MEASURABLE for noise in noises), {name: float(found.mean()) for name, found in power.items()},
         {name: float(found[called].mean()) if called.any() else 0.0 for name, found in power.items()}, float(np.mean(covered)),
+        twins=float(np.mean([_covers(_resampled(pairs, (now,), then)) for now, then in pairwise])),
     )
 
 
-def _resampled(pairs: Sequence[Pair], now: Sequence[int]) -> _Run:
-    """Those processes against all others."""
-    judged_by = noises_of([pair.without(*now) for pair in pairs])
+def _sampled(chosen: Sequence[tuple[int, ...]], runs: int, seed: int) -> Sequence[tuple[int, ...]]:
+    """At most so many of them."""
+    if len(chosen) <= runs:
+        return chosen
+    return [chosen[place] for place in np.random.default_rng(seed).choice(len(chosen), runs, replace=False)]
+
+
+def _resampled(pairs: Sequence[Pair], now: Sequence[int], then: int | None = None) -> _Run:
+    """Those processes against one that is given, or else against all others; all others are the calibration."""
+    others = (*now, *(() if then is None else (then,)))
+    judged_by = noises_of([pair.without(*others) for pair in pairs])
     differences, errors, degrees = [], [], []
     for pair, noise in zip(pairs, judged_by, strict=True):
-        own, reference = pair.estimate(now, noise.fast), noise.reference()
+        own = pair.estimate(now, noise.fast)
+        reference = noise.reference() if then is None else pair.estimate((then,), noise.fast)
         error, free = noise.error(own, reference)
         differences.append(own.value - reference.value)
         errors.append(error)
         degrees.append(free)
     visible = np.array([noise.visible for noise in judged_by])
     return _Run(np.array(differences), np.array(errors), tuple(degrees), visible <= MEASURABLE)
+
+
+def _covers(run: _Run) -> np.ndarray:
+    """Which intervals include no change."""
+    covers: np.ndarray = abs(run.differences) <= _quantiles(run, (1 - CONFIDENCE) / 2) * run.errors
+    return covers
 
 
 def _alarms(run: _Run) -> np.ndarray:
@@ -127,5 +141,6 @@ def lines(checks: Checks) -> list[str]:
         f"(95 %, {checks.comparisons} independent comparisons); runs with any {checks.runs_with_alarm:.1%}",
         f"measurable (a slowdown of {MEASURABLE:.0%} is found in 99 %): {checks.measurable} of {checks.kernels}",
         f"found of an injected slowdown: {curve}; of the measurable ones: {sharp}",
-        f"intervals that cover the other run's median: {checks.agreement:.1%}, stated {checks.stated:.0%}",
+        f"intervals that cover the other run's median: {checks.agreement:.1%}; of one process and another one's: {checks.twins:.1%}; "
+        f"stated {checks.stated:.0%}",
     ]

@@ -17,7 +17,8 @@ from kernels.inputs import Weights, make_inputs, make_weights
 from kernels.kernel import Kernel
 from kernels.problem import Problem
 from suites.bench import Bench, Copies, Fault, as_failure
-from suites.case import Case
+from suites.case import Case, asked
+from suites.ceilings import companion
 from suites.data import redrawn
 from suites.floors import compulsory_bytes
 from suites.quality import IMPOSSIBLE
@@ -68,7 +69,8 @@ def kernels_of(case: Case, bench: Bench) -> Sequence[Kernel]:
 
     Uniform data is for baselines alone: our packed weights are ternary.
     """
-    kernels = [kernel for kernel in bench.kernels(case.problem.op) if case.data != "uniform" or kernel.kind == "baseline"]
+    kernels = [kernel for kernel in bench.kernels(case.problem.op) if asked(kernel.name, bench.only, case.suite)]
+    kernels = [kernel for kernel in kernels if case.data != "uniform" or kernel.kind == "baseline"]
     if case.state == "interleaved":
         return kernels
     return [kernel for kernel in kernels if (kernel.kind == "variant" and kernel.exact) or kernel.name in SUSTAINED_BASELINES]
@@ -126,7 +128,7 @@ def _results(
         for trial in trials:
             if trial.failure is None:
                 trial.open(copies)
-        _measure(trials, case, bench, plan, phases)
+        _measure(trials, case, bench, plan, phases, excluded)
         for trial in trials:
             trial.check_again(copies)
     finally:
@@ -135,12 +137,19 @@ def _results(
     return tuple(trial.result() for trial in trials)
 
 
-def _measure(trials: Sequence[Trial], case: Case, bench: Bench, plan: Plan, phases: Phases) -> None:
+def _measure(
+    trials: Sequence[Trial], case: Case, bench: Bench, plan: Plan, phases: Phases, excluded: Mapping[str, Failure],
+) -> None:
     timers = {trial.kernel.name: trial.timer for trial in trials if trial.timer is not None}
-    with phases.timed("measure"):
-        taken = sustained(timers, plan, bench.monitor) if case.state == "sustained" else interleaved(timers, plan)
+    with companion(case, timers, excluded, bench) as beside, phases.timed("measure"):
+        if case.state == "sustained":
+            taken = sustained(timers, plan, bench.monitor)
+        else:
+            bench.warm()
+            taken = interleaved({**timers, **beside.timers}, plan)
     for trial in trials:
         trial.samples = taken.get(trial.kernel.name, trial.samples)
+        trial.ceiling = beside.rates(trial.kernel.name, taken) if trial.samples.kernel_us else ()
 
 
 def _release(bench: Bench) -> None:

@@ -14,7 +14,7 @@ from kernels.errors import UsageError
 from kernels.kernel import Kernel
 from kernels.problem import Op
 from suites.bench import Fault
-from suites.case import Case
+from suites.case import Case, asked
 from suites.command import INCONCLUSIVE, first_that_applies
 from suites.executor import Executor, measure_case
 from suites.floors import compulsory_bytes
@@ -105,12 +105,16 @@ class Session:
 
 
 def only(every: Callable[[Op], Sequence[Kernel]], names: Sequence[str], cases: Sequence[Case]) -> Callable[[Op], Sequence[Kernel]]:
-    """The kernels of these names by op, or all for no names; UsageError for a name that none of the cases has."""
+    """The kernels of these names ("kernel", "suite/kernel") by op, or all for no names; UsageError for one that none of the cases has."""
     known = dict.fromkeys(kernel.name for op in dict.fromkeys(case.problem.op for case in cases) for kernel in every(op))
+    suites = dict.fromkeys(case.suite for case in cases)
     for name in names:
-        if name not in known:
-            raise UsageError(f"unknown kernel {name!r}; allowed here: {', '.join(known)}")
-    return lambda op: [kernel for kernel in every(op) if not names or kernel.name in names]
+        suite, _, kernel = name.rpartition("/")
+        if kernel not in known:
+            raise UsageError(f"unknown kernel {kernel!r}; allowed here: {', '.join(known)}")
+        if suite and suite not in suites:
+            raise UsageError(f"--kernel {name}: no case of a suite {suite!r}; allowed here: {', '.join(suites)}")
+    return lambda op: [kernel for kernel in every(op) if asked(kernel.name, names)]
 
 
 def joined(first: CaseRecord, second: CaseRecord) -> CaseRecord:
@@ -125,13 +129,13 @@ def joined(first: CaseRecord, second: CaseRecord) -> CaseRecord:
             results.append(own)
         elif other is None:
             reason = "not measured by every process"
-            results.append(replace(own, status="failed", stage="measure", reason=reason, samples_us=(), call_us=()))
+            results.append(replace(own, status="failed", stage="measure", reason=reason, samples_us=(), call_us=(), ceiling=()))
         elif other.status != "ok":
             results.append(other)
         else:
             results.append(replace(
                 own, samples_us=own.samples_us + other.samples_us, call_us=own.call_us + other.call_us, blocks=own.blocks + other.blocks,
-                notes={**own.notes, **other.notes},
+                notes={**own.notes, **other.notes}, ceiling=own.ceiling + other.ceiling,
             ))
     rounds = [max((len(result.samples_us) for result in record.results), default=0) for record in (first, second)]
     earlier = first.processes or (rounds[0],)

@@ -37,6 +37,7 @@ class Trial:
         self.failure: Failure | None = None
         self.timer: Timer | None = None
         self.samples = Samples()
+        self.ceiling: tuple[float, ...] = ()
         self._config: Config = NoConfig()
         self._source = "default"
         self._bound: Prepared | None = None
@@ -147,7 +148,7 @@ class Trial:
         with self.guarded(), self.phases.timed("check"):
             self._judge(self._timed_outputs(), copies, AFTER_TIMING)
         if self.failure is not None:
-            self.samples = Samples()
+            self.samples, self.ceiling = Samples(), ()
 
     def close(self) -> None:
         """Free the timer and the bound inputs, outputs and weights."""
@@ -166,6 +167,7 @@ class Trial:
             result, config=config_to_dict(self._config), config_source=self._source, samples_us=self.samples.kernel_us,
             call_us=self.samples.call_us, blocks=self.samples.blocks, check=checked, notes={**bound.notes, **self._notes} if bound else {},
             weight_bytes=bound.weight_bytes if bound else 0, footprint=bound.footprint if bound else 0,
+            ceiling=self.ceiling,
         )
 
 

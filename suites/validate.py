@@ -60,6 +60,8 @@ def result_fault(result: Any) -> str | None:
         return wrong
     if min((*result.samples_us, *result.call_us), default=1.0) <= 0:
         return "samples must be positive numbers of microseconds"
+    if min(result.ceiling, default=1.0) <= 0 or (result.ceiling and len(result.ceiling) != len(result.samples_us)):
+        return "a ceiling must be a positive number of op/s for each sample"
     for block in result.blocks:
         if block.get("seconds", 0) <= 0 or block.get("calls", 0) <= 0:
             return "each block needs seconds and calls, positive numbers"

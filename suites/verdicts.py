@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from suites.calibration import MEASURABLE
+from suites.calibration import EXCLUDED
 
 if TYPE_CHECKING:
     from suites.judging import Judgement
@@ -30,10 +30,10 @@ def limits(judgements: Sequence[Judgement]) -> str:
     plain = sum(judgement.change is not None and judgement.test is None for judgement in judgements)
     if not tests:
         return f"not calibrated: {plain} comparisons against a margin for all of them" if plain else ""
-    coarse = sum(test.noise.smallest(len(tests), *test.processes) > MEASURABLE for test in tests)
+    coarse = sum(test.noise.smallest(len(tests), *test.processes) > EXCLUDED for test in tests)
     borrowed = sum(test.noise.borrowed for test in tests)
     rest = f", {plain} not calibrated" if plain else ""
-    return f"{len(tests)} calibrated comparisons ({borrowed} with borrowed limits, {coarse} that may miss {MEASURABLE:.0%} slower){rest}"
+    return f"{len(tests)} calibrated comparisons ({borrowed} with borrowed limits, {coarse} that may miss {EXCLUDED:.0%} slower){rest}"
 
 
 def show(judgements: Sequence[Judgement]) -> None:

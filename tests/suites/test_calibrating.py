@@ -11,7 +11,7 @@ import pytest
 from kernels.catalogue import kernels_for
 from kernels.gpu import by_name
 from kernels.problem import Problem, Sparsity
-from suites import calibrate, calibrating, calibration, catalogue
+from suites import calibrate, calibrating, calibrating_work, calibration, catalogue
 from suites.calibrating_cases import choose, fair, spread
 from suites.calibrating_process import AheadWorker
 from suites.calibrating_samples import label_of
@@ -46,13 +46,14 @@ def test_a_child_that_is_not_needed_after_all_ends_while_it_starts() -> None:
 def test_cases_are_of_all_suites_and_have_a_kernel_to_measure() -> None:
     cases = catalogue.plan(catalogue.Selection(quick=True))
     names = ("sparse-wgmma", "decode", "dense-triton", "exact-cublas", "two-pass", "activation", "dense-bf16")
-    chosen = choose(cases, lambda op: [kernel for kernel in kernels_for(op) if kernel.name in names], by_name("h200"), 24)
+    chosen = choose(cases, lambda case: [kernel for kernel in kernels_for(case.problem.op) if kernel.name in names], by_name("h200"), 24)
     assert len(chosen) == len({case.key for case in chosen}) == 24
     assert [case.key for case in cases if case in chosen] == [case.key for case in chosen], "in the order of the suites"
     counts = [sum(case.suite == suite.name for case in chosen) for suite in catalogue.SUITES]
     assert counts == [4] * 6
     assert not {case.problem.op for case in chosen} & {"input-grad", "weight-grad"}, "none of these kernels computes them"
-    everything = choose(cases, lambda op: [kernel for kernel in kernels_for(op) if kernel.name == "two-pass"], by_name("h200"), 0)
+    two_pass = [kernel for kernel in kernels_for("prepare") if kernel.name == "two-pass"]
+    everything = choose(cases, lambda case: two_pass if case.problem.op == "prepare" else [], by_name("h200"), 0)
     assert {case.problem.op for case in everything} == {"prepare"}
 
 
@@ -70,11 +71,12 @@ def test_even_distances() -> None:
 def test_a_calibration_in_real_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a device: a child for each process and each round of slowed kernels, none of which outlives it."""
     names = {"ours": gemm("ours", 50.0), "theirs": gemm("theirs", 100.0, "baseline")}
-    monkeypatch.setattr(calibrating, "ON_DEVICE", "tests.suites.calibrated:executor")
-    monkeypatch.setattr(calibrating, "SLOWED", "tests.suites.calibrated:executor")
-    monkeypatch.setattr(calibrating, "catalogued", lambda only=(): lambda op: [*names.values()] if op == "gemm" else [])
-    monkeypatch.setattr(calibrating, "injectable", lambda kernel, problem, gpu: True)
-    monkeypatch.setattr(calibrating.conditions, "device_facts", lambda index: {"uuid": "card-1"})
+    monkeypatch.setattr(calibrating_work, "ON_DEVICE", "tests.suites.calibrated:executor")
+    monkeypatch.setattr(calibrating_work, "SLOWED", "tests.suites.calibrated:executor")
+    for module in (calibrating, calibrating_work):
+        monkeypatch.setattr(module, "catalogued", lambda only=(): lambda op: [*names.values()] if op == "gemm" else [])
+    monkeypatch.setattr(calibrating_work, "injectable", lambda kernel, problem, gpu: True)
+    monkeypatch.setattr(calibrating_work.conditions, "device_facts", lambda index: {"uuid": "card-1"})
     line = ["--gpu", "h200", "--suite", "prefill", "--shape", "16x32", "--tokens", "1", "2", "3", "4", "--sparsity", "2:4",
             "--processes", "6", "--inject", "1", "--out", str(tmp_path), "--commit", "abc",
             "--accepted", str(tmp_path / "h200.jsonl"), "--accept"]
