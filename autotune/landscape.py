@@ -81,7 +81,7 @@ def _landscape(common: Sequence[str], axes: Sequence[str], constant: Mapping[str
 
 def committed() -> tuple[Landscape, ...]:
     """Every landscape of the repository."""
-    return tuple(landscape for path in sorted(FOLDER.glob("*.json")) for landscape in read(path))
+    return tuple(landscape for path in sorted(FOLDER.glob("*-*.json")) for landscape in read(path))
 
 
 def write(path: Path, landscapes: Sequence[Landscape]) -> None:
@@ -128,10 +128,10 @@ def nearest_winners(landscape: Landscape, others: Iterable[Landscape], count: in
     return nearest(landscape.points, [other.winner for other in known[:count]])
 
 
-def replay(landscape: Landscape, make: Maker, starts: Sequence[int], seed: int = 0) -> tuple[float, ...]:
-    """Fraction of the optimum's speed that the best found so far has, after 1, 2, 3 … evaluations."""
-    search, best, found = make(landscape.points, starts, seed), math.inf, []
-    while (place := search.ask()) is not None:
+def replay(landscape: Landscape, make: Maker, starts: Sequence[int], seed: int = 0, share: float = 1.0) -> tuple[float, ...]:
+    """Fraction of the optimum's speed that the best found so far has, after 1, 2, 3 … evaluations, until that share of the candidates."""
+    search, best, found = make(landscape.points, starts, seed), math.inf, list[float]()
+    while len(found) < count_at(share, len(landscape.points)) and (place := search.ask()) is not None:
         time = landscape.times[place]
         search.tell(place, time if math.isfinite(time) else Failure("launch", "not timed"))
         best = min(best, time)
@@ -139,9 +139,9 @@ def replay(landscape: Landscape, make: Maker, starts: Sequence[int], seed: int =
     return tuple(found)
 
 
-def at_share(curve: Sequence[float], share: float) -> float:
-    """The fraction of the optimum after that share of all evaluations, at least one."""
-    return curve[max(1, int(share * len(curve))) - 1]
+def count_at(share: float, candidates: int) -> int:
+    """How many evaluations that share of the candidates is, at least one."""
+    return max(1, int(share * candidates))
 
 
 def expected_loss(ratio: float, landscapes: Sequence[Landscape]) -> float | None:

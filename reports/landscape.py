@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
 from autotune import tuned
 from autotune.coverage import coverage, told_of
-from autotune.landscape import Landscape, at_share, committed, nearest_winners, replay
-from autotune.search import STRATEGIES
+from autotune.landscape import Landscape, committed
+from autotune.quality import FEW, SEEDS, SHARES, SHOWN, WAYS, Searched
+from autotune.quality import read as read_quality
+from autotune.quality import table as table_of
 from reports.figures import WIDTH, heading, ratio_axis, slug
 from reports.load import Results
 from reports.panel import Data, Panel, figures, paragraph, table
@@ -22,26 +23,20 @@ from suites.statistics import geomean
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-SEEDS = 10
-SHARES = tuple(step / 20 for step in range(1, 21))
-"""Shares of all candidates that a search may have evaluated."""
-SHOWN = (0.1, 0.25, 0.5)
-WAYS: Mapping[str, tuple[str, bool]] = {
-    "local, from other shapes' winners": ("local", True), "local, from anywhere": ("local", False), "random": ("random", False),
-}
-"""Label to strategy and whether it starts from the winners of the nearest other shapes."""
-QUANTILES = 4
-
+STEPS = tuple(step / 20 for step in range(21))
+"""Shares of a landscape's candidates, fastest first, at which the median over landscapes is drawn."""
 
 def panel(data: Data) -> Panel | None:
     """The section; None where neither a landscape nor a tuned table of this GPU is committed."""
-    kernels: dict[str, list[Landscape]] = {}
+    kernels: dict[tuple[str, bool], list[Landscape]] = {}
     for one in committed():
         if one.gpu == data.results.gpu:
-            kernels.setdefault(one.kernel, []).append(one)
+            kernels.setdefault((one.kernel, len(one.points) <= FEW), []).append(one)
     parts = [gained(data.results)]
-    for kernel, landscapes in sorted(kernels.items()):
-        parts += [Markup("<h3>The landscape of {}</h3>").format(kernel), searched(landscapes)]
+    if found := [one for one in read_quality() if one.gpu == data.results.gpu]:
+        parts += [Markup("<h3>How soon a search finds the optimum</h3>"), quality_of(found)]
+    for (kernel, few), landscapes in sorted(kernels.items()):
+        parts += [Markup("<h3>The landscape of {}, {} candidates</h3>").format(kernel, "few" if few else "many"), landscape_of(landscapes)]
     shown = [part for part in parts if part is not None]
     return Panel("tuning", "Tuning: what it gains, and how soon", "Tuning", Markup("").join(shown)) if shown else None
 
@@ -82,34 +77,65 @@ def covered(found: tuned.Table) -> Markup:
     return paragraph(about) + table("Coverage of the suites", ("Suite", "Covered", "Another config is faster", "Default stays"), rows)
 
 
-def searched(landscapes: Sequence[Landscape]) -> Markup:
-    """The curves and their figures."""
-    found = {label: curves(landscapes, *way) for label, way in WAYS.items()}
-    sizes = sorted(len(one.points) for one in landscapes)
-    quarter = {label: statistics.median(at_share(curve, 0.25) for curve in own) for label, own in found.items()}
-    told = ", ".join(f"{label} {value:.1%}" for label, value in quarter.items())
-    description = f"The best config found so far over the share of candidates tried, as a fraction of the optimum. After a quarter: {told}."
-    drawn = draw(f"search-{slug(landscapes[0].kernel)}", "Search quality", description, (WIDTH, 3.6), functools.partial(_plot, found=found))
-    rows = []
-    for label, own in found.items():
-        cells = [f"{statistics.median(at_share(curve, share) for curve in own):.1%}" for share in SHOWN]
-        rows.append([label, *cells, f"{min(at_share(curve, 0.25) for curve in own):.1%}"])
-    head = ("Search", *(f"after {share:.0%}" for share in SHOWN), "worst landscape after 25%")
-    one = landscapes[0]
-    drawing = figures([shape(landscapes), drawn])
+def quality_of(found: Sequence[Searched]) -> Markup:
+    """How soon each way to search comes near the optimum: a figure and a table of landscapes with few and with many candidates."""
+    rows = [[f"{kind} candidates", str(way), *(f"{value:.1%}" for value in values)] for kind, way, values in table_of(found)]
+    head = ("Landscapes", "Search", *(f"after {share:.3g}" for share in SHOWN), "worst landscape after 0.25")
+    own = [[one for one in found if one.few == few] for few in (True, False)]
+    drawn = [_curves(group, "few" if group[0].few else "many") for group in own if group]
     about = (
-        f"{len(landscapes)} shapes, {sizes[0]} to {sizes[-1]} candidates each, every one timed once "
-        f"({one.machine}, {one.date}). A quarter of the candidates is few here: {sizes[0] // QUANTILES} to {sizes[-1] // QUANTILES}. "
-        f"Speed of the best so far as a share of the optimum's: median over the landscapes, each the mean of {SEEDS} seeds. "
-        "“Other shapes’ winners” leaves out the shape that is searched, and no default config is tried first."
+        f"Every landscape was searched again, {SEEDS} times by each strategy: the speed of the best found so far as a share of the "
+        "optimum's, over the share of the candidates tried; median over the landscapes of the mean over seeds. “Other shapes’ winners” are "
+        "tried first where they are given, those of the shape that is searched left out; no default config is, nor is a cost model asked, "
+        "since those were fitted to timings. local is a Gaussian process, model is optuna's tree-structured Parzen estimator."
     )
-    return paragraph(about) + drawing + axes_table(landscapes) + table("Search quality", head, rows)
+    kernels = sorted({(one.kernel, one.few) for one in found})
+    each = [_row(kernel, [one for one in found if (one.kernel, one.few) == (kernel, few)]) for kernel, few in kernels]
+    per_kernel = table("Search quality by kernel, after a quarter", ("Kernel", "Landscapes", "Candidates", *map(str, WAYS)), each)
+    return paragraph(about) + figures(drawn) + table("Search quality", head, rows, text=(0, 1)) + per_kernel
+
+
+def _row(kernel: str, own: Sequence[Searched]) -> list[object]:
+    sizes = sorted(one.candidates for one in own)
+    return [kernel, len(own), f"{sizes[0]} to {sizes[-1]}", *(f"{statistics.median(one.at(way, 0.25) for one in own):.1%}" for way in WAYS)]
+
+
+def _curves(own: Sequence[Searched], name: str) -> Figure:
+    quarter = ", ".join(f"{way} {statistics.median(one.at(way, 0.25) for one in own):.1%}" for way in WAYS)
+    title = f"Landscapes of {name} candidates"
+    description = (
+        f"{len(own)} landscapes. The best config found so far over the share of candidates tried, as a fraction of the optimum. "
+        f"After a quarter: {quarter}."
+    )
+
+    def plot(axes: Axes) -> None:
+        for way, colour, marker in zip(WAYS, SERIES, MARKERS, strict=True):
+            places, middle = [], []
+            for share in SHARES:
+                places.append(100 * share)
+                middle.append(100 * statistics.median(one.at(way, share) for one in own))
+            axes.plot(places, middle, color=colour, marker=marker, markevery=4, label=str(way), linestyle="-" if way.informed else "--")
+        axes.set_xlabel("candidates tried, %")
+        axes.set_ylabel("best so far, % of the optimum")
+        axes.set_xlim(0, 100 * SHARES[-1])
+        axes.set_ylim(top=101)
+        heading(axes, title)
+
+    return draw(f"search-{name}", title, description, (WIDTH, 3.8), plot)
+
+
+def landscape_of(landscapes: Sequence[Landscape]) -> Markup:
+    """What the candidates of a kernel take."""
+    sizes, one = sorted(len(one.points) for one in landscapes), landscapes[0]
+    about = f"{len(landscapes)} shapes, {sizes[0]} to {sizes[-1]} candidates each, every one timed once ({one.machine}, {one.date})."
+    return paragraph(about) + figures([shape(landscapes)]) + axes_table(landscapes)
 
 
 def shape(landscapes: Sequence[Landscape]) -> Figure:
     """Every candidate of every landscape, fastest first, as a multiple of the optimum; the median landscape is the thick line."""
     curves_ = [sorted(time / one.best for time in one.times) for one in landscapes]
-    middle = [statistics.median(at(curve, share) for curve in curves_) for share in (0.0, *SHARES)]
+    middle = [statistics.median(at(curve, share) for curve in curves_) for share in STEPS]
+    kind = "few" if len(landscapes[0].points) <= FEW else "many"
     title = f"All candidates of {landscapes[0].kernel}"
     description = (
         f"{title}, fastest first, as a multiple of the best: in the median landscape a quarter is within {middle[5]:.2f}×, half within "
@@ -120,13 +146,13 @@ def shape(landscapes: Sequence[Landscape]) -> Figure:
         for place, curve in enumerate(curves_):
             x = [100 * rank / max(1, len(curve) - 1) for rank in range(len(curve))]
             axes.plot(x, curve, color=MUTED, linewidth=0.7, label="a shape" if not place else "_nolegend_")
-        axes.plot([100 * share for share in (0.0, *SHARES)], middle, color=SERIES[0], linewidth=2.4, label="median")
+        axes.plot([100 * share for share in STEPS], middle, color=SERIES[0], linewidth=2.4, label="median")
         ratio_axis(axes, 1.0, max(map(max, curves_)), vertical=True)
         axes.set_xlabel("candidates, fastest first, %")
         axes.set_ylabel("time over the optimum's")
         heading(axes, title)
 
-    return draw(f"fig-landscape-{slug(landscapes[0].kernel)}", title, description, (WIDTH, 3.3), plot)
+    return draw(f"fig-landscape-{slug(landscapes[0].kernel)}-{kind}", title, description, (WIDTH, 3.3), plot)
 
 
 def at(ordered: Sequence[float], share: float) -> float:
@@ -154,28 +180,3 @@ def _fixed(landscapes: Sequence[Landscape], axis: str, value: str) -> Markup:
     ]
     wins = sum(repr(one.winner.get(axis)) == value for one in landscapes)
     return Markup('<b>{}</b>: {:.2f}× <span class="iv">({} of {})</span>').format(value.strip("'"), geomean(costs), wins, len(costs))
-
-
-def curves(landscapes: Sequence[Landscape], name: str, informed: bool) -> list[tuple[float, ...]]:
-    """One curve per landscape, the mean over seeds: fraction of the optimum after 1, 2, 3 … evaluations."""
-    found = []
-    for one in landscapes:
-        starts = nearest_winners(one, landscapes) if informed else []
-        runs = [replay(one, STRATEGIES[name], starts, seed) for seed in range(SEEDS)]
-        found.append(tuple(statistics.fmean(values) for values in zip(*runs, strict=True)))
-    return found
-
-
-def _plot(axes: Axes, found: Mapping[str, Sequence[Sequence[float]]]) -> None:
-    for (label, own), colour, marker in zip(found.items(), SERIES, MARKERS, strict=False):
-        bands = [statistics.quantiles([at_share(curve, share) for curve in own], n=QUANTILES) for share in SHARES] if len(own) > 1 else []
-        middle = [statistics.median(at_share(curve, share) for curve in own) for share in SHARES]
-        places = [100 * share for share in SHARES]
-        axes.plot(places, [100 * value for value in middle], color=colour, marker=marker, markevery=4, label=label)
-        if bands:
-            axes.fill_between(places, [100 * band[0] for band in bands], [100 * band[-1] for band in bands], color=colour, alpha=0.15, lw=0)
-    axes.set_xlabel("candidates tried, %")
-    axes.set_ylabel("best so far, % of the optimum")
-    axes.set_xlim(0, 100)
-    axes.set_ylim(top=101)
-    heading(axes, "Search quality")

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 from autotune import landscape
-from autotune.landscape import Landscape, at_share, carried, committed, expected_loss, from_journal, nearest_winners, read, replay, write
+from autotune.landscape import Landscape, carried, committed, count_at, expected_loss, from_journal, nearest_winners, read, replay, write
 from autotune.search import STRATEGIES
 from kernels.errors import RecordError
+from kernels.problem import DENSE, Problem, Sparsity
 
 POINTS = tuple({"a": a, "b": b, "c": "x"} for a in (1, 2, 4) for b in (True, False))
 
@@ -46,8 +47,8 @@ def test_replay_is_the_best_so_far() -> None:
     curve = replay(HERE, STRATEGIES["local"], (0,), 3)
     assert len(curve) == 6
     assert curve[-1] == 1.0
-    assert at_share(curve, 0.01) == curve[0]
-    assert at_share(curve, 0.5) == curve[2]
+    assert replay(HERE, STRATEGIES["local"], (0,), 3, 0.5) == curve[:3]
+    assert [count_at(share, 6) for share in (0.01, 0.25, 0.5, 1.0)] == [1, 1, 3, 6]
 
 
 def test_winners_come_from_the_nearest_other_shapes() -> None:
@@ -79,8 +80,22 @@ def test_an_exhaustive_journal_is_a_landscape(tmp_path: Path) -> None:
     assert (found.shape, found.points, found.times) == ((64, 64, 64), ({"a": 1}, {"a": 4}), (6.0, 7.0))
 
 
+@pytest.mark.parametrize("problem", [
+    Problem("prepare", 64, 128, 0, Sparsity(6, 8), (32, 32)), Problem("activation", 0, 128, 7, DENSE),
+    Problem("layer", 64, 128, 7, DENSE, bias=True), Problem("gemm", 64, 128, 7, Sparsity(2, 4), dtype="fp16"),
+], ids=str)
+def test_cases_of_any_op_become_landscapes(tmp_path: Path, problem: Problem) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_text(json.dumps({"key": json.dumps(["k", str(problem), "source", {}, "fake", {"a": 1}]), "value": 2.0}) + "\n")
+    (found,) = from_journal(path, "k", "h200", "2026-11-22", "a machine")
+    assert (*found.shape, found.sparsity) == (problem.out_features, problem.in_features, problem.tokens, str(problem.sparsity))
+    path.write_text(path.read_text().replace(problem.op, ""))
+    with pytest.raises(RecordError, match="unknown case"):
+        from_journal(path, "k", "h200", "2026-11-22", "a machine")
+
+
 def test_what_is_committed() -> None:
     found = committed()
     assert len(found) >= 20
-    assert sum(file.stat().st_size for file in landscape.FOLDER.iterdir()) < 200_000
+    assert sum(file.stat().st_size for file in landscape.FOLDER.glob("*-*.json")) < 200_000
     assert all(len({json.dumps(point, sort_keys=True) for point in one.points}) == len(one.points) >= 9 for one in found)

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from autotune.failures import failure_of, one_line, poisons_device
-from autotune.landscape import at_share, committed, nearest_winners, replay
+from autotune.landscape import committed
+from autotune.quality import FEW, Way, searched
 from autotune.search import STRATEGIES, Budget, Maker, distance, nearest, strategy
 from kernels.errors import Failure, UsageError
 
@@ -102,12 +103,12 @@ def test_the_model_tries_every_candidate_once_and_is_better_than_chance() -> Non
     assert asked[:2] == [47, 1]
 
 
-def test_on_recorded_landscapes_the_model_is_no_worse_than_chance() -> None:
+def test_on_a_recorded_landscape_the_model_is_better_than_chance() -> None:
     pytest.importorskip("optuna", reason="the search model needs the extra tune")
-    landscapes = committed()[::5]
-    model = [at_share(replay(one, STRATEGIES["model"], nearest_winners(one, committed())), 0.25) for one in landscapes]
-    chance = [statistics.fmean(at_share(replay(one, STRATEGIES["random"], (), seed), 0.25) for seed in range(9)) for one in landscapes]
-    assert statistics.median(model) >= max(0.98, statistics.median(chance))
+    landscapes = [one for one in committed() if len(one.points) > FEW][:2]
+    ways = (Way("model", False), Way("random", False))
+    model, chance = (statistics.fmean(searched(one, way, landscapes, 4)[9] for one in landscapes) for way in ways)
+    assert model > chance, "after a quarter"
 
 
 def test_errors_become_one_line_and_a_stage() -> None:
