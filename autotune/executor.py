@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from autotune.worker import Worker
+from kernels.gpu import Gpu, detect
 
 
 class SlotLost(Exception):
@@ -30,10 +31,14 @@ class Slot(Protocol):
 
 
 class LocalSlot:
-    """A device of this machine, with a child process of its own."""
+    """A device of this machine, with a child process of its own. modules: what that imports as it starts."""
 
-    def __init__(self, device: str) -> None:
-        self._device, self._worker = device, Worker()
+    def __init__(self, device: str, modules: Sequence[str] = ()) -> None:
+        self._device, self._worker = device, Worker(modules=modules, device=device)
+
+    def begin(self) -> None:
+        """Start the child now, and do not wait for it."""
+        self._worker.begin()
 
     @property
     def device(self) -> str:
@@ -53,6 +58,14 @@ class LocalSlot:
         self._worker.close()
 
 
-def local_slots(devices: Sequence[str]) -> list[Slot]:
-    """One slot per device of this machine."""
-    return [LocalSlot(device) for device in devices]
+def local_slots(devices: Sequence[str], begun: LocalSlot | None = None) -> list[Slot]:
+    """One slot per device of this machine. begun: one that is there already, taken where its device is among them."""
+    return [begun if begun is not None and device == begun.device else LocalSlot(device) for device in devices]
+
+
+def models() -> list[Gpu]:
+    """A job of such a process: every GPU of this machine, in CUDA's order."""
+    found: list[Gpu] = []
+    while (gpu := detect(len(found))) is not None:
+        found.append(gpu)
+    return found

@@ -77,6 +77,11 @@ def parse_budget(text: str) -> tuple[float | None, int | None]:
     raise UsageError(f"budget {text!r}: a time with s, m or h is wanted, such as 10m, or a number of evaluations")
 
 
+def search(options: argparse.Namespace) -> str:
+    """The name of the strategy."""
+    return str(options.search or ("local" if options.budget else "exhaustive"))
+
+
 def shapes(options: argparse.Namespace) -> list[tuple[int, int]]:
     """The shapes that the options name; none for those of the suites."""
     words = list(options.shape or ())

@@ -1,4 +1,4 @@
-"""Compilation in the background: child processes on all cores but one, while the device times what was compiled before."""
+"""Compilation in the background: child processes on all cores, which give way to the timing of what was compiled before."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import queue
 import statistics
 import threading
 import time
-from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeAlias
@@ -28,8 +27,10 @@ SEEN = 8
 """So many compilations tell what is usual."""
 
 WAKE_SECONDS = 120.0
+NICE = 10
+"""What times goes before what compiles."""
 COMPILER = ("autotune.compile", "triton.compiler.compiler", "triton.experimental.gluon._runtime")
-"""What a compiling process imports before it is asked for anything. With kernels compiled it holds 0.3 GB (torch for the CPU)."""
+"""What a compiling process imports as it starts, torch not among it."""
 
 Compilation: TypeAlias = "Future[Compiled | Failure]"
 
@@ -37,16 +38,15 @@ Compilation: TypeAlias = "Future[Compiled | Failure]"
 class CompilePool:
     """Compiles units for a GPU in child processes; equal units once. Use as a context manager, or `close` it.
 
-    processes: how many; by default one per core but `spare` ones, which the timing needs. cache: folder of Triton's cache, by default
+    gpu: may be set until something is submitted. processes: how many; by default one per core. cache: folder of Triton's cache, by default
     Triton's own. busy: seconds that they compiled, together.
     seconds: the most one compilation may take; less once it is known what is usual (see `limit`).
     """
 
-    def __init__(self, gpu: Gpu, processes: int | None = None, cache: str | None = None, seconds: float = UNIT_SECONDS,
-                 spare: int = 1) -> None:
-        self.processes = processes or max(1, cores() - spare)
+    def __init__(self, gpu: Gpu, processes: int | None = None, cache: str | None = None, seconds: float = UNIT_SECONDS) -> None:
+        self.gpu, self.processes = gpu, processes or cores()
         self.done, self.busy = 0, 0.0
-        self._gpu, self._cache, self._seconds = gpu, cache, seconds
+        self._cache, self._seconds = cache, seconds
         self._known: dict[bytes, Compilation] = {}
         self._orders: dict[bytes, int] = {}
         self._begun: set[bytes] = set()
@@ -70,7 +70,10 @@ class CompilePool:
 
     def submit(self, unit: CompileUnit, order: int = 0) -> Compilation:
         """Compile it some time, lower orders first; asked for again, its lowest order counts."""
-        key = pickled(unit)
+        return self.submit_pickled(pickled(unit), order)
+
+    def submit_pickled(self, key: bytes, order: int = 0) -> Compilation:
+        """The same of a unit that was made elsewhere."""
         with self._lock:
             future = self._known.get(key)
             if future is not None and order >= self._orders[key]:
@@ -84,23 +87,23 @@ class CompilePool:
                 self._more()
             return future
 
-    def warm(self, modules: Sequence[str] = ()) -> None:
-        """Start all processes now, and let them import the compiler and these modules before there is anything to compile."""
+    def warm(self) -> None:
+        """Start all processes now, before there is anything to compile."""
         with self._lock:
             while len(self._threads) < self.processes:
-                self._more((*COMPILER, *modules))
+                self._more()
 
-    def _more(self, modules: Sequence[str] = ()) -> None:
-        worker = Worker()
+    def _more(self) -> None:
+        worker = Worker(modules=COMPILER, nice=NICE)
+        worker.begin()
         self._workers.append(worker)
-        thread = threading.Thread(target=self._work, args=(worker, modules), daemon=True)
+        thread = threading.Thread(target=self._work, args=(worker,), daemon=True)
         self._threads.append(thread)
         thread.start()
 
-    def _work(self, worker: Worker, modules: Sequence[str]) -> None:
+    def _work(self, worker: Worker) -> None:
         with worker:
-            if modules:
-                worker.call("autotune.worker:wake", (modules,), WAKE_SECONDS)
+            worker.call("autotune.worker:wake", ((),), WAKE_SECONDS)  # up, so that the time it takes to start is nobody's compilation
             while not self._stop.is_set():
                 try:
                     _, _, key = self._waiting.get(timeout=0.2)
@@ -123,7 +126,7 @@ class CompilePool:
 
     def _compiled(self, worker: Worker, key: bytes) -> Compiled | Failure:
         try:
-            result: Compiled | Failure = worker.call("autotune.compile:compile_pickled", (key, self._gpu, self._cache), self.limit())
+            result: Compiled | Failure = worker.call("autotune.compile:compile_pickled", (key, self.gpu, self._cache), self.limit())
         except TerSparseError as error:
             return Failure("compile", str(error))
         if isinstance(result, Failure) and result.stage != "compile":

@@ -11,21 +11,19 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 from autotune import options as arguments
 from autotune import tuned
+from autotune.beginning import BRIEF_SECONDS, Beginning, Surroundings
 from autotune.clock import Clock, CudaClock
 from autotune.command import guarded, parse_shape
 from autotune.compile import refuse_interpreter, settle_cache
-from autotune.conditions import library_versions
 from autotune.coverage import coverage, told_of
-from autotune.executor import Slot, local_slots
 from autotune.explain import explain
 from autotune.job import Job
 from autotune.journal import Journal, PoisonList
@@ -35,43 +33,12 @@ from autotune.pool import CompilePool
 from autotune.search import Budget, strategy
 from autotune.session import Outcome, Tuner, all_known, sources
 from autotune.task import of_job
-from autotune.tuning import TRIAL_SECONDS, Tools
+from autotune.tuning import Tools
 from autotune.usage import Usage
 from kernels.errors import UsageError
-from kernels.gpu import Gpu, choose, detect
+from kernels.gpu import Gpu, choose
 
 TURN_US = 1000.0
-BRIEF_SECONDS = 8.0
-"""A budget that gives a case less time on its device makes a brief run, see `autotune.tuning.Tools`."""
-
-
-def local_devices(gpu: Gpu) -> Sequence[str]:
-    """Every GPU of that model on this machine."""
-    import torch
-
-    same = (index for index in range(torch.cuda.device_count()) if (found := detect(index)) is not None and found.name == gpu.name)
-    return [f"cuda:{index}" for index in same]
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What the command works on, other than its arguments; tests put fakes here.
-
-    detect: finds the GPU. devices: names those of its model. catalogue: module with `kernels_for` and `find`. table: the file of tuned
-    configs, by default the GPU's own. runs: folder of journals. trial_seconds: after which a candidate is killed.
-    functions: module that runs candidates, see `autotune.task.Task`. versions: of the libraries. warm: whether compiling processes start
-    before it is known what there is to compile.
-    """
-
-    detect: Callable[[], Gpu | None] = detect
-    devices: Callable[[Gpu], Sequence[str]] = local_devices
-    catalogue: str = "kernels.catalogue"
-    table: Path | None = None
-    runs: Path = Path("runs")
-    trial_seconds: float = TRIAL_SECONDS
-    functions: str = "autotune.candidate"
-    versions: Callable[[], Mapping[str, str | None]] = library_versions
-    warm: bool = True
 
 
 def main(argv: Sequence[str] | None = None, clock: Clock | None = None, around: Surroundings | None = None) -> int:
@@ -86,21 +53,16 @@ def main(argv: Sequence[str] | None = None, clock: Clock | None = None, around: 
             return _coverage(options, around)
         refuse_interpreter()
         seconds, evaluations = arguments.parse_budget(options.budget) if options.budget else (None, None)
-        wanted = arguments.answerable(arguments.problems(options, arguments.shapes(options)))
-        local = not (options.compile_only or options.ray)
-        found = around.detect() if local else None
-        gpu = choose(options.gpu, options.profile, found, required=local)
-        gpu = replace(gpu, name=found.name) if options.profile and found else gpu  # borrowed figures, a table of its own
-        budget, cache = Budget(seconds, evaluations), str(options.cache.resolve()) if options.cache else None
-        with CompilePool(gpu, cache=cache, spare=0 if options.compile_only else max(1, len(options.device or ()))) as pool:
-            if around.warm:
-                pool.warm()  # before the catalogue is imported here
-            jobs = arguments.jobs(options, wanted, gpu, clock or CudaClock(TURN_US), around.catalogue)
+        budget = Budget(seconds, evaluations)
+        with ExitStack() as stack:
+            begun = Beginning(options, around, stack, seconds)
+            gpu = begun.machine()
+            jobs = arguments.jobs(options, begun.wanted, gpu, clock or CudaClock(TURN_US), around.catalogue)
             if not jobs:
                 raise UsageError("nothing to tune: no kernel of these ops has a choice for these shapes and sparsities")
             if options.compile_only:
-                return _compile(options, jobs, gpu, pool)
-            return _tune(options, jobs, gpu, around, budget, pool)
+                return _compile(options, jobs, gpu, begun.pool)
+            return _tune(options, jobs, gpu, around, budget, begun)
 
     return guarded("autotune.run", body, "interrupted; what was measured is kept, --resume goes on")
 
@@ -133,17 +95,8 @@ def _compile(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, pool: C
     return 0 if results["compiled"] else 4
 
 
-def _slots(options: argparse.Namespace, gpu: Gpu, around: Surroundings) -> list[Slot]:
-    if options.ray:
-        from autotune.ray_executor import ray_slots
-
-        return ray_slots(gpu, None if options.ray == "auto" else options.ray)
-    devices = [f"cuda:{index}" for index in options.device] if options.device else around.devices(gpu)
-    return local_slots(devices)
-
-
-def _tune(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, around: Surroundings, budget: Budget, pool: CompilePool) -> int:
-    slots = _slots(options, gpu, around)
+def _tune(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, around: Surroundings, budget: Budget, begun: Beginning) -> int:
+    slots = begun.slots(gpu)
     folder, table = around.runs / f"tune-{gpu.name}", around.table or tuned.path_of(gpu)
     versions, known = around.versions(), all_known(table)
     if options.cache and options.cache.is_dir():
@@ -158,9 +111,9 @@ def _tune(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, around: Su
         stack.callback(poison.close)
         names = ", ".join(slot.device for slot in slots)
         print(f"{len(jobs)} cases on {gpu.name} ({names}); journal {journal.path}, table {table}", flush=True)
-        search = strategy(options.search or ("local" if options.budget else "exhaustive"))
+        search = strategy(arguments.search(options))
         shown = stack.enter_context(view(len(jobs), budget=budget))
-        tools = Tools(journal, poison, pool, search, shown, around.trial_seconds, threading.Event(), around.functions, brief)
+        tools = Tools(journal, poison, begun.pool, search, shown, around.trial_seconds, threading.Event(), around.functions, brief)
         usage = Usage(_command(options), len(jobs), len(slots), tools)
         if options.resume:
             usage.earlier(tuned.read_table(table).made)

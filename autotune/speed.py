@@ -54,7 +54,8 @@ class Trial:
 
 def pipeline(gpu: str, folder: str) -> int:
     """The tuner on these candidates, its files in that folder; the exit code of `autotune.run`."""
-    from autotune.run import Surroundings, main
+    from autotune.beginning import Surroundings
+    from autotune.run import main
 
     path = Path(folder)
     shape, tokens, sparsity = "x".join(map(str, SHAPE)), str(TOKENS), str(SPARSITY)

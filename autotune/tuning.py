@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -87,6 +87,12 @@ class Found:
         return self.verdict.times.get(0) if self.verdict else self.lead
 
 
+def ahead(strategy: Strategy, processes: int, brief: bool) -> Iterator[tuple[int, int]]:
+    """(by how much its compilation is put off, place) of the candidates that are likely to come next."""
+    for rank, place in enumerate(strategy.preview(BRIEF_AHEAD if brief else AHEAD * processes)):
+        yield LATER if brief and rank >= BRIEF_EVALUATIONS else 0, place
+
+
 class Tuning:
     """One case. order: its place in the run; compilations of earlier cases come first."""
 
@@ -102,13 +108,13 @@ class Tuning:
         pool = self._tools.pool
         if pool is None:
             return
-        for rank, place in enumerate(self._strategy.preview(BRIEF_AHEAD if self._tools.brief else AHEAD * pool.processes)):
+        for later, place in ahead(self._strategy, pool.processes, self._tools.brief):
             if place in self._ahead:
                 continue
             self._ahead.add(place)
             if self._known(place) is None:
                 for unit in self.task.units(self.task.points[place]):
-                    pool.submit(unit, self._order + (LATER if self._tools.brief and rank >= BRIEF_EVALUATIONS else 0))
+                    pool.submit(unit, self._order + later)
 
     def run(self, slot: Slot, budget: Budget) -> Found:
         """Search within the budget, then the finals; on one device, since no two of a model are equally fast. Raises Stopped."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import os
 import signal
@@ -21,18 +22,22 @@ from autotune.failures import failure_of, one_line, poisons_device
 from kernels.errors import Failure, TerSparseError
 
 START_SECONDS = 120.0
-_SERVE = "import sys; sys.path[:] = {path!r}; from autotune.worker import serve; serve({handle}, {parent})"
+_SERVE = "import sys; sys.path[:] = {path!r}; from autotune.worker import serve; serve({handle}, {parent}, {modules!r}, {nice}, {device!r})"
 
 
 class Worker:
     """Runs `function(*arguments)` of an importable module in a child process with a session of its own; use as a context manager.
 
-    environment: variables added to the child's. The child starts with the first job, keeps its caches between jobs, and is killed with its
-    whole process group on a timeout, on its death, on Ctrl+C in the parent, and by `close`. Not to be shared by threads.
+    environment: variables added to the child's. modules: what every child imports as it starts. nice: how much it gives way to others.
+    device: a CUDA device ("cuda:1") that it opens meanwhile. The child starts with the first job, or at `begin`, keeps its caches between
+    jobs, and is killed with its whole process group on a timeout, on its death, on Ctrl+C in the parent, and by `close`. Not to be
+    shared by threads.
     """
 
-    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        self._environment = dict(environment or {})
+    def __init__(self, environment: Mapping[str, str] | None = None, modules: Sequence[str] = (), nice: int = 0,
+                 device: str = "") -> None:
+        self._environment, self._modules, self._nice, self._device = dict(environment or {}), tuple(modules), nice, device
+        self._ready = False
         self._child: subprocess.Popen[bytes] | None = None
         self._channel: Connection | None = None
         self._log: IO[bytes] | None = None
@@ -86,22 +91,30 @@ class Worker:
             if kind in ("fatal", "failed"):
                 return
 
-    def _start(self) -> Failure | None:
+    def begin(self) -> None:
+        """Start the child where there is none, and do not wait for it."""
         if self._child is not None and self._child.poll() is None:
-            return None
+            return
         self.close()
         self._channel, theirs = Pipe()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed in close(), it outlives this function
-        code = _SERVE.format(path=sys.path, handle=theirs.fileno(), parent=os.getpid())
+        code = _SERVE.format(path=sys.path, handle=theirs.fileno(), parent=os.getpid(), modules=self._modules, nice=self._nice,
+                            device=self._device)
         self._child = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, pass_fds=[theirs.fileno()],
             start_new_session=True, env={**os.environ, **self._environment},
         )
         theirs.close()
-        if not self._channel.poll(START_SECONDS):
-            self.close()
-            return Failure("timeout", f"the worker process did not start within {START_SECONDS:g} s")
-        self._channel.recv()
+
+    def _start(self) -> Failure | None:
+        self.begin()
+        assert self._channel is not None
+        if not self._ready:
+            if not self._channel.poll(START_SECONDS):
+                self.close()
+                return Failure("timeout", f"the worker process did not start within {START_SECONDS:g} s")
+            self._channel.recv()
+            self._ready = True
         return None
 
     def _obituary(self) -> Failure:
@@ -130,7 +143,7 @@ class Worker:
             with contextlib.suppress(ProcessLookupError):  # the whole group may be gone already
                 os.killpg(self._child.pid, signal.SIGKILL)
             self._child.wait()
-            self._child = None
+            self._child, self._ready = None, False
         if self._channel is not None:
             self._channel.close()
             self._channel = None
@@ -151,17 +164,33 @@ def wake(modules: Sequence[str]) -> None:
         importlib.import_module(name)
 
 
-def serve(handle: int, parent: int) -> None:
+def serve(handle: int, parent: int, modules: Sequence[str] = (), nice: int = 0, device: str = "") -> None:
     """The child's side: answers jobs until the parent closes the channel; exits, too, when the parent is gone."""
     channel = Connection(handle)
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    if device.startswith("cuda:"):
+        threading.Thread(target=_open, args=(int(device.removeprefix("cuda:")),), daemon=True).start()
+    os.nice(nice)
     channel.send(("ready", None))
+    with contextlib.suppress(ImportError):  # the first job that needs the module will say so
+        wake(modules)
     while True:
         try:
             function, arguments = channel.recv()
         except EOFError:
             return
         _answer(channel, function, arguments)
+
+
+def _open(index: int) -> None:
+    """Open the device's context through the driver, about a second that importing torch need not wait for; torch finds it open.
+
+    What does not work here does not work for the first job either, which says so.
+    """
+    with contextlib.suppress(OSError):
+        driver, place, context = ctypes.CDLL("libcuda.so.1"), ctypes.c_int(), ctypes.c_void_p()
+        if driver.cuInit(0) == 0 and driver.cuDeviceGet(ctypes.byref(place), index) == 0:
+            driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), place)
 
 
 def _follow(parent: int) -> None:

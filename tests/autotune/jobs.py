@@ -63,3 +63,16 @@ def cuda_fault() -> None:
 
 def out_of_memory() -> None:
     raise RuntimeError("CUDA out of memory. Tried to allocate 3.00 GiB.")
+
+
+def torch_of_a_plan(names: tuple[str, ...]) -> list[str]:
+    """What planning sees of torch."""
+    from autotune.early import stand_in
+
+    if "torch" not in sys.modules:
+        stand_in()
+    return [repr(getattr(sys.modules["torch"], name)) for name in names]
+
+
+def loaded(module: str) -> bool:
+    return module in sys.modules

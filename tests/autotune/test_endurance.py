@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from autotune import tuned
+from autotune.beginning import Surroundings
 from autotune.clock import FakeClock
-from autotune.run import Surroundings, main
+from autotune.run import main
 from kernels.gpu import by_name
 from tests.autotune import scripted
 

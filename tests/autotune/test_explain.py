@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from autotune import tuned
+from autotune.beginning import Surroundings
 from autotune.explain import ESTIMATED, TUNED, choose, explain
-from autotune.run import Surroundings, main
+from autotune.run import main
 from autotune.tuned import Entry, source_hash
 from kernels.errors import UsageError
 from kernels.gpu import by_name

@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 
 from autotune import plan
+from autotune.beginning import Surroundings
 from autotune.clock import FakeClock
 from autotune.coverage import coverage
 from autotune.pool import CompilePool, cores
 from autotune.predict import MODELS, likely
-from autotune.run import Surroundings, main
+from autotune.run import main
 from autotune.table import Entry, Table, read_table
 from kernels import catalogue
 from kernels.gpu import by_name

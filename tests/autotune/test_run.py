@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from autotune import tuned
+from autotune.beginning import Surroundings
 from autotune.clock import FakeClock
 from autotune.command import parse_shape
 from autotune.lock import FolderLock
 from autotune.options import parse_budget
-from autotune.run import Surroundings, main
+from autotune.run import main
 from kernels.errors import UsageError
 from kernels.gpu import Gpu, by_name
 

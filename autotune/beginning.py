@@ -1,0 +1,117 @@
+"""How a run starts: all of its processes at once, so that none of their starts waits for another's.
+
+A device's process imports torch and opens its context, some seconds; meanwhile one process forecasts what will be compiled first (`early`),
+compiling processes, which need no torch, work on that, and the run's own process imports the catalogue and plans.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+
+from autotune import options as arguments
+from autotune import tuned
+from autotune.conditions import library_versions
+from autotune.early import Forecast, Plan
+from autotune.executor import LocalSlot, Slot, local_slots
+from autotune.pool import CompilePool
+from autotune.tuning import TRIAL_SECONDS
+from kernels.errors import Failure, NoGpu
+from kernels.gpu import GPUS, Gpu, choose, unlisted
+
+BRIEF_SECONDS = 8.0
+"""A budget that gives a case less time on its device makes a brief run, see `autotune.tuning.Tools`."""
+ASK_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the command works on, other than its arguments; tests put fakes here.
+
+    detect: finds the GPU. devices: names those of its model. None: the first device's process is asked. catalogue: module with
+    `kernels_for` and `find`. table: the file of tuned configs, by default the GPU's own. runs: folder of journals. trial_seconds: after
+    which a candidate is killed. functions: module that runs candidates, see `autotune.task.Task`. versions: of the libraries. warm:
+    whether all processes start before it is known what there is to do.
+    """
+
+    detect: Callable[[], Gpu | None] | None = None
+    devices: Callable[[Gpu], Sequence[str]] | None = None
+    catalogue: str = "kernels.catalogue"
+    table: Path | None = None
+    runs: Path = Path("runs")
+    trial_seconds: float = TRIAL_SECONDS
+    functions: str = "autotune.candidate"
+    versions: Callable[[], Mapping[str, str | None]] = library_versions
+    warm: bool = True
+
+
+class Beginning:
+    """The processes of a run, and the GPU that it is for. wanted: its problems. pool: compiles for it.
+
+    stack: closes what was begun. seconds: the budget, where it is one of time.
+    """
+
+    def __init__(self, options: argparse.Namespace, around: Surroundings, stack: ExitStack, seconds: float | None) -> None:
+        self._options, self._around = options, around
+        self._local = not (options.compile_only or options.ray)
+        self._models: list[Gpu] | None = None
+        self.wanted = arguments.answerable(arguments.problems(options, arguments.shapes(options)))
+        claimed = next((gpu for gpu in GPUS if gpu.name == options.gpu and not options.profile), None)
+        first = f"cuda:{options.device[0] if options.device else 0}"
+        self._slot = LocalSlot(first, (around.functions, around.catalogue))
+        stack.callback(self._slot.close)
+        cache = str(options.cache.resolve()) if options.cache else None
+        self.pool = stack.enter_context(CompilePool(claimed or unlisted(options.gpu), cache=cache))
+        if around.warm and self._local:
+            self._slot.begin()
+        if around.warm and claimed is not None and not options.resume and not options.compile_only:
+            brief = seconds is not None and seconds < BRIEF_SECONDS * len(self.wanted)
+            plan = Plan(options, self.wanted, claimed, around.catalogue, around.table or tuned.path_of(claimed), self.pool.processes, brief)
+            stack.callback(Forecast(plan, self.pool).close)
+        if around.warm:
+            self.pool.warm()
+
+    def machine(self) -> Gpu:
+        """The GPU that the run is for, checked against the device where it runs here. Imports the catalogue first, torch with it.
+
+        Raises what `kernels.gpu.choose` raises.
+        """
+        import_module(self._around.catalogue)
+        options, found = self._options, self._found() if self._local else None
+        gpu = choose(options.gpu, options.profile, found, required=self._local)
+        gpu = replace(gpu, name=found.name) if options.profile and found else gpu  # borrowed figures, a table of its own
+        self.pool.gpu = gpu
+        return gpu
+
+    def _found(self) -> Gpu | None:
+        if self._around.detect is not None:
+            return self._around.detect()
+        return next(iter(self._asked()), None)
+
+    def _asked(self) -> list[Gpu]:
+        """The GPUs of this machine, from the process of the first, which must wait for its driver anyway."""
+        if self._models is None:
+            models = self._slot.call("autotune.executor:models", (), ASK_SECONDS)
+            if isinstance(models, Failure):
+                raise NoGpu(f"the GPU cannot be asked: {models}")
+            self._models = list(models)
+        return self._models
+
+    def slots(self, gpu: Gpu) -> list[Slot]:
+        """Where candidates run: on the cluster, on the devices that were named, or on all of this machine's of the model."""
+        options = self._options
+        if options.ray:
+            from autotune.ray_executor import ray_slots
+
+            return ray_slots(gpu, None if options.ray == "auto" else options.ray)
+        if options.device:
+            devices: Sequence[str] = [f"cuda:{index}" for index in options.device]
+        elif self._around.devices is not None:
+            devices = self._around.devices(gpu)
+        else:
+            devices = [f"cuda:{index}" for index, model in enumerate(self._asked()) if model.name == gpu.name]
+        return local_slots(devices, self._slot)

@@ -1,0 +1,150 @@
+"""How a run starts: children that do not wait for each other, and the forecast of what it will compile."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from autotune import early
+from autotune import options as arguments
+from autotune.beginning import Beginning, Surroundings
+from autotune.clock import CudaClock
+from autotune.compile import pickled
+from autotune.early import PER_PROCESS, Forecast, Plan
+from autotune.executor import LocalSlot, local_slots
+from autotune.journal import Journal, PoisonList
+from autotune.pool import NICE, CompilePool
+from autotune.search import strategy
+from autotune.task import of_job
+from autotune.tuning import Tools, Tuning
+from autotune.worker import Worker
+from kernels.errors import Failure
+from kernels.gpu import by_name
+from kernels.kernel import CompileUnit
+
+H200 = by_name("h200")
+SPARSE = ["--op", "gemm", "--shape", "2560x6912", "--tokens", "2048", "--sparsity", "2:4", "--kernel", "sparse-wgmma", "sparse-mma"]
+CASES = {
+    "200 candidates": ("autotune.wide", ["--gpu", "h200", *SPARSE, "--search", "random", "--budget", "104"], False),
+    "every op": ("kernels.catalogue", ["--gpu", "h200", "--shape", "2560x6912", "--tokens", "16", "2048", "--budget", "9s"], True),
+}
+
+
+class Gathering(CompilePool):
+    """Keeps what it is asked to compile."""
+
+    def __init__(self, processes: int) -> None:
+        super().__init__(H200, processes)
+        self.units: list[tuple[int, bytes]] = []
+
+    def submit_pickled(self, key: bytes, order: int = 0) -> object:  # type: ignore[override]  # nobody waits for it
+        self.units.append((order, key))
+        return None
+
+    def submit(self, unit: CompileUnit, order: int = 0) -> object:  # type: ignore[override]
+        return self.submit_pickled(pickled(unit), order)
+
+
+def planned(catalogue: str, argv: list[str], brief: bool, folder: Path) -> Plan:
+    options = arguments.parser().parse_args(argv)
+    wanted = arguments.answerable(arguments.problems(options, arguments.shapes(options)))
+    return Plan(options, wanted, H200, catalogue, folder / "table.json", 16, brief)
+
+
+@pytest.fixture(params=CASES)
+def plan(request: pytest.FixtureRequest, tmp_path: Path) -> Plan:
+    return planned(*CASES[request.param], tmp_path)
+
+
+def own_units(plan: Plan, folder: Path) -> Iterator[tuple[int, bytes]]:
+    """What the run itself submits for all its cases, with torch."""
+    pool, search = Gathering(plan.processes), strategy(arguments.search(plan.options))
+    tools = Tools(Journal(folder / "journal.jsonl", False), PoisonList(folder / "poison.jsonl"), pool, search, brief=plan.brief)
+    for number, job in enumerate(arguments.jobs(plan.options, plan.wanted, H200, CudaClock(), plan.catalogue)):
+        Tuning(of_job(job, {}, early.all_known(plan.table)), tools, number).compile_ahead()
+    yield from pool.units
+
+
+def test_the_forecast_is_what_the_run_submits(plan: Plan, tmp_path: Path) -> None:
+    with Worker() as worker:
+        foreseen = list(worker.stream("autotune.early:units", (plan,), 60))
+    assert foreseen
+    assert not [item for item in foreseen if isinstance(item, Failure)]
+    wanted = list(own_units(plan, tmp_path))
+    assert len(foreseen) == min(PER_PROCESS * plan.processes, len(wanted))
+    assert foreseen == wanted[: len(foreseen)], "the same bytes, or the run would compile them a second time"
+
+
+def test_planning_has_types_and_nothing_else_of_torch() -> None:
+    with Worker() as worker:
+        assert worker.call("tests.autotune.jobs:torch_of_a_plan", (("bfloat16", "int32"),), 30) == ["torch.bfloat16", "torch.int32"]
+        failure = worker.call("tests.autotune.jobs:torch_of_a_plan", (("zeros",),), 30)
+        assert "has no attribute 'zeros'" in failure.reason
+        again = worker.call("autotune.early:stand_in", (), 30)
+        assert "imported in this process already" in again.reason
+
+
+def test_a_forecast_fills_the_pool_and_ends(tmp_path: Path) -> None:
+    pool = Gathering(2)
+    forecast = Forecast(planned(*CASES["200 candidates"], tmp_path), pool)
+    forecast._thread.join(60)
+    found = len(pool.units)
+    assert found >= 2 * PER_PROCESS
+    assert forecast._worker._child is None
+    forecast.close()
+    wrong = planned("autotune.wide", ["--gpu", "h200", *SPARSE[:-2], "nobody"], False, tmp_path)
+    late = Forecast(wrong, pool)
+    late.close()
+    assert len(pool.units) == found
+    assert not late._thread.is_alive()
+
+
+def test_a_begun_child_is_not_waited_for_and_imports() -> None:
+    with Worker(modules=("tests.autotune.slow_import", "no.such.module"), nice=3) as worker:
+        started = time.monotonic()
+        worker.begin()
+        assert time.monotonic() - started < 1.0
+        child = worker._child
+        assert worker.call("tests.autotune.jobs:loaded", ("tests.autotune.slow_import",), 30) is True
+        assert worker.call("os:nice", (0,), 30) - os.nice(0) == 3
+        assert worker._child is child
+        worker.close()
+        assert worker.call("tests.autotune.jobs:loaded", ("tests.autotune.slow_import",), 30) is True, "a reborn one, too"
+
+
+def test_compiling_gives_way_to_timing() -> None:
+    with CompilePool(H200, 1) as pool:
+        pool.warm()
+        (worker,) = pool._workers
+        while not worker._ready:
+            time.sleep(0.02)
+        assert worker._child is not None
+        assert os.getpriority(os.PRIO_PROCESS, worker._child.pid) - os.getpriority(os.PRIO_PROCESS, 0) == min(NICE, 19)
+
+
+def test_the_first_devices_process_is_the_one_that_was_begun() -> None:
+    begun = LocalSlot("cuda:1")
+    first, second = local_slots(["cuda:0", "cuda:1"], begun)
+    assert second is begun
+    assert (first.device, second.device) == ("cuda:0", "cuda:1")
+
+
+def test_everything_starts_before_the_catalogue_is_imported(tmp_path: Path) -> None:
+    from contextlib import ExitStack
+
+    options = arguments.parser().parse_args(["--gpu", "h200", *SPARSE, "--budget", "3"])
+    around = Surroundings(catalogue="autotune.wide", table=tmp_path / "table.json", functions="tests.autotune.scripted")
+    before = threading.active_count()
+    with ExitStack() as stack:
+        begun = Beginning(options, around, stack, None)
+        assert begun._slot._worker._child is not None
+        assert all(worker._child is not None for worker in begun.pool._workers)
+        assert len(begun.pool._workers) == begun.pool.processes
+    assert begun._slot._worker._child is None
+    assert all(worker._child is None for worker in begun.pool._workers)
+    assert threading.active_count() == before
