@@ -22,8 +22,8 @@ from kernels.ternary_gemm import sparse_wgmma
 from kernels.ternary_gemm.sparse_wgmma import (
     FragmentWeight,
     bind,
-    compile_units,
     dense_fragment_weight,
+    early_units,
     fragment_weight,
     multiprocessors,
 )
@@ -77,10 +77,14 @@ def bind_layer(problem: Problem, inputs: Inputs, gemm_of: Bind, dense: bool = Fa
 
 
 def prepare(problem: Problem, inputs: Inputs, config: SparseConfig, dense: bool = False) -> Prepared:
-    """Bind a layer. Raises ShapeError for other inputs."""
+    """Bind a layer. Raises ShapeError for other inputs.
+
+    The GEMM asks for its weights while activations are quantized: that launch lets it begin once the launches ahead, a step's preparation
+    of the weights among them, have ended.
+    """
 
     def gemm(x_q: torch.Tensor, x_scale: torch.Tensor, weight: FragmentWeight, bias: torch.Tensor | None, dtype: torch.dtype) -> Gemm:
-        return bind(x_q, x_scale, weight, bias, dtype, config, multiprocessors(x_q.device))
+        return bind(x_q, x_scale, weight, bias, dtype, config, multiprocessors(x_q.device), early=True)
 
     return bind_layer(problem, inputs, gemm, dense)
 
@@ -88,7 +92,7 @@ def prepare(problem: Problem, inputs: Inputs, config: SparseConfig, dense: bool 
 _, DENSE = sparse_wgmma.KERNELS
 
 KERNELS: tuple[Kernel, ...] = (
-    *(Kernel("sparse-wgmma", op, "variant", prepare, default_config, space, unavailable, compile_units=compile_units, interpreted=False)
+    *(Kernel("sparse-wgmma", op, "variant", prepare, default_config, space, unavailable, compile_units=early_units, interpreted=False)
       for op in OPS),
     *(replace(DENSE, op=op, prepare=partial(prepare, dense=True)) for op in OPS),
 )

@@ -126,6 +126,7 @@ class SparseGemm:
     out: torch.Tensor
     config: SparseConfig
     schedule: Schedule
+    early: bool
 
     def launch(self) -> None:
         """One launch on the current stream of the tensors' device."""
@@ -137,7 +138,7 @@ class SparseGemm:
             sparse_gemm[(plan.programs,)](
                 self.x, self.y, weight.blocks, self.x_scale, weight.row_scale, self.bias, self.out, weight.blocks.shape[1], plan.rounds,
                 plan.row_tiles, plan.token_tiles, weight.blocks.shape[0], tokens, out_features,
-                **constants(self.config, self.out.dtype, out_features, weight.kind), **options(self.config),
+                **constants(self.config, self.out.dtype, out_features, weight.kind, self.early), **options(self.config),
             )
 
 
@@ -146,10 +147,10 @@ def options(config: SparseConfig) -> dict[str, int]:
     return {"num_warps": 4 * CONSUMERS, "num_ctas": config.splits * config.pair, "launch_pdl": True}
 
 
-def constants(config: SparseConfig, dtype: torch.dtype, out_features: int, kind: str) -> dict[str, object]:
+def constants(config: SparseConfig, dtype: torch.dtype, out_features: int, kind: str, early: bool = False) -> dict[str, object]:
     """What the kernel is specialized for."""
     return {"TILES": config.tiles, "BLOCK_T": config.block_t, "STAGES": config.stages, "SPLITS": config.splits, "PAIR": config.pair,
-            "OUT": KINDS[dtype], "WIDE": is_wide(dtype, out_features), "KIND": kind}
+            "OUT": KINDS[dtype], "WIDE": is_wide(dtype, out_features), "KIND": kind, "EARLY": early}
 
 
 def _need(name: str, tensor: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], device: torch.device) -> None:
@@ -163,8 +164,9 @@ def out_descriptor(out: torch.Tensor) -> TensorDescriptor:
 
 
 def bind(x_q: torch.Tensor, x_scale: torch.Tensor, weight: FragmentWeight, bias: torch.Tensor | None, dtype: torch.dtype,
-         config: SparseConfig, processors: int) -> SparseGemm:
-    """The GEMM with its output allocated. x_q: int8 [T, columns], lifted where the weight is. Raises ShapeError before anything runs."""
+         config: SparseConfig, processors: int, early: bool = False) -> SparseGemm:
+    """The GEMM with its output allocated. x_q: int8 [T, columns], lifted where the weight is. early: the launch asks for its weights before
+    the one ahead of it has ended, which must not write them. Raises ShapeError before anything runs."""
     rows, device = weight.out_features, weight.blocks.device
     if weight.columns > MAX_IN_FEATURES:
         raise ShapeError(f"{weight.columns} columns; int32 accumulators of 64-fold weights hold at most {MAX_IN_FEATURES}")
@@ -183,7 +185,7 @@ def bind(x_q: torch.Tensor, x_scale: torch.Tensor, weight: FragmentWeight, bias:
         raise ShapeError(refusal)
     plan = schedule(config, x.shape[0], rows, processors)
     y = out_descriptor(out) if is_wide(dtype, rows) and out.numel() else descriptor
-    return SparseGemm(weight, descriptor, y, x_scale.contiguous(), padded, out, config, plan)
+    return SparseGemm(weight, descriptor, y, x_scale.contiguous(), padded, out, config, plan, early)
 
 
 @functools.cache
@@ -210,7 +212,7 @@ def prepare_dense(problem: Problem, inputs: Inputs, config: SparseConfig) -> Pre
 
 
 def _prepared(problem: Problem, inputs: GemmInputs, x_q: torch.Tensor, weight: FragmentWeight, config: SparseConfig) -> Prepared:
-    gemm = bind(x_q, inputs.x_scale, weight, inputs.bias, DTYPES[problem.dtype], config, multiprocessors(x_q.device))
+    gemm = bind(x_q, inputs.x_scale, weight, inputs.bias, DTYPES[problem.dtype], config, multiprocessors(x_q.device), early=True)
 
     def run() -> Outputs:
         gemm.launch()
@@ -220,7 +222,7 @@ def _prepared(problem: Problem, inputs: GemmInputs, x_q: torch.Tensor, weight: F
     return Prepared(run, {"y": gemm.out}, footprint, weight.weight_bytes, {"copies_x": not is_aligned(x_q), "columns": weight.columns})
 
 
-def compile_units(problem: Problem, config: SparseConfig, kind: str = "sparse") -> Sequence[CompileUnit]:
+def compile_units(problem: Problem, config: SparseConfig, kind: str = "sparse", early: bool = False) -> Sequence[CompileUnit]:
     """The kernel as the problem and the config make it."""
     dtype = DTYPES[problem.dtype]
     out = {"bf16": "*bf16", "f16": "*fp16", "f32": "*fp32", "s32": "*i32"}[KINDS[dtype]]
@@ -230,7 +232,7 @@ def compile_units(problem: Problem, config: SparseConfig, kind: str = "sparse") 
                  "row_scale_ptr": "*fp32", "bias_ptr": "*fp32", "y_ptr": out}
     integers = ("steps", "rounds", "row_tiles", "token_tiles", "row_blocks", "tokens", "out_features")
     signature |= dict.fromkeys(integers, "i32")
-    constant = constants(config, dtype, problem.out_features, kind)
+    constant = constants(config, dtype, problem.out_features, kind, early)
     pointers = ("w_ptr", "x_scale_ptr", "row_scale_ptr", "bias_ptr", "y_ptr")
     signature |= dict.fromkeys(constant, "constexpr")
     expected = {90: {"sparse": "IGMMA.SP", "dense": "IGMMA", "wide": "HGMMA.SP"}[kind]}
@@ -243,8 +245,13 @@ def _unavailable_dense(problem: Problem, gpu: Gpu) -> str | None:
     return f"in_features {problem.in_features} is too large" if problem.in_features > MAX_IN_FEATURES else None
 
 
+def early_units(problem: Problem, config: SparseConfig) -> Sequence[CompileUnit]:
+    """`compile_units` of a gemm, a layer or a forward pass: nothing right ahead of it writes its weights."""
+    return compile_units(problem, config, early=True)
+
+
 def _dense_units(problem: Problem, config: SparseConfig) -> Sequence[CompileUnit]:
-    return compile_units(problem, config, "dense")
+    return compile_units(problem, config, "dense", early=True)
 
 
 def _dense_default(problem: Problem, gpu: Gpu) -> SparseConfig:
@@ -256,7 +263,7 @@ def _dense_reject(problem: Problem, gpu: Gpu, config: SparseConfig) -> str | Non
 
 
 KERNELS: tuple[Kernel, ...] = (
-    Kernel("sparse-wgmma", "gemm", "variant", prepare, default_config, space, unavailable, compile_units=compile_units, interpreted=False),
+    Kernel("sparse-wgmma", "gemm", "variant", prepare, default_config, space, unavailable, compile_units=early_units, interpreted=False),
     Kernel("dense-wgmma", "gemm", "variant", prepare_dense, _dense_default, replace(space, reject=_dense_reject), _unavailable_dense,
            compile_units=_dense_units, interpreted=False),
 )

@@ -1,6 +1,7 @@
 """The PTX of the Hopper GEMMs' epilogue: accumulators scaled in float32, rounded once, stored row by row.
 
-Operands of every epilogue: $1 first row of the tile, $2 its first token, $3 and $4 first and end of the slices of 32 tokens to store.
+Operands of every epilogue: $1 first row of the tile, $2 its first token, $3 and $4 first and end of the units to store
+(`sparse_wgmma_split.units`).
 Accumulators are 64 times the sums.
 In column group j a thread holds four values: its row and the one 8 below (i >> 1), tokens 8j + 2q and the next (i & 1), with q = lane % 4.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 from triton.experimental import gluon
 
 from kernels.ternary_gemm.sparse_wgmma_ptx import DONE, ROW_BYTES, SLICE, SLICES, Y_DESCRIPTOR, scale_bytes, shared_offsets
+from kernels.ternary_gemm.sparse_wgmma_split import apart
 
 
 @gluon.constexpr_function
@@ -127,7 +129,7 @@ def epilogue(m, tiles, block_t, stages, splits, kind, half):
         mov.b64 py, {Y_DESCRIPTOR};
         cvta.param.u64 py, py;"""
     for pair in range(0, block_t // SLICE, 2):
-        text += own_slices(pair) if splits > 1 else ""
+        text += own_slices(pair, m, tiles, block_t) if splits > 1 else ""
         text += f"""
         and.b32 a, turn, {2 * (SLICES // 2 - 1)};
         mad.lo.u32 from_, a, {SLICE * ROW_BYTES}, t;
@@ -154,11 +156,12 @@ def epilogue(m, tiles, block_t, stages, splits, kind, half):
 
 
 @gluon.constexpr_function
-def own_slices(pair):
-    """mine0, mine1: which slices of the pair to store; past it where there is none."""
-    text = ""
-    for s in (pair, pair + 1):
-        text += f"\nsetp.le.s32 mine{s - pair}, $3, {s};\nsetp.gt.and.s32 mine{s - pair}, $4, {s}, mine{s - pair};"
+def own_slices(pair, m, tiles, block_t):
+    """mine0, mine1: which slices of the pair to store of row block m; past it where there is none."""
+    text, count = "", apart(tiles, block_t)
+    for i in range(2):
+        unit = (pair + i) * count + m % count
+        text += f"\nsetp.le.s32 mine{i}, $3, {unit};\nsetp.gt.and.s32 mine{i}, $4, {unit}, mine{i};"
     return text + f"\nor.pred p, mine0, mine1;\n@!p bra PAST{pair}_${{:uid}};"
 
 
@@ -187,18 +190,21 @@ def plain_epilogue(m, tiles, block_t, stages, kind):
 
     $5 tokens, $6 out_features, $7 y.
     """
-    size = 4 if kind in ("s32", "f32") else 2
+    size, count = 4 if kind in ("s32", "f32") else 2, apart(tiles, block_t)
     text = places(m, tiles, block_t, stages) + f"""
         .reg .b16 v;
         .reg .b32 left, early, below;
         .reg .pred inside<2>;
         add.u32 a, a, row;
         mad.lo.u32 token, b, 2, $2;
-        mad.lo.u32 left, $4, {SLICE}, $2;
+        add.u32 left, $4, {count - 1 - m % count};
+        div.u32 left, left, {count};
+        mad.lo.u32 left, left, {SLICE}, $2;
         min.s32 left, left, $5;
         sub.s32 left, left, token;
-        mul.lo.u32 early, $3, {SLICE};
-        add.u32 early, early, $2;
+        add.u32 early, $3, {count - 1 - m % count};
+        div.u32 early, early, {count};
+        mad.lo.u32 early, early, {SLICE}, $2;
         sub.s32 early, early, token;
         setp.lt.u32 inside0, a, $6;
         add.u32 below, a, 8;

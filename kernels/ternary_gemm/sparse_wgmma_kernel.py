@@ -14,9 +14,9 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from kernels.ternary_gemm.sparse_wgmma_epilogue import bring_scales, epilogue, plain_epilogue, settle
 from kernels.ternary_gemm.sparse_wgmma_producer import fill, point, share
-from kernels.ternary_gemm.sparse_wgmma_ptx import SLICE, begin, declare, depend, is_short, rank, shared_offsets
-from kernels.ternary_gemm.sparse_wgmma_split import all_ready, expect, meeting_offsets, merge, ready
-from kernels.ternary_gemm.sparse_wgmma_stage import drain, enter, odd, one_stage, prime, stage, two_stages
+from kernels.ternary_gemm.sparse_wgmma_ptx import begin, declare, depend, is_grouped, is_short, rank, shared_offsets
+from kernels.ternary_gemm.sparse_wgmma_split import all_ready, expect, meeting_offsets, merge, ready, units
+from kernels.ternary_gemm.sparse_wgmma_stage import drain, enter, grouped_stage, odd, one_stage, prime, stage, two_stages
 
 PRODUCER_WARPS = gl.constexpr(4)
 """No warp of the program is idle: a barrier of the cluster waits for all."""
@@ -30,11 +30,6 @@ def _offset(index, tiles, block_t, stages):
 @gluon.constexpr_function
 def _words(tiles, block_t, stages, splits):
     return meeting_offsets(tiles, block_t, stages, splits)[2] // 8
-
-
-@gluon.constexpr_function
-def _slices(block_t):
-    return block_t // SLICE
 
 
 @gluon.constexpr_function
@@ -83,14 +78,14 @@ def _piece(index, steps, rounds, SPLITS: gl.constexpr, PAIR: gl.constexpr):
 
 @gluon.jit
 def _producer(w_ptr, steps, rounds, row_tiles, token_tiles, row_blocks, TILES: gl.constexpr, BLOCK_T: gl.constexpr, STAGES: gl.constexpr,
-              SPLITS: gl.constexpr, PAIR: gl.constexpr):
+              SPLITS: gl.constexpr, PAIR: gl.constexpr, EARLY: gl.constexpr):
     """Fill the ring, stage after stage, for every piece of this program."""
     if SPLITS * PAIR > 1:
         gl.inline_asm_elementwise(ready(), "=r,r,~{memory}", [steps], dtype=gl.int32, is_pure=False, pack=1)
     if PAIR > 1:
         gl.inline_asm_elementwise(all_ready(), "=r,r,~{memory}", [steps], dtype=gl.int32, is_pure=False, pack=1)
     gl.inline_asm_elementwise(share(TILES, BLOCK_T, STAGES, PAIR), "=r,r,~{memory}", [steps], dtype=gl.int32, is_pure=False, pack=1)
-    gl.inline_asm_elementwise(depend(), "=r,r,~{memory}", [steps], dtype=gl.int32, is_pure=False, pack=1)
+    gl.inline_asm_elementwise(depend(EARLY), "=r,r,~{memory}", [steps], dtype=gl.int32, is_pure=False, pack=1)
     at = 0
     parity = 1
     w = w_ptr.to(gl.int64, bitcast=True)
@@ -118,7 +113,7 @@ def _consumer(x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, steps, rounds, row_ti
               TILES: gl.constexpr, BLOCK_T: gl.constexpr, STAGES: gl.constexpr, SPLITS: gl.constexpr, PAIR: gl.constexpr, OUT: gl.constexpr,
               WIDE: gl.constexpr, KIND: gl.constexpr):
     """Both consumer warpgroups: per piece all stages with one product always in flight, then the epilogue."""
-    ALL: gl.constexpr = _slices(BLOCK_T)
+    ALL: gl.constexpr = units(TILES, BLOCK_T)
     EMPTY: gl.constexpr = _offset(4, TILES, BLOCK_T, STAGES)
     count = _pieces(rounds, row_tiles * token_tiles, SPLITS, PAIR)
     x_scale, row_scale = x_scale_ptr.to(gl.int64, bitcast=True), row_scale_ptr.to(gl.int64, bitcast=True)
@@ -146,6 +141,10 @@ def _consumer(x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, steps, rounds, row_ti
             for step in range(begin + alone, until, 2):
                 gl.inline_asm_elementwise(two_stages(BLOCK_T, STAGES, PAIR, KIND), "=r,r,r,~{memory}", [step - begin, until - 2 - step],
                                           dtype=gl.int32, is_pure=False, pack=1)
+        elif is_grouped(TILES, BLOCK_T):
+            for step in range(begin, until):
+                gl.inline_asm_elementwise(grouped_stage(TILES, BLOCK_T, STAGES, PAIR, KIND), "=r,r,r,~{memory}",
+                                          [step - begin, until - 1 - step], dtype=gl.int32, is_pure=False, pack=1)
         else:
             for step in range(begin, until):
                 gl.inline_asm_elementwise(stage(TILES, BLOCK_T, STAGES, PAIR, KIND), "=r,r,r,~{memory}", [step - begin, until - 1 - step],
@@ -181,7 +180,7 @@ def _consumer(x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, steps, rounds, row_ti
 @gluon.jit(do_not_specialize=["steps", "rounds", "row_tiles", "token_tiles", "row_blocks", "tokens", "out_features"])
 def sparse_gemm(x_desc, y_desc, w_ptr, x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, steps, rounds, row_tiles, token_tiles, row_blocks,
                 tokens, out_features, TILES: gl.constexpr, BLOCK_T: gl.constexpr, STAGES: gl.constexpr, SPLITS: gl.constexpr,
-                PAIR: gl.constexpr, OUT: gl.constexpr, WIDE: gl.constexpr, KIND: gl.constexpr):
+                PAIR: gl.constexpr, OUT: gl.constexpr, WIDE: gl.constexpr, KIND: gl.constexpr, EARLY: gl.constexpr):
     """y[tokens, out_features] from int8 x and weights in fragment order; x_desc, y_desc: TMA descriptors (y_desc unused but with WIDE).
 
     steps: blocks of 128 in_features. row_tiles, token_tiles: of the output. PAIR = 2: launched in clusters of two programs, which bring
@@ -189,7 +188,8 @@ def sparse_gemm(x_desc, y_desc, w_ptr, x_scale_ptr, row_scale_ptr, bias_ptr, y_p
     others are cut in SPLITS parts, a cluster each. row_blocks: blocks of 64 rows packed.
     row_scale, bias: float32 per output row, readable to the end of the last tile; row_scale holds w_scale / 64. OUT: bf16, f16, f32 or
     s32. WIDE: stores by TMA (out_features a multiple of 8, OUT of 16 bits). KIND: "sparse" (layout fragment24), "dense" (fragment), or
-    "wide": bf16 x, described as int8 rows of twice the columns, and layout fragment24-bf16; whole tiles, stores by TMA.
+    "wide": bf16 x, described as int8 rows of twice the columns, and layout fragment24-bf16; whole tiles, stores by TMA. EARLY:
+    weights are asked for before the launches before this one have ended, which must not write them.
     """
     gl.inline_asm_elementwise(declare(TILES, BLOCK_T), "=r,r", [steps], dtype=gl.int32, is_pure=False, pack=1)
     # All shared memory is addressed by asm: one allocation, counted in the 8 bytes of a barrier. The compiler keeps it
@@ -204,5 +204,5 @@ def sparse_gemm(x_desc, y_desc, w_ptr, x_scale_ptr, row_scale_ptr, bias_ptr, y_p
     gl.warp_specialize([
         (_consumer, (x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, steps, rounds, row_tiles, token_tiles, tokens, out_features, TILES,
                      BLOCK_T, STAGES, SPLITS, PAIR, OUT, WIDE, KIND)),
-        (_producer, (w_ptr, steps, rounds, row_tiles, token_tiles, row_blocks, TILES, BLOCK_T, STAGES, SPLITS, PAIR)),
+        (_producer, (w_ptr, steps, rounds, row_tiles, token_tiles, row_blocks, TILES, BLOCK_T, STAGES, SPLITS, PAIR, EARLY)),
     ], [PRODUCER_WARPS], [24])

@@ -57,9 +57,25 @@ def is_short(tiles, block_t):
 
 
 @gluon.constexpr_function
+def is_grouped(tiles, block_t):
+    """Whether the products of a row block go together, several row blocks a stage: products of 64 tokens are too short to be waited for one
+    by one."""
+    return tiles > 1 and block_t <= 64
+
+
+@gluon.constexpr_function
+def fragment_sets(tiles, block_t):
+    """Sets of fragments: two products in flight, or two groups of up to four (of an odd number of row blocks three: a stage's first
+    overwrites what was read two before)."""
+    if is_grouped(tiles, block_t):
+        return 4 * (2 + tiles % 2)
+    return 8 if is_short(tiles, block_t) else 2
+
+
+@gluon.constexpr_function
 def declare(tiles, block_t):
-    """Registers: accumulators, two alternating sets of fragments and metadata (of a product, or of a short stage), a stage's words; the
-    ring as a consumer sees it.
+    """Registers: accumulators, alternating sets of fragments and metadata (of a product, a row block or a short stage), a stage's words;
+    the ring as a consumer sees it.
 
     shared, mine: shared memory, and the thread's words of stage 0. slot, phase: the stage at hand and its parity; desc and words: its
     activations and the thread's words; left: the stage before, not handed back yet (or -1). ahead, parity, later: the next stage, its
@@ -71,8 +87,8 @@ def declare(tiles, block_t):
     """
     return f"""
         .reg .b32 acc<{tiles * block_t // 2}>;
-        .reg .b32 frag<{32 if is_short(tiles, block_t) else 8}>;
-        .reg .b32 meta<{4 if is_short(tiles, block_t) else 2}>;
+        .reg .b32 frag<{4 * fragment_sets(tiles, block_t)}>;
+        .reg .b32 meta<{fragment_sets(tiles, block_t)}>;
         .reg .b32 word<{4 * tiles}>;
         .reg .b32 shared, mine, slot, phase, words, left, ahead, parity, later, turn, block, to, half, peer;
         .reg .b64 desc, map, from<{copies(tiles)}>;
@@ -104,9 +120,10 @@ def begin(tiles, block_t, stages, pair, wide):
 
 
 @gluon.constexpr_function
-def depend():
-    """Wait for the launches before this one: from here on what they wrote may be read, and what they read overwritten."""
-    return f"griddepcontrol.wait;\n{DONE}"
+def depend(early=False):
+    """Wait for the launches before this one: from here on what they wrote may be read, and what they read overwritten. early: only the
+    producer's warp that brings the activations waits; those that bring the weights do not."""
+    return f"{'@lead ' if early else ''}griddepcontrol.wait;\n{DONE}"
 
 
 @gluon.constexpr_function

@@ -1,9 +1,10 @@
 """The PTX with which the parts of a split tile meet: the programs of a cluster, each of which multiplied it over other columns, add up
 their sums.
 
-Each completes some of the tile's slices of tokens. It gets the others' sums of these by `st.async` into a place of its own in its shared
-memory, with a barrier that counts their bytes; integers, so any order gives the same bits. Neither fences nor barriers of the cluster
-stand in the way (a pair of those took 1.3 µs where this takes less: docs/kernels-sparse.md).
+Each completes some of the tile's units: slices of tokens, or (64 tokens) a slice of one row block a warpgroup. It gets the others' sums of
+these by `st.async` into a place of its own in its shared memory, with a barrier that counts their bytes; integers, so any order gives the
+same bits. Neither fences nor barriers of the cluster stand in the way (a pair of those took 1.3 µs where this takes less:
+docs/kernels-sparse.md).
 """
 
 from __future__ import annotations
@@ -29,21 +30,39 @@ def all_ready():
 
 
 @gluon.constexpr_function
-def first_slice(part, block_t, splits):
-    """The first of the slices that a part completes; they end where the next part's begin."""
-    return part * (block_t // SLICE) // splits
+def apart(tiles, block_t):
+    """Into how many units row blocks come apart, of a slice of tokens: tiles of 64 tokens have two slices only, for up to eight parts."""
+    return tiles if block_t <= 64 else 1
 
 
 @gluon.constexpr_function
-def owned_slices(part, block_t, splits):
-    """How many slices a part completes."""
-    return first_slice(part + 1, block_t, splits) - first_slice(part, block_t, splits)
+def units(tiles, block_t):
+    """Units of a tile: unit s · apart + m is slice s of row block m, or of all."""
+    return block_t // SLICE * apart(tiles, block_t)
+
+
+@gluon.constexpr_function
+def first_unit(part, tiles, block_t, splits):
+    """The first of the units that a part completes; they end where the next part's begin."""
+    return part * units(tiles, block_t) // splits
+
+
+@gluon.constexpr_function
+def owned_units(part, tiles, block_t, splits):
+    """How many units a part completes."""
+    return first_unit(part + 1, tiles, block_t, splits) - first_unit(part, tiles, block_t, splits)
 
 
 @gluon.constexpr_function
 def sent_bytes(tiles, block_t, splits):
-    """Bytes of the place for one other part's sums of one warpgroup: those of the most slices that a part completes."""
-    return -(-(block_t // SLICE) // splits) * tiles * (SLICE // 8) * PIECE_BYTES
+    """Bytes of the place for one other part's sums of one warpgroup: those of the most units that a part completes."""
+    return -(-units(tiles, block_t) // splits) * unit_pieces(tiles, block_t) * PIECE_BYTES
+
+
+@gluon.constexpr_function
+def unit_pieces(tiles, block_t):
+    """Pieces of a unit."""
+    return SLICE // 8 * tiles // apart(tiles, block_t)
 
 
 @gluon.constexpr_function
@@ -67,7 +86,7 @@ def expect(tiles, block_t, stages, splits):
         mov.u32 t, %tid.x;
         mov.b32 bytes, 0;"""
     for part in range(splits):
-        size = owned_slices(part, block_t, splits) * tiles * (SLICE // 8) * PIECE_BYTES * (splits - 1)
+        size = owned_units(part, tiles, block_t, splits) * unit_pieces(tiles, block_t) * PIECE_BYTES * (splits - 1)
         text += f"\nsetp.eq.u32 one, $1, {part};\nselp.b32 bytes, {size}, bytes, one;"
     text += "\nsetp.eq.u32 one, t, 0;"
     for wg in range(CONSUMERS):
@@ -79,7 +98,7 @@ def expect(tiles, block_t, stages, splits):
 
 @gluon.constexpr_function
 def merge(tiles, block_t, stages, splits):
-    """$1 which part of the tile this program did: send the sums of the others' slices, wait for those of its own, add them."""
+    """$1 which part of the tile this program did: send the sums of the others' units, wait for those of its own, add them."""
     sums, barriers, _ = meeting_offsets(tiles, block_t, stages, splits)
     size = sent_bytes(tiles, block_t, splits)
     text = f"""{{
@@ -127,20 +146,24 @@ def merge(tiles, block_t, stages, splits):
 
 @gluon.constexpr_function
 def first_piece(part, tiles, block_t, splits):
-    """The first piece of the slices that a part completes: pieces go by column group, then by row block."""
-    return first_slice(part, block_t, splits) * tiles * (SLICE // 8)
+    """The first piece of the units that a part completes: pieces go by unit, column group and row block."""
+    return first_unit(part, tiles, block_t, splits) * unit_pieces(tiles, block_t)
 
 
 @gluon.constexpr_function
 def pieces_of(part, tiles, block_t, splits):
-    """The pieces of the slices that a part completes."""
+    """The pieces of the units that a part completes."""
     return range(first_piece(part, tiles, block_t, splits), first_piece(part + 1, tiles, block_t, splits))
 
 
 @gluon.constexpr_function
 def accumulator(piece, tiles, block_t):
     """The first of the four accumulators of a piece."""
-    return piece % tiles * block_t // 2 + 4 * (piece // tiles)
+    if apart(tiles, block_t) == 1:
+        return piece % tiles * block_t // 2 + 4 * (piece // tiles)
+    groups = SLICE // 8
+    unit, group = piece // groups, piece % groups
+    return unit % tiles * block_t // 2 + 4 * (unit // tiles * groups + group)
 
 
 @gluon.constexpr_function

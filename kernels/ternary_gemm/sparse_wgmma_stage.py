@@ -233,6 +233,24 @@ def stage(tiles, block_t, stages, pair, kind):
 
 
 @gluon.constexpr_function
+def grouped_stage(tiles, block_t, stages, pair, kind):
+    """A stage row block by row block: $1 zero in a tile's first one, $2 how many follow. The products of a row block go together, and those
+    of the row block before are waited for behind them."""
+    _, _, _, full, empty, _ = shared_offsets(tiles, block_t, stages)
+    text, count = SCOPE + open_stage("$1", "$2"), products(kind)
+    for m in range(tiles):
+        sets = [count * (m % (2 + tiles % 2)) + step for step in range(count)]
+        text += await_next(full, "") if m == 0 else ""
+        text += "".join([unpack(m, step, sets[step], kind) for step in range(count)]) + load_words(m)
+        text += "\nwgmma.fence.sync.aligned;" + "".join([multiply(m, step, sets[step], block_t, kind) for step in range(count)])
+        text += "\nwgmma.commit_group.sync.aligned;"
+        text += advance(tiles, block_t, stages) if m == tiles - 1 else ""
+        text += "\nwgmma.wait_group.sync.aligned 1;"
+        text += release(empty, pair) if m == 0 else ""
+    return text + f"\n{DONE}\n}}"
+
+
+@gluon.constexpr_function
 def short_stage(side, block_t, stages, pair, kind):
     """A stage whose products go together; those of the stage before are waited for behind them."""
     _, _, _, full, empty, _ = shared_offsets(1, block_t, stages)

@@ -49,6 +49,7 @@ class Launch:
         self.parts, self.end = [np.full(programs * SHARED, 0x5A, np.uint8)], 0
         self.memory = self.parts[0]
         self.tensors: dict[int, tuple[torch.Tensor, int]] = {}
+        self.constant: torch.Tensor | None = None
         self.blocks = [Block(self, number) for number in range(programs)]
         self.meetings = [ClusterBarrier(cluster * (CONSUMER + PRODUCER)) for _ in range(programs // cluster)]
 
@@ -60,6 +61,13 @@ class Launch:
             self.parts += [raw, np.full(-len(raw) % 1024 + 1024, 0x7F, np.uint8)]
             self.end += len(self.parts[-1]) + len(raw)
         return Pointer(DEVICE + self.tensors[tensor.data_ptr()][1])
+
+    def is_constant(self, at: int) -> bool:
+        """Whether an address lies in what no launch before this one writes."""
+        if self.constant is None:
+            return False
+        first = DEVICE + self.tensors[self.constant.data_ptr()][1]
+        return first <= at < first + self.constant.numel() * self.constant.element_size()
 
     def run(self) -> None:
         """All parts of all programs, then what they wrote back to the tensors."""
@@ -213,6 +221,7 @@ class Emulated:
         launch = Launch(clusters * num_ctas, num_ctas, self.late, {X_DESCRIPTOR: x, Y_DESCRIPTOR: y})
         passed = [launch.add(argument) if isinstance(argument, torch.Tensor) else argument for argument in arguments]
         launch.memory = np.concatenate(launch.parts)
+        launch.constant = arguments[0] if constants.get("EARLY") else None
         for block in launch.blocks:
             entry = block.names(Threads(block, CONSUMER, 0))["sparse_gemm"]
             entry(x, y, *passed, **constants)

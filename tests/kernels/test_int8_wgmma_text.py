@@ -41,7 +41,7 @@ class SharedThreads(Threads):
         if kind[5] == "global":
             super()._boxes(kind, operands, guard)
             return
-        assert self.begun, "device memory before the launches before this one have ended"
+        assert self.begun.all(), "device memory before the launches before this one have ended"
         column, row = (signed(self.value(name)) for name in re.findall(r"[\w$]+", operands[2]))
         (source,) = set(self._address(operands[1])[guard]) or {None}
         multicast = "multicast::cluster" in kind[-1]

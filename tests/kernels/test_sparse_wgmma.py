@@ -28,7 +28,7 @@ from kernels.ternary_gemm.sparse_wgmma_config import (
     space,
     unavailable,
 )
-from kernels.ternary_gemm.sparse_wgmma_ptx import CONSUMERS, X_DESCRIPTOR, Y_DESCRIPTOR, is_short, shared_offsets
+from kernels.ternary_gemm.sparse_wgmma_ptx import CONSUMERS, X_DESCRIPTOR, Y_DESCRIPTOR, is_grouped, is_short, shared_offsets
 from kernels.ternary_gemm.sparse_wgmma_split import meeting_offsets
 from tests.kernels.on_device import AWKWARD, SIX_EIGHT, TWO_FOUR, assert_all_right, assert_same_bits, problems
 
@@ -41,8 +41,9 @@ def fitting(tiles: int, block_t: int, splits: int = 1, pair: int = 1) -> SparseC
 
 CONFIGS = tuple(fitting(*tile) for tile in (*COST, (4, 64), (2, 64)))
 PARTS = tuple(fitting(*tile, splits) for *tile, splits in (
-    (1, 128, 2), (1, 128, 4), (1, 128, 8), (2, 128, 2), (1, 64, 2), (1, 64, 4), (1, 64, 8), (4, 64, 2), (2, 64, 4),
+    (1, 128, 2), (1, 128, 4), (1, 128, 8), (2, 128, 2), (1, 64, 2), (1, 64, 4), (1, 64, 8), (4, 64, 2), (2, 64, 4), (3, 64, 4), (2, 64, 8),
 ))
+GROUPED = tuple(fitting(tiles, 64) for tiles in (2, 3, 4))
 PAIRS = tuple(fitting(*tile, pair=2) for tile in COST if tile != (1, 64))
 SIZES = ((100, 2560, 6912), (130, 768, 1152), (1000, 2560, 2560), (63, 1000, 1024), (700, 3000, 640), (256, 130, 4864),
          (512, 9728, 896), (2048, 9728, 384), (8192, 896, 896))
@@ -78,7 +79,8 @@ def remarks(ptx: str, folder: Path) -> str:
 
 @pytest.mark.compile
 @pytest.mark.parametrize(("config", "kind"), [
-    *((config, "sparse") for config in (*CONFIGS[:5], PARTS[1], PARTS[3], *PAIRS)), (CONFIGS[0], "dense"), (CONFIGS[3], "dense"),
+    *((config, "sparse") for config in (*CONFIGS[:5], PARTS[1], PARTS[3], PARTS[9], *PAIRS, *GROUPED)), (CONFIGS[0], "dense"),
+    (CONFIGS[3], "dense"), (GROUPED[0], "dense"), (GROUPED[2], "dense"), (GROUPED[0], "wide"),
     (CONFIGS[1], "wide"), (CONFIGS[3], "wide"), (CONFIGS[4], "wide"),
 ], ids=str)
 def test_products_stay_in_flight_without_spills(config: SparseConfig, kind: str, tmp_path: Path) -> None:
@@ -96,6 +98,9 @@ def test_products_stay_in_flight_without_spills(config: SparseConfig, kind: str,
     if is_short(config.tiles, config.block_t):
         assert products == 3 * stage, "one stage, or two at a time: nothing is written twice"
         assert waits.count("0x1") == 3, "the products of a stage are followed by a wait for those before them"
+    elif is_grouped(config.tiles, config.block_t):
+        assert products == stage * config.tiles
+        assert waits.count("0x1") == config.tiles, "the products of a row block are followed by a wait for those before them"
     else:
         assert products >= stage * config.tiles
         assert waits.count("0x1") == products, "every product is followed by a wait for the one before it"

@@ -28,9 +28,10 @@ from kernels.ternary_gemm.sparse_wgmma_ptx import CONSUMERS, SLICE, STAGE_COLUMN
 from kernels.ternary_gemm.sparse_wgmma_split import (
     PIECE_BYTES,
     accumulator,
-    first_slice,
+    apart,
+    first_unit,
     meeting_offsets,
-    owned_slices,
+    owned_units,
     pieces_of,
     sent_bytes,
 )
@@ -144,7 +145,7 @@ def test_the_stages_fill_the_shared_memory_and_nothing_in_it_overlaps(tiles: int
 
 
 @pytest.mark.parametrize("splits", [2, 4, 8])
-@pytest.mark.parametrize(("tiles", "block_t"), COST)
+@pytest.mark.parametrize(("tiles", "block_t"), sorted({*COST, (2, 64), (3, 64), (4, 64)}))
 def test_every_accumulator_is_in_one_piece_of_one_part(tiles: int, block_t: int, splits: int) -> None:
     own = [list(pieces_of(part, tiles, block_t, splits)) for part in range(splits)]
     assert [piece for part in own for piece in part] == list(range(tiles * block_t // 8))
@@ -152,9 +153,12 @@ def test_every_accumulator_is_in_one_piece_of_one_part(tiles: int, block_t: int,
     assert found == list(range(tiles * block_t // 2))
     assert max(len(part) for part in own) * PIECE_BYTES == sent_bytes(tiles, block_t, splits)
     for part, some in enumerate(own):
-        first, slices = first_slice(part, block_t, splits), owned_slices(part, block_t, splits)
-        groups = {accumulator(piece, tiles, block_t) % (block_t // 2) // 4 for piece in some}
-        assert groups == set(range(first * SLICE // 8, (first + slices) * SLICE // 8)), "the slices that the epilogue stores"
+        first, count = first_unit(part, tiles, block_t, splits), apart(tiles, block_t)
+        owned = range(first, first + owned_units(part, tiles, block_t, splits))
+        starts = [accumulator(piece, tiles, block_t) for piece in some]
+        groups = {(start // (block_t // 2), start % (block_t // 2) // 4) for start in starts}
+        stored = {(m, group) for m in range(tiles) for group in range(block_t // 8) if group * 8 // SLICE * count + m % count in owned}
+        assert groups == stored, "the slices of row blocks that the epilogue stores"
 
 
 def test_the_default_cuts_few_tiles_and_keeps_many_whole() -> None:

@@ -23,7 +23,8 @@ PROCESSORS = {1: 3, 2: 4, 4: 20, 8: 28}
 class Case:
     """A GEMM bound on the CPU, and what it should give."""
 
-    def __init__(self, config: SparseConfig, rows: int, width: int, tokens: int, dtype: torch.dtype, sparse: bool = True) -> None:
+    def __init__(self, config: SparseConfig, rows: int, width: int, tokens: int, dtype: torch.dtype, sparse: bool = True,
+                 early: bool = False) -> None:
         generator = torch.Generator().manual_seed(rows + tokens)
         w = torch.randint(-1, 2, (rows, width), generator=generator, dtype=torch.int8)
         w *= nm_mask(torch.randn(rows, width, generator=generator), 2, 4) if sparse else 1
@@ -31,7 +32,7 @@ class Case:
         x_scale, w_scale, bias = (torch.rand(size, generator=generator) + 0.5 for size in (tokens, 2, rows))
         splits = (rows - rows // 3, rows // 3)
         weight = fragment_weight(w, w_scale, splits, Sparsity(2, 4)) if sparse else dense_fragment_weight(w, w_scale, splits)
-        self.gemm: SparseGemm = bind(x, x_scale, weight, bias, dtype, config, PROCESSORS[config.splits * config.pair])
+        self.gemm: SparseGemm = bind(x, x_scale, weight, bias, dtype, config, PROCESSORS[config.splits * config.pair], early)
         self.raw, self.scaled = accumulate(x, w), linear(x, x_scale, w, w_scale, splits, bias)
 
     def check(self, share: float) -> None:
@@ -75,6 +76,20 @@ def test_pairs_share_their_activations(config: SparseConfig, rows: int, width: i
 
 @pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
 @pytest.mark.parametrize(("config", "rows", "width", "tokens"), [
+    (SparseConfig(1, 64, 3), 520, 640, 70),
+    (SparseConfig(2, 64, 3), 400, 1152, 30),
+    (SparseConfig(3, 64, 3, 2), 392, 384, 60),
+    (SparseConfig(4, 64, 3), 1030, 512, 50),
+    (SparseConfig(2, 64, 3, 4), 200, 896, 64),
+    (SparseConfig(2, 64, 3, pair=2), 400, 640, 30),
+], ids=str)
+def test_weights_may_come_before_the_launches_ahead_have_ended(config: SparseConfig, rows: int, width: int, tokens: int,
+                                                               sparse: bool) -> None:
+    Case(config, rows, width, tokens, torch.bfloat16, sparse, early=True).check(2**-8)
+
+
+@pytest.mark.parametrize("sparse", [True, False], ids=["sparse", "dense"])
+@pytest.mark.parametrize(("config", "rows", "width", "tokens"), [
     (SparseConfig(1, 64, 3), 130, 64, 266), (SparseConfig(2, 64, 3), 77, 640, 9), (SparseConfig(1, 64, 3), 70, 640, 9),
 ], ids=str)
 def test_raw_accumulators_are_exact(config: SparseConfig, rows: int, width: int, tokens: int, sparse: bool) -> None:
@@ -94,6 +109,9 @@ def test_plain_stores_give_the_reference(dtype: torch.dtype, share: float) -> No
     (SparseConfig(3, 128, 3, 2), 392, 384, 70, torch.bfloat16, 0, 2),
     (SparseConfig(1, 256, 3, 2), 120, 384, 300, torch.float16, 0, 2),
     (SparseConfig(1, 64, 3, 4), 1160, 512, 20, torch.bfloat16, 1, 2),  # two slices for four parts: two complete none
+    (SparseConfig(3, 64, 3, 4), 392, 512, 64, torch.bfloat16, 0, 2),  # six units of row blocks for four parts
+    (SparseConfig(2, 64, 3, 8), 200, 1024, 40, torch.float32, 0, 1),
+    (SparseConfig(4, 64, 3, 4), 500, 640, 50, torch.int32, 0, 1),
     (SparseConfig(1, 128, 3, 4), 120, 1152, 128, torch.bfloat16, 0, 1),
     (SparseConfig(2, 128, 3, 4), 264, 640, 90, torch.float32, 0, 2),
     (SparseConfig(1, 128, 3, 8), 56, 1152, 100, torch.bfloat16, 0, 1),

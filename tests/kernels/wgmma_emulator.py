@@ -31,14 +31,14 @@ ROW = 16 * (THREAD // 32) + THREAD % 32 // 4
 class Threads(Program):
     """The threads of one part of a program, from `first` on, with registers of their own.
 
-    begun: whether they have waited for the launches before this one. met: None, False from their arrival at the cluster's barrier on, then
+    begun: which have waited for the launches before this one. met: None, False from their arrival at the cluster's barrier on, then
     True.
     """
 
     def __init__(self, block: Block, threads: int, first: int) -> None:
         super().__init__(block.launch.memory, threads)
         self.block, self.late, self.first = block, block.launch.late, first
-        self.begun, self.met = False, None if block.launch.cluster > 1 else True
+        self.begun, self.met = np.zeros(threads, bool), None if block.launch.cluster > 1 else True
         self.products: list[list[Callable[[], None]]] = [[]]
         self.stores: list[list[list[Callable[[], None]]]] = [[[]] for _ in range(threads)]
 
@@ -119,7 +119,10 @@ class Threads(Program):
             assert (warps == warps[:, :1]).all(), "all threads of a warp are needed"
             # Which lane, the hardware says.
             self._set(operands[0].split("|")[1], self.value("%tid.x") % np.uint64(32) == (31 if self.late else 0), guard)
-        elif kind[0] in ("barrier", "griddepcontrol", "wgmma"):
+        elif kind[0] == "griddepcontrol":
+            assert kind[1] == "wait"
+            self.begun |= guard
+        elif kind[0] in ("barrier", "wgmma"):
             assert guard.all(), "all threads of a warp are needed"
             self._together(kind, operands)
         elif kind[0] == "prefetch":
@@ -159,10 +162,7 @@ class Threads(Program):
 
     def _together(self, kind: list[str], operands: list[str]) -> None:
         """What every warp does as a whole."""
-        if kind[0] == "griddepcontrol":
-            assert kind[1] == "wait"
-            self.begun = True
-        elif kind[:3] == ["barrier", "cluster", "arrive"]:
+        if kind[:3] == ["barrier", "cluster", "arrive"]:
             assert self.met is not False, "an arrival at the cluster's barrier without a wait for the one before"
             self.met, self.meeting = False, self.block.meeting.arrive(self.threads)
         elif kind[:3] == ["barrier", "cluster", "wait"]:
@@ -216,7 +216,10 @@ class Threads(Program):
     def _place(self, at: Array) -> Array:
         """Where an address lies in the launch's memory."""
         assert ((at >= 0) & (at < self.block.allocated) | (at >= DEVICE)).all(), "an address of nothing"
-        assert self.begun or (at < SHARED).all(), "device memory before the launches before this one have ended"
+        assert self.begun.all() or (at < SHARED).all(), "device memory before the launches before this one have ended"
+        return self._where(at)
+
+    def _where(self, at: Array) -> Array:
         return np.where(at < SHARED, at + self.block.number * SHARED, at - DEVICE + self.block.launch.programs * SHARED)
 
     def _read(self, at: Array, size: int) -> Array:
@@ -246,9 +249,10 @@ class Threads(Program):
             self._boxes(kind, operands, guard)
         else:
             assert operands[2] == "2048"
-            for start, first, bar in zip(*(self._address(operands[i])[guard] for i in (0, 1, 3)), strict=True):
+            for start, first, bar, begun in zip(*(self._address(operands[i])[guard] for i in (0, 1, 3)), self.begun[guard], strict=True):
+                assert begun or self.block.launch.is_constant(int(first)), "device memory before the launches before this one have ended"
                 lanes = np.arange(2048)
-                source, target = self._place(first + lanes), self._place(start + lanes)
+                source, target = self._where(first + lanes), self._place(start + lanes)
                 self.block.barriers[int(bar)].send(partial(self._move, target, source), 2048)
 
     def _move(self, target: Array, source: Array) -> None:
@@ -256,7 +260,7 @@ class Threads(Program):
 
     def _boxes(self, kind: list[str], operands: list[str], guard: Array) -> None:
         """TMA: a box of activations from device memory, or one of the output to it."""
-        assert self.begun, "device memory before the launches before this one have ended"
+        assert self.begun[guard].all(), "device memory before the launches before this one have ended"
         store = kind[5] == "global"
         place, tensor_map, corner = operands[2 if store else 0], operands[0 if store else 1], operands[1 if store else 2]
         column, row = (signed(self.value(name)) for name in re.findall(r"[\w$]+", corner))
