@@ -67,7 +67,7 @@ def test_else_it_is_estimated(table: Path, entries: list[Entry]) -> None:
     assert (choice.basis, choice.timed) == (ESTIMATED, ())
     big = Problem("gemm", 8192, 8192, 8192, Sparsity(2, 4))
     assert choose(big, H200, KERNELS, table).kernel.name == "fast"
-    assert "estimated: no two variants" in explain([PROBLEM], H200, KERNELS, path=table)[0]
+    assert "estimated: it and another variant" in explain([PROBLEM], H200, KERNELS, path=table)[0]
 
 
 def test_the_nearest_tokens_with_two_variants_count(table: Path) -> None:
@@ -82,6 +82,14 @@ def test_a_variant_that_was_not_tuned_is_named_beside_the_others(table: Path) ->
     tuned.write(table, [entry("slow", 5.0), entry("fast", 6.0)])
     told = explain([PROBLEM], H200, (*KERNELS, variant("new", {80: "IMMA"})), path=table)
     assert any(line.startswith("  new: not tuned beside them; about") for line in told)
+
+
+def test_what_is_estimated_to_be_the_best_has_to_be_among_the_timed(table: Path) -> None:
+    kernels = (*KERNELS, variant("other", {80: "IMMA"}))
+    big = PROBLEM.with_(out_features=8192, in_features=8192)
+    tuned.write(table, [entry(name, 5.0, out_features=8192, in_features=8192) for name in ("slow", "other")])
+    assert choose(big, H200, kernels, table).kernel.name == "fast", "which nobody timed beside them"
+    assert choose(big, H200, [one for one in kernels if one.name != "fast"], table).basis == TUNED
 
 
 def test_nothing_to_choose_from(table: Path) -> None:

@@ -83,7 +83,7 @@ def test_the_file_is_sorted_and_reads_back(path: Path) -> None:
 
 
 def test_another_triton_or_driver_or_memory_is_stale_and_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuned, "installed", lambda: {"triton": "3", "driver": "580"})
+    monkeypatch.setattr("kernels.tuned.installed", lambda: {"triton": "3", "driver": "580"})
     write(path, [entry(512, 64, versions={"triton": "3.6.0", "driver": "580.159.04"}, memory_gb=141)])
     assert found(path, 512) == (64, "tuned")
     for changes, reason in (
