@@ -31,6 +31,15 @@ class Roof:
     samples: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class Ceiling:
+    """A roof as a call, to be timed beside the kernels that it bounds. operations: of one call."""
+
+    name: str
+    call: Call
+    operations: float
+
+
 def measure_roofs(clock: Clock) -> list[Roof]:
     """copy and read bandwidth, the best dense-bf16, dense-int8 and dense-fp8 product of `SHAPES`, and `SPARSE_MMA`, on the current device;
     seconds.
@@ -164,12 +173,17 @@ def sparse_mma_kernel(sums, rounds, THREADS: tl.constexpr):
 
 
 def _sparse_mma(clock: Clock) -> Roof:
-    """`mma.sp.m16n8k64` of int8 from registers, 16 warps a multiprocessor: nothing is loaded, stored or unpacked."""
+    ceiling = sparse_mma_ceiling()
+    return _best(SPARSE_MMA, "op/s", [ceiling.operations / seconds for seconds in _turns(clock, ceiling.call)])
+
+
+def sparse_mma_ceiling() -> Ceiling:
+    """`mma.sp.m16n8k64` of int8 from registers on the current device, 16 warps a multiprocessor: nothing is loaded, stored or unpacked.
+    Needs capability 8.0."""
     programs = 2 * torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
     sums = torch.empty(programs * 32 * _WARPS, dtype=torch.int32, device="cuda")
 
     def products() -> None:
         sparse_mma_kernel[(programs,)](sums, _ROUNDS, THREADS=32 * _WARPS, num_warps=_WARPS)
 
-    operations = 2.0 * 16 * 8 * 64 * 8 * _ROUNDS * _WARPS * programs
-    return _best(SPARSE_MMA, "op/s", [operations / seconds for seconds in _turns(clock, products)])
+    return Ceiling(SPARSE_MMA, products, 2.0 * 16 * 8 * 64 * 8 * _ROUNDS * _WARPS * programs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from suites.statistics import Ratio, best_variant, bootstrap_interval, geomean, 
 
 STRONGEST, STRONGEST_DENSE, STRONGEST_LIBRARY, ROOF = "strongest", "strongest-dense", "strongest-library", "roof"
 ROOFS = (ROOF, SPARSE_MMA)
+TOGETHER, BEFORE = "same rounds", "before the cases"
+"""When a roof of `mma.sp` was timed."""
 CHOICES = (STRONGEST, STRONGEST_DENSE, STRONGEST_LIBRARY, *ROOFS)
 
 
@@ -23,7 +25,8 @@ class Comparison:
     """Ours over theirs in one case.
 
     ratio: how many times faster ours is (over the roof: the share of it that ours reaches), or None with the reason.
-    refused: the case has no answer at all, so that nothing is missing. theirs is None over the roof; roof_us is then its time.
+    refused: the case has no answer at all, so that nothing is missing. theirs is None over the roof; roof_us is then its time. Over the
+    roof of `mma.sp`, timed: whether in the case's own rounds or before the cases; cool_us: its time by the rate from before the cases.
     """
 
     case: Case
@@ -33,6 +36,8 @@ class Comparison:
     reason: str | None = None
     refused: bool = False
     roof_us: float | None = None
+    timed: str | None = None
+    cool_us: float | None = None
 
     @property
     def our_us(self) -> float | None:
@@ -43,6 +48,12 @@ class Comparison:
     def their_us(self) -> float | None:
         """Their kernel time, µs; over the roof its time."""
         return time_us(self.theirs) if self.theirs else self.roof_us
+
+    @property
+    def cool_share(self) -> float | None:
+        """Ours as a share of the roof that was measured before the cases, where both are known."""
+        us = self.our_us
+        return self.cool_us / us if self.cool_us and us else None
 
 
 def plain(ratio: float) -> str:
@@ -80,8 +91,10 @@ def compare(case: Case, over: str, results: Results, variant: str | None = None)
     ours = best_variant(record, variant)
     if ours is None:
         return Comparison(case, reason=_why_not_ours(case, variant))
-    if over in ROOFS:
-        return _over_roof(case, ours, results.roof_us(case) if over == ROOF else results.sparse_roof_us(case))
+    if over == ROOF:
+        return _over_roof(case, ours, results.roof_us(case))
+    if over == SPARSE_MMA:
+        return _over_ceiling(case, ours, results.sparse_roof_us(case))
     theirs = strongest(record, over == STRONGEST_DENSE, over == STRONGEST_LIBRARY) if over in CHOICES else record.result(over)
     if theirs is None or theirs.status != "ok" or time_us(theirs) is None:
         return Comparison(case, ours, reason=_why_not_theirs(case, over, theirs))
@@ -96,6 +109,17 @@ def _over_roof(case: Case, ours: Result, roof: float | None) -> Comparison:
     logs = np.log(roof / np.asarray(series))
     low, high = bootstrap_interval(logs)
     return Comparison(case, ours, ratio=Ratio(math.exp(float(np.median(logs))), math.exp(low), math.exp(high), len(series)), roof_us=roof)
+
+
+def _over_ceiling(case: Case, ours: Result, cool_us: float | None) -> Comparison:
+    """Over the rate of `mma.sp` in the same rounds, pair by pair; where those were not timed, over that from before the cases."""
+    if not ours.ceiling or ours.blocks:
+        return replace(_over_roof(case, ours, cool_us), timed=BEFORE, cool_us=cool_us)
+    roof = case.lifted_operations / np.asarray(ours.ceiling) * 1e6
+    logs = np.log(roof / np.asarray(ours.samples_us))
+    low, high = bootstrap_interval(logs)
+    share = Ratio(math.exp(float(np.median(logs))), math.exp(low), math.exp(high), len(logs))
+    return Comparison(case, ours, ratio=share, roof_us=float(np.median(roof)), timed=TOGETHER, cool_us=cool_us)
 
 
 def why(result: Result) -> str:

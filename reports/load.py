@@ -48,6 +48,11 @@ class Case:
         """Whether its weights are ternary, as in all cases that are summed up; others are for the comparison of operand values."""
         return self.record.data == "ternary"
 
+    @property
+    def lifted_operations(self) -> float:
+        """Operations that sparse tensor cores do for it, lifted where its weights are."""
+        return self.record.operations * expansion(self.problem.sparsity)
+
     def tops(self, us: float) -> float | None:
         """Tera operations per second, zeros included, when a call takes `us` microseconds; None where only bytes count."""
         return self.record.operations / us * 1e6 / TERA if self.record.operations else None
@@ -102,8 +107,7 @@ class Results:
     def sparse_roof_us(self, case: Case) -> float | None:
         """The case's operations, lifted where its weights are, at the measured rate of `mma.sp`, µs; None where that was not measured."""
         rate = max((roof.value for roof in self._own_roofs(case) if roof.name == SPARSE_MMA), default=0.0)
-        operations = case.record.operations * expansion(case.problem.sparsity)
-        return operations / rate * 1e6 if operations and rate else None
+        return case.lifted_operations / rate * 1e6 if case.lifted_operations and rate else None
 
     def roof_us(self, case: Case) -> float | None:
         """The least time at the measured roofs (of its run, else of its card, else of any), µs: the larger of the compulsory bytes at the

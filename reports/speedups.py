@@ -19,6 +19,7 @@ from kernels.problem import Sparsity
 from reports.compare import CHOICES, ROOF, ROOFS, Comparison, Summary, compare, in_order, plain, sparsities, summarize
 from reports.load import Case, Results, load
 from suites.command import EXIT_CODES, INCONCLUSIVE
+from suites.floors import SPARSE_MMA
 from suites.statistics import OWN_DENSE
 
 MOST_NAMED = 3
@@ -33,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     made = Parser(prog="python -m reports.speedups", description=description, epilog=f"{EXAMPLE} · {EXIT_CODES}")
     made.add_argument("--gpu", required=True, help="profile name, such as h200; auto: the runs' own")
     made.add_argument("--suite", required=True, help="one suite: prefill, decode, layer, prepare, train, square")
-    over = f"a baseline's name, or {', '.join(CHOICES)} (the last two: the share of the case's roof, of mma.sp's)"
+    over = f"a baseline's name, or {', '.join(CHOICES)} (the last two: the share of the case's roof, of mma.sp's in the same rounds)"
     made.add_argument("--over", required=True, metavar="NAME", help=over)
     made.add_argument("--sparsity", help="dense, 2:4 or 6:8; left out: every sparsity")
     made.add_argument("--model", help="one model's layers")
@@ -141,9 +142,10 @@ def _prefer_measured(cases: Iterable[Case]) -> list[Case]:
 def as_table(comparisons: Sequence[Comparison], summary: Summary, over: str) -> str:
     """The table for people: a row per case, then the cases without a ratio with their reasons, then the summary line."""
     sustained = any(item.ours and item.ours.blocks for item in comparisons)
+    both = over == SPARSE_MMA
     head = ["model", "what", "NxK", "tokens", "weights", "ours", "µs", "TOPS", "TB/s", "over", "µs", "share" if over in ROOFS else "ratio"]
-    head += ["95 % interval"] + (["J/TOP", "their J/TOP"] if sustained else [])
-    rows = [_cells(row_of(item), sustained) for item in comparisons if item.ratio]
+    head += ["95 % interval"] + (["cool share"] if both else []) + (["J/TOP", "their J/TOP"] if sustained else [])
+    rows = [_cells(row_of(item), both, sustained) for item in comparisons if item.ratio]
     lines = _aligned([head, *rows]) if rows else []
     for mark in ("refused", "not compared", "missing"):
         lines += _without(mark, [item for item in comparisons if not item.ratio and _mark(item) == mark])
@@ -179,15 +181,18 @@ def row_of(item: Comparison) -> dict[str, Any]:
         "over_joules_per_top": case.joules_per_top(item.theirs) if item.theirs else None,
         "ratio": item.ratio.value if item.ratio else None, "low": item.ratio.low if item.ratio else None,
         "high": item.ratio.high if item.ratio else None, "pairs": item.ratio.pairs if item.ratio else 0,
-        "refused": item.refused, "reason": item.reason,
+        "refused": item.refused, "reason": item.reason, "roof_timed": item.timed, "cool_share": item.cool_share,
     }
 
 
-def _cells(row: dict[str, Any], sustained: bool) -> list[str]:
+def _cells(row: dict[str, Any], both: bool, sustained: bool) -> list[str]:
     layer = row["op"] if row["op"] in ("prepare", "activation") else row["layer"]
     cells = [row["model"], layer, row["shape"], str(row["tokens"] or "-"), row["sparsity"], row["ours"]]
     cells += [_number(row["us"], 1), _number(row["tops"], 1), _number(row["tbs"], 3), row["over"], _number(row["over_us"], 1)]
     cells += [plain(row["ratio"]), f"{plain(row['low'])}-{plain(row['high'])}"]
+    if both:
+        cells[9] += f", {row['roof_timed']}"
+        cells.append(_number(row["cool_share"], 3))
     return [*cells, _number(row["joules_per_top"], 3), _number(row["over_joules_per_top"], 3)] if sustained else cells
 
 

@@ -51,8 +51,9 @@ def companion(case: Case, timed: Container[str], excluded: Container[str], bench
     if ceiling is None or timer is None or isinstance(timer, Failure):
         yield Companion({})
         return
+    marked = MarkedTimer(timer, SPARSE_MMA, lambda stage: bench.mark(f"{SPARSE_MMA}\t{stage}"))
     try:
-        yield Companion({SPARSE_MMA: MarkedTimer(timer, SPARSE_MMA, lambda stage: bench.mark(f"{SPARSE_MMA}\t{stage}"))}, ceiling.operations)
+        yield Companion({SPARSE_MMA: marked}, ceiling.operations)
     finally:
         timer.close()
 

@@ -135,7 +135,7 @@ def joined(first: CaseRecord, second: CaseRecord) -> CaseRecord:
         else:
             results.append(replace(
                 own, samples_us=own.samples_us + other.samples_us, call_us=own.call_us + other.call_us, blocks=own.blocks + other.blocks,
-                notes={**own.notes, **other.notes}, ceiling=own.ceiling + other.ceiling,
+                notes={**own.notes, **other.notes}, ceiling=own.ceiling + other.ceiling if own.ceiling and other.ceiling else (),
             ))
     rounds = [max((len(result.samples_us) for result in record.results), default=0) for record in (first, second)]
     earlier = first.processes or (rounds[0],)

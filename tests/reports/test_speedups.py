@@ -290,3 +290,24 @@ def test_cases_of_other_data_are_not_summed_up(run: Path, tmp_path: Path, capsys
     plain = [group.summary for group in groups(Comparer(load("h200", [run]))) if group.suite == "decode"]
     assert [group.summary for group in groups(Comparer(results))] == plain
     assert any("zero data" in name for name, _ in case_rows(Comparer(results)))
+
+
+def test_the_ceiling_of_the_same_rounds_comes_before_the_cool_one(speedups) -> None:
+    # 4e8 operations: 4, 2 and 4 µs by the three rounds' rates, of 10, 10 and 8 µs: 0.4, 0.2 and 0.5. Before the cases it was 1 µs of 10.
+    ours = ok("sparse-mma", 1.0, "variant", samples_us=(10.0, 10.0, 8.0), ceiling=(1e14, 2e14, 1e14))
+    sparse = RoofRecord(golden.RUN, "sparse-int8-mma", 4e14, "op/s")
+    code, lines, _ = speedups([sparse, gemm(100, ours)], over="sparse-int8-mma")
+    assert (code, lines[-1]) == (0, "geomean 0.400 min 0.400 max 0.400 n 1 missing 0")
+    assert re.search(r"roof, same rounds\s+4\.0\s+0\.400\s+0\.200-0\.500\s+0\.100$", lines[1])
+    assert re.search(r"roof, before the cases\s+1\.0\s+0\.100\s+\S+\s+0\.100$", speedups([sparse, TWO[0]], over="sparse-int8-mma")[1][1])
+    code, lines, _ = speedups([gemm(100, ours)], "--json", over="sparse-int8-mma")
+    (row,) = json.loads("\n".join(lines))["rows"]
+    assert (code, row["roof_timed"], row["cool_share"]) == (0, "same rounds", None)
+    problem = Problem("gemm", 1000, 2000, 100, golden.S68)
+    lifted = gemm(100, ours, problem=problem.to_dict(), label=str(problem))
+    assert speedups([sparse, lifted], over="sparse-int8-mma")[1][-1] == "geomean 0.600 min 0.600 max 0.600 n 1 missing 0"
+
+
+def test_a_ceiling_is_no_baseline(speedups) -> None:
+    ours = ok("sparse-mma", 10.0, "variant", ceiling=(1e17, 1e17, 1e17))
+    assert speedups([gemm(100, ours, ok("dense-bf16", 40.0))])[1][-1].startswith("geomean 4.000 ")
