@@ -86,7 +86,7 @@ def test_a_variant_that_was_not_tuned_is_named_beside_the_others(table: Path) ->
 
 def test_what_is_estimated_to_be_the_best_has_to_be_among_the_timed(table: Path) -> None:
     kernels = (*KERNELS, variant("other", {80: "IMMA"}))
-    big = PROBLEM.with_(out_features=8192, in_features=8192)
+    big = Problem("gemm", 8192, 8192, 512, Sparsity(2, 4))
     tuned.write(table, [entry(name, 5.0, out_features=8192, in_features=8192) for name in ("slow", "other")])
     assert choose(big, H200, kernels, table).kernel.name == "fast", "which nobody timed beside them"
     assert choose(big, H200, [one for one in kernels if one.name != "fast"], table).basis == TUNED
