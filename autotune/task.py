@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
+from importlib import import_module
 from typing import Any
 
 from autotune import tuned
@@ -16,13 +18,15 @@ from autotune.search import Point, nearest
 from autotune.tuned import Entry
 from kernels.gpu import Gpu
 from kernels.kernel import CompileUnit
-from kernels.space import config_to_dict
+from kernels.problem import Op
+from kernels.space import Config, config_to_dict
 
 NEIGHBOURS = 3
 """So many nearest tuned shapes lend their winners as starts."""
 PREDICTED = 3
 """So many candidates that the kernel's own cost model takes for the fastest are starts, too."""
 FUNCTIONS = "autotune.candidate"
+_NUMBER = re.compile(r"\d+(?:[,.]\d+)*")
 
 
 def _nothing(point: Point) -> Sequence[CompileUnit]:
@@ -61,18 +65,26 @@ class Task:
         return replace(self.job, device=device)
 
 
+@lru_cache(maxsize=64)
+def _candidates(catalogue: str, kernel: str, op: Op) -> tuple[Config, ...]:
+    """All that a kernel's space names, which is the same for every problem and up to thousands."""
+    return tuple(import_module(catalogue).find(kernel, op).space.candidates())
+
+
 def of_job(job: Job, versions: Mapping[str, str | None], known: Sequence[Entry] = (), functions: str = FUNCTIONS) -> Task:
     """The task of a kernel of the catalogue. known: tuned entries of this and other GPUs, whose winners are good places to begin."""
     kernel, problem = job.find(), job.problem
     allowed = [kernel.default_config(problem, job.gpu)]
-    rejected: dict[str, int] = {}
-    for config in kernel.space.candidates():
+    reasons: Counter[str] = Counter()
+    for config in _candidates(job.catalogue, job.kernel, problem.op):
         reason = kernel.space.reject(problem, job.gpu, config)
         if reason is None:
             allowed.append(config)
         else:
-            kind = re.sub(r"\d+(?:[,.]\d+)*", "#", reason)
-            rejected[kind] = rejected.get(kind, 0) + 1
+            reasons[reason] += 1
+    rejected: Counter[str] = Counter()
+    for reason, count in reasons.items():
+        rejected[_NUMBER.sub("#", reason)] += count
     configs = list(dict.fromkeys(allowed))
     points = tuple(config_to_dict(config) for config in configs)
     source = tuned.source_hash(kernel)
