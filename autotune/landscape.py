@@ -122,8 +122,12 @@ def from_journal(path: Path, kernel: str, gpu: str, date: str, machine: str) -> 
 
 
 def nearest_winners(landscape: Landscape, others: Iterable[Landscape], count: int = NEAREST) -> list[int]:
-    """Places of the candidates nearest to the winners of the nearest other shapes, nearest first: what a tuned table would offer."""
+    """Places of the candidates nearest to the winners of the nearest other shapes, nearest first: what a tuned table would offer.
+
+    A landscape whose configs have other axes lends nothing: its winner would be near to many candidates at once.
+    """
     known = [other for other in others if other.kernel == landscape.kernel and other.shape != landscape.shape]
+    known = [other for other in known if set(other.points[0]) == set(landscape.points[0])]
     known.sort(key=lambda other: shape_distance(landscape.shape, other.shape))
     return nearest(landscape.points, [other.winner for other in known[:count]])
 

@@ -22,7 +22,7 @@ from kernels.errors import Failure
 Floats: TypeAlias = NDArray[np.floating[Any]]
 
 SPREAD = 4
-"""So many outcomes the model needs where no start is given: of a candidate in the middle, and of others far from it and from each other."""
+"""So many outcomes the model needs where no start is given: of candidates that together are near to all others."""
 FROM_STARTS = 2
 """So many it needs where starts are given: they are good ones, and the search is to stay near them."""
 LENGTHS = (1.0, 2.0, 4.0)
@@ -31,8 +31,8 @@ NOISE = 1e-2
 """Variance of a timing, and of what the axes do not tell, over that of the landscape."""
 KNOWN = 256
 """The model looks at the fastest so many outcomes, so that a search of thousands does not wait for it."""
-MIDDLE = 1.1
-"""Candidates whose mean distance from all others is within this factor of the least are in the middle."""
+NEARLY, SAMPLE = 1.02, 512
+"""Candidates whose choice leaves the others this much farther than the best are as good; so many, drawn at random, stand for all others."""
 
 
 def coordinates(points: Sequence[Point]) -> Floats:
@@ -98,7 +98,7 @@ def expected_improvement(mean: Floats, deviation: Floats, best: float) -> Floats
 
 
 class Local:
-    """The starts, then by expected improvement; `SPREAD` candidates from all over the space first where nothing lends a start.
+    """The starts, then by expected improvement; `SPREAD` candidates that all others are near to first, where nothing lends a start.
 
     A failure counts as the slowest time so far. The seed decides between candidates that are equally good.
     """
@@ -129,7 +129,7 @@ class Local:
             starts = [place for place in self._starts if place not in self._outcomes]
             timed = [place for place, outcome in self._outcomes.items() if not isinstance(outcome, Failure)]
             if starts or not timed or len(self._outcomes) < (FROM_STARTS if self._starts else SPREAD):
-                ranked = self._unknown(starts)
+                ranked = self._unknown()
             else:
                 ranked = self._expected(timed)
             self._order = [place for place in dict.fromkeys([*starts, *ranked]) if place not in self._outcomes]
@@ -145,21 +145,22 @@ class Local:
         gain = np.round(expected_improvement(mean, deviation, best), 12)
         return [int(place) for place in np.lexsort((self._lots, np.round(mean, 9), -gain))]
 
-    def _unknown(self, starts: Sequence[int]) -> list[int]:
-        """Without a model: near the starts where there are some, else from the middle to whatever is farthest from all that is known."""
+    def _unknown(self) -> list[int]:
+        """Without a model: near the starts where there are some, else the next of those that all others are near to, then any."""
         if self._starts:
             near = np.min([self._from(place) for place in self._starts], axis=0)
             return [int(place) for place in np.lexsort((self._lots, near))]
-        known = list(self._outcomes)
-        if not known:
-            total = np.array([np.sqrt(self._from(place)).sum() for place in range(len(self._axes))])
-            known.append(int(np.lexsort((self._lots, total > MIDDLE * total.min()))[0]))
-        while len(known) < min(SPREAD, len(self._axes)):
-            far = np.min([self._from(place) for place in known], axis=0)
-            far[known] = -1.0
-            known.append(int(np.lexsort((self._lots, -np.round(far, 9)))[0]))
-        far = np.min([self._from(place) for place in known], axis=0)
-        return [*known, *(int(place) for place in np.lexsort((self._lots, -np.round(far, 9))))]
+        drawn = np.argsort(self._lots)
+        sample, spread = drawn[:SAMPLE], list(self._outcomes)
+        apart = np.sqrt(np.stack([self._from(int(place))[sample] for place in sample]))
+        nearest = np.min([np.sqrt(self._from(place)[sample]) for place in spread], axis=0) if spread else np.full(len(sample), np.inf)
+        while len(spread) < min(SPREAD, len(self._axes)):
+            left = np.minimum(apart, nearest).sum(1)
+            left[np.isin(sample, spread)] = np.inf
+            found = int(np.argmax(left <= NEARLY * left.min()))
+            spread.append(int(sample[found]))
+            nearest = np.minimum(nearest, apart[found])
+        return [*spread, *map(int, drawn)]
 
     def _from(self, place: int) -> Floats:
         """Squared distances of all candidates from one."""
