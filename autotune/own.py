@@ -124,12 +124,13 @@ def _timer(job: OwnJob, config: Point, seed: int) -> Timer | Failure:
 
 
 def tune(
-    file: str, name: str = "KERNEL", *, runs: Path = Path("runs"), search: str = "exhaustive", seconds: float | None = None,
+    file: str, name: str = "KERNEL", *, runs: Path = Path("runs"), search: str | None = None, seconds: float | None = None,
     clock: Clock | None = None, device: str = "cuda:0", gpu: Gpu | None = None, resume: bool = True,
 ) -> Found:
     """Tune the OwnKernel `name` of a Python file (`__file__` of your script) on one device, in a child process.
 
-    What was measured is kept in `runs`/own-NAME, where the next call with the same file finds it. seconds: budget. The winner is
+    What was measured is kept in `runs`/own-NAME, where the next call with the same file finds it. seconds: budget. search: its
+    name in `autotune.search`, by default local within a budget and exhaustive without. The winner is
     `found.points[found.verdict.winner]`; `found.verdict.better` says whether it beats the default for certain.
     Raises NoGpu where the device's own clock is to be used and there is no device.
     """
@@ -152,7 +153,8 @@ def tune(
         stack.callback(poison.close)
         (slot,) = local_slots([device])
         stack.callback(slot.close)
-        tools = Tools(journal, poison, search=strategy(search), trial_seconds=TRIAL_SECONDS, stop=threading.Event())
+        make = strategy(search or ("exhaustive" if seconds is None else "local"))
+        tools = Tools(journal, poison, search=make, trial_seconds=TRIAL_SECONDS, stop=threading.Event())
         return Tuning(task, tools).run(slot, Budget(seconds))
 
 

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from autotune import own
 from autotune.clock import FakeClock
 from autotune.own import BoundCall, load, table, tune
+from autotune.search import strategy
 from kernels.errors import NoGpu, UsageError
 
 PLAIN = '''
@@ -55,6 +57,15 @@ def test_the_best_right_config_wins_and_the_rest_is_named(file: Path, tmp_path: 
     assert "ZeroDivisionError: no" in text
     again = tune(str(file), runs=tmp_path / "runs", clock=FakeClock(cost), device="cpu", search="local")
     assert again.verdict == found.verdict, "from the journal"
+
+
+def test_what_is_searched_how(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = list[str]()
+    monkeypatch.setattr(own, "strategy", lambda name: names.append(name) or strategy(name))
+    for given in ({}, {"seconds": 60.0}, {"seconds": 60.0, "search": "random"}):
+        found = tune(str(file), runs=tmp_path / "runs", clock=FakeClock(cost), device="cpu", **given)
+        assert found.evaluated == 9
+    assert names == ["exhaustive", "local", "random"]
 
 
 def test_a_file_without_a_kernel_is_named(file: Path, tmp_path: Path) -> None:
