@@ -1,4 +1,4 @@
-"""The forward kernels that a layer can call, each one function of a `Call`; what a launch needs is worked out once for a kind of call."""
+"""The forward kernels that a layer can call: what a launch needs is worked out once for a kind of call, a call is then launches alone."""
 
 from __future__ import annotations
 
@@ -6,26 +6,29 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels.bitlinear.pack import Fragments, KernelPack
-from kernels.catalogue import find
+from kernels.catalogue import find, kernels_for
 from kernels.fragments import block_shape
 from kernels.gpu import Gpu, by_name, detect
 from kernels.inputs import DTYPES, ROW_ALIGNMENT
 from kernels.launch import Launch
-from kernels.mask_quantize.activation import activation_config, start_activation
-from kernels.problem import DENSE, DType, Problem, Sparsity
-from kernels.ternary_gemm import decode, decode_config, decode_estimate, sparse_mma, sparse_mma_config, sparse_wgmma, sparse_wgmma_config
+from kernels.mask_quantize.activation import activation_config, activation_launch, by_words, start_activation
+from kernels.problem import Op, Problem, Sparsity
+from kernels.ternary_gemm import decode, decode_config, sparse_mma, sparse_wgmma, sparse_wgmma_config
 from kernels.ternary_gemm.decode import _constants as decode_constants
 from kernels.ternary_gemm.decode_kernel import decode_gemm
-from kernels.ternary_gemm.dense_config import default_config
-from kernels.ternary_gemm.dense_triton import Gemm, aligned_rows, check, refusal, workspace
+from kernels.ternary_gemm.dense_triton import Gemm, check, refusal, workspace
+from kernels.ternary_gemm.sparse_mma_config import MmaConfig
 from kernels.ternary_gemm.sparse_mma_kernel import sparse_mma_gemm
+from kernels.ternary_gemm.sparse_wgmma_config import SparseConfig
 from kernels.ternary_gemm.sparse_wgmma_kernel import sparse_gemm
 from kernels.ternary_gemm.sparse_wgmma_ptx import STAGE_COLUMNS
+from kernels.tuned import lookup
 
 HALF = Sparsity(2, 4)
 
@@ -36,186 +39,182 @@ def gpu_of(index: int | None) -> Gpu:
     return (None if index is None else detect(index)) or by_name("a100")
 
 
-@dataclass(frozen=True)
-class Call:
-    """One forward pass on the device. x: [T, K], None where x_q and x_scale hold it already; x_q int8 [T, K], rows padded to 128; x_scale
-    float32 [T]; bias: float32, `padded_rows`, or None."""
-
-    problem: Problem
-    gpu: Gpu
-    x: torch.Tensor | None
-    x_q: torch.Tensor
-    x_scale: torch.Tensor
-    pack: KernelPack
-    bias: torch.Tensor | None
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of x and y."""
-        return DTYPES[self.problem.dtype]
+Run: TypeAlias = Callable[[torch.Tensor | None, torch.Tensor, torch.Tensor, KernelPack, torch.Tensor | None], torch.Tensor]
+"""(x, x_q, x_scale, pack, bias) to y [T, N] in x's type, on the current stream without synchronizing. x: [T, K] with unit column stride:
+x_q, x_scale and the pack's flag of activations are filled from it first; None where x_q and x_scale hold it already. x_q: int8 [T, K padded
+to 128], contiguous; x_scale: float32 [T]; bias: float32, `padded_rows`, or None."""
 
 
 @dataclass(frozen=True)
 class Forward:
-    """A forward kernel. run: fills x_q, x_scale and the pack's flag of activations from x and returns y [T, N] in x's type, on the current
-    stream without synchronizing. refusal(gemm problem, gpu): why it cannot, or None. fragments: the layout of these that it
-    reads for a sparsity, None for the packed bytes themselves."""
+    """A forward kernel. bind(problem, gpu, device, biased or not): what is known before the tensors are. refusal(problem, gpu): why
+    it cannot, or None. fragments: the layout of these that it reads for a sparsity, None for the packed bytes themselves."""
 
-    run: Callable[[Call], torch.Tensor]
+    bind: Callable[[Problem, Gpu, torch.device, bool], Run]
     refusal: Callable[[Problem, Gpu], str | None]
     fragments: Callable[[Sparsity], Fragments | None]
 
 
 def layout_of(sparsity: Sparsity) -> Fragments:
-    """The one layout of fragments that all kernels of a layer share: of the sparse tensor cores for 2:4, else of the dense ones."""
+    """The one layout of fragments that the kernels of a layer share: of the sparse tensor cores for 2:4, else of the dense ones."""
     return "sparse" if sparsity == HALF else "dense"
+
+
+def padded_columns(in_features: int) -> int:
+    """Columns of the quantized rows in memory."""
+    return -(-in_features // ROW_ALIGNMENT) * ROW_ALIGNMENT
 
 
 def allocate_quantized(tokens: int, in_features: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """x_q int8 [T, K padded to 128], zero behind K, contiguous, and x_scale float32 [T]: all that the backward pass keeps of x."""
-    padded = -(-in_features // ROW_ALIGNMENT) * ROW_ALIGNMENT
+    padded = padded_columns(in_features)
     allocate = torch.empty if padded == in_features else torch.zeros
     return allocate((tokens, padded), dtype=torch.int8, device=device), torch.empty(tokens, dtype=torch.float32, device=device)
 
 
-def _quantize(call: Call) -> None:
-    if call.x is not None and call.problem.tokens:
-        config = activation_config(call.problem.in_features, call.problem.tokens)
-        start_activation(call.x, call.x_q, call.x_scale, None, config, flags=call.pack.flags)
+def config_of(name: str, problem: Problem, gpu: Gpu) -> Any:
+    """The tuned config of a kernel, or its default; problem: a `step` of training, or a `layer`."""
+    ops: tuple[Op, ...] = ("layer", "forward") if problem.op == "layer" else ("forward", "layer")
+    kernel = next(kernel for op in ops for kernel in kernels_for(op) if kernel.name == name)
+    return lookup(kernel, problem.with_(op=kernel.op), gpu)[0]
 
 
-def _dense_triton(call: Call) -> torch.Tensor:
-    _quantize(call)
-    problem, packed = call.problem, call.pack.packed
-    bias = None if call.bias is None else call.bias[: problem.out_features]
-    check(call.x_q, call.x_scale, packed, bias, call.dtype)
-    y = call.x_q.new_empty((problem.tokens, problem.out_features), dtype=call.dtype)
-    config = default_config(problem, call.gpu)
-    Gemm(packed, call.x_scale, bias, y, config, workspace(config, y)).launch(call.x_q)
-    return y
+def _quantizer(problem: Problem, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]:
+    """(x, x_q, x_scale, flags): one launch, known beforehand for rows that lie as they usually do."""
+    tokens, columns = problem.tokens, problem.in_features
+    config, padded = activation_config(columns, tokens), padded_columns(problem.in_features)
+    words = by_words(DTYPES[problem.dtype], columns, None, config)
+    usual = activation_launch(words, tokens, columns, columns, (columns, padded), None, config, device)
+
+    def quantize(x: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor, flags: torch.Tensor) -> None:
+        if (tokens == 1 or x.stride(0) == columns) and not x.data_ptr() & 15:
+            usual((x, x_q, x_scale, None, flags) if words else (x, x_q, x_scale, flags))
+        else:
+            start_activation(x, x_q[:, :columns], x_scale, None, config, flags=flags)
+
+    return quantize
+
+
+def _bind_dense_triton(problem: Problem, gpu: Gpu, device: torch.device, biased: bool) -> Run:
+    config, quantize = config_of("dense-triton", problem, gpu), _quantizer(problem, device)
+    shape, dtype = (problem.tokens, problem.out_features), DTYPES[problem.dtype]
+
+    def run(x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, pack: KernelPack, bias: torch.Tensor | None) -> torch.Tensor:
+        if x is not None:
+            quantize(x, x_q, x_scale, pack.flags)
+        codes, rows = x_q[:, : problem.in_features], None if bias is None else bias[: problem.out_features]
+        check(codes, x_scale, pack.packed, rows, dtype)
+        y = x_q.new_empty(shape, dtype=dtype)
+        Gemm(pack.packed, x_scale, rows, y, config, workspace(config, y)).launch(codes)
+        return y
+
+    return run
 
 
 def _readable(x_q: torch.Tensor) -> torch.Tensor:
-    """Activations whose rows start at multiples of 16 bytes."""
-    return x_q if x_q.data_ptr() % 16 == 0 else aligned_rows(x_q)
+    """Codes whose rows start at multiples of 16 bytes."""
+    return x_q if not x_q.data_ptr() & 15 else x_q.clone()
 
 
-@dataclass(frozen=True)
-class _Wgmma:
-    """A launch of the Hopper GEMM. block: of the descriptor of x; wide: whether TMA stores y."""
+def _bind_wgmma(kind: Fragments, problem: Problem, gpu: Gpu, device: torch.device, biased: bool) -> Run:
+    """As `sparse_wgmma.bind`, for 2:4 weights or dense ones; early: what is launched right before it writes no weights."""
+    tokens, rows, columns, dtype = problem.tokens, problem.out_features, problem.in_features, DTYPES[problem.dtype]
+    config: SparseConfig = config_of(f"{kind}-wgmma", problem, gpu)
+    plan = sparse_wgmma_config.schedule(config, tokens, rows, sparse_wgmma.multiprocessors(device))
+    row_blocks, steps, *_ = block_shape(rows, columns)
+    integers = (steps, plan.rounds, plan.row_tiles, plan.token_tiles, row_blocks, tokens, rows)
+    constants = {**sparse_wgmma.constants(config, dtype, rows, kind, early=True), **sparse_wgmma.options(config)}
+    launch, block = Launch(sparse_gemm, (plan.programs,), integers, **constants), [config.block_t // config.pair, STAGE_COLUMNS]
+    wide, quantize, padded = sparse_wgmma_config.is_wide(dtype, rows), _quantizer(problem, device), padded_columns(columns)
 
-    launch: Launch
-    block: list[int]
-    wide: bool
+    def run(x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, pack: KernelPack, bias: torch.Tensor | None) -> torch.Tensor:
+        if x is not None:
+            quantize(x, x_q, x_scale, pack.flags)
+        codes, weight, y = _readable(x_q), pack.fragments[kind], x_q.new_empty((tokens, rows), dtype=dtype)
+        x_how = TensorDescriptor(codes, [tokens, columns], [padded, 1], block, sparse_wgmma.LAYOUT)
+        y_how = sparse_wgmma.out_descriptor(y) if wide else x_how
+        launch((weight.blocks, x_scale, weight.row_scale, pack.no_bias if bias is None else bias, y), (x_how, y_how))
+        return y
 
-
-@functools.lru_cache(maxsize=4096)
-def _wgmma(tokens: int, out_features: int, in_features: int, dtype: DType, kind: Fragments, device: torch.device) -> _Wgmma:
-    """What `sparse_wgmma.bind` finds for 2:4 weights, or dense ones: choosing a config takes the host 140 µs, as long as many a GEMM."""
-    problem = Problem("gemm", out_features, in_features, tokens, HALF if kind == "sparse" else DENSE, (), dtype)
-    processors = sparse_wgmma.multiprocessors(device)
-    config = sparse_wgmma_config.default_config(problem, gpu_of(device.index))
-    plan = sparse_wgmma_config.schedule(config, tokens, out_features, processors)
-    row_blocks, steps, *_ = block_shape(out_features, in_features)
-    integers = (steps, plan.rounds, plan.row_tiles, plan.token_tiles, row_blocks, tokens, out_features)
-    constants = {**sparse_wgmma.constants(config, DTYPES[dtype], out_features, kind), **sparse_wgmma.options(config)}
-    wide = sparse_wgmma_config.is_wide(DTYPES[dtype], out_features)
-    return _Wgmma(Launch(sparse_gemm, (plan.programs,), integers, **constants), [config.block_t // config.pair, STAGE_COLUMNS], wide)
-
-
-def _run_wgmma(kind: Fragments, call: Call) -> torch.Tensor:
-    tokens, rows, columns = call.problem.tokens, call.problem.out_features, call.problem.in_features
-    out = call.x_q.new_empty((tokens, rows), dtype=call.dtype)
-    if not tokens:
-        return out
-    _quantize(call)
-    x_q = _readable(call.x_q)
-    how, weight = _wgmma(tokens, rows, columns, call.problem.dtype, kind, x_q.device), call.pack.fragments[kind]
-    bias = call.pack.no_bias if call.bias is None else call.bias
-    x = TensorDescriptor(x_q, [tokens, columns], [x_q.stride(0), 1], how.block, sparse_wgmma.LAYOUT)
-    y = sparse_wgmma.out_descriptor(out) if how.wide else x
-    how.launch((weight.blocks, call.x_scale, weight.row_scale, bias, out), (x, y))
-    return out
+    return run
 
 
-@dataclass(frozen=True)
-class _Meeting:
-    """A launch whose programs may meet in memory. sums, counters: int32 that this takes, none where they do not; zeroed: whether the sums
-    begin as zeros too, as the counters always do."""
+def _meeting(sums: int, counters: int, zeroed: bool) -> Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """What programs that meet in memory need: int32 sums, which begin as zeros where `zeroed`, and counters, which always do. Made for
+    each launch, as several may run at once; without counters they do not meet. Given int32, an address that is not used then."""
+    places = -(-sums // 4) * 4
 
-    launch: Launch
-    sums: int
-    counters: int
-    zeroed: bool
-
-    def workspace(self, spare: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums and counters of one launch, of which several may run at once; spare: int32, an address that is not used."""
-        if not self.counters:
+    def workspace(spare: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if not counters:
             return spare, spare
-        places = -(-self.sums // 4) * 4
-        both = spare.new_zeros(places + self.counters) if self.zeroed else spare.new_empty(places)
-        return both, both[places:] if self.zeroed else spare.new_zeros(self.counters)
+        both = spare.new_zeros(places + counters) if zeroed else spare.new_empty(places)
+        return both, both[places:] if zeroed else spare.new_zeros(counters)
+
+    return workspace
 
 
-@functools.lru_cache(maxsize=4096)
-def _decode(tokens: int, out_features: int, in_features: int, dtype: DType, kind: Fragments, bias: bool, device: torch.device) -> _Meeting:
-    """What `decode.bind` finds; choosing a config takes the host 10 to 60 ms."""
-    sparse = kind == "sparse"
-    problem = Problem("gemm", out_features, in_features, tokens, HALF if sparse else DENSE, (), dtype)
-    config = decode_estimate.default_config(problem, gpu_of(device.index))
-    found = decode_config.plan(out_features, in_features, tokens, config)
-    row_blocks, blocks, *_ = block_shape(out_features, in_features)
-    stride = -(-in_features // ROW_ALIGNMENT) * ROW_ALIGNMENT
+def _bind_decode(problem: Problem, gpu: Gpu, device: torch.device, biased: bool) -> Run:
+    """As `decode.bind` and its launch; it reads weights before the launch right before it has ended, which writes none."""
+    tokens, rows, columns, dtype = problem.tokens, problem.out_features, problem.in_features, DTYPES[problem.dtype]
+    config, kind = config_of("decode", problem, gpu), layout_of(problem.sparsity)
+    found = decode_config.plan(rows, columns, tokens, config)
+    row_blocks, blocks, *_ = block_shape(rows, columns)
     sizes = (row_blocks, blocks, found.share, found.chunks, found.steps, found.row_tiles, found.group)
-    dependent = gpu_of(device.index).capability >= 90
-    constants = decode_constants(config, found, sparse, bias, DTYPES[dtype], dependent, None, in_features)
+    dependent = gpu.capability >= 90
+    constants = decode_constants(config, found, kind == "sparse", biased, dtype, dependent, None, columns)
     options = {"num_warps": config.warps, "num_ctas": found.cluster, "launch_pdl": dependent}
+    launch = Launch(decode_gemm, found.grid, (tokens, rows, columns, padded_columns(columns), *sizes), **constants, **options)
     split = found.splits > 1 and not config.clustered
-    sums, counters = (tokens * out_features, found.row_tiles * found.groups) if split else (0, 0)
-    launch = Launch(decode_gemm, found.grid, (tokens, out_features, in_features, stride, *sizes), **constants, **options)
-    return _Meeting(launch, sums, counters, zeroed=True)
+    workspace = _meeting(tokens * rows, found.row_tiles * found.groups if split else 0, zeroed=True)
+    quantize = _quantizer(problem, device)
+
+    def run(x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, pack: KernelPack, bias: torch.Tensor | None) -> torch.Tensor:
+        if x is not None:
+            quantize(x, x_q, x_scale, pack.flags)
+        weight, y = pack.fragments[kind], x_q.new_empty((tokens, rows), dtype=dtype)
+        spare = weight.row_scale if bias is None else bias
+        launch((_readable(x_q), x_scale, weight.blocks, weight.row_scale, spare, y, *workspace(weight.blocks)))
+        return y
+
+    return run
 
 
-def _run_decode(call: Call) -> torch.Tensor:
-    problem, kind = call.problem, layout_of(call.problem.sparsity)
-    out = call.x_q.new_empty((problem.tokens, problem.out_features), dtype=call.dtype)
-    if not problem.tokens:
-        return out
-    _quantize(call)
-    x_q, weight = _readable(call.x_q), call.pack.fragments[kind]
-    how = _decode(problem.tokens, problem.out_features, problem.in_features, problem.dtype, kind, call.bias is not None, x_q.device)
-    bias = weight.row_scale if call.bias is None else call.bias  # an address that is not used
-    how.launch((x_q, call.x_scale, weight.blocks, weight.row_scale, bias, out, *how.workspace(weight.blocks)))
-    return out
-
-
-@functools.lru_cache(maxsize=4096)
-def _mma(tokens: int, out_features: int, in_features: int, dtype: DType, device: torch.device) -> _Meeting:
-    """What `sparse_mma.bind` and its launch find."""
-    gpu = gpu_of(device.index)
-    config = sparse_mma_config.default_config(Problem("gemm", out_features, in_features, tokens, HALF, (), dtype), gpu)
-    tile, (row_blocks, steps, *_) = config.tile, block_shape(out_features, in_features)
-    row_tiles, token_tiles = math.ceil(out_features / tile.block_n), math.ceil(tokens / tile.block_t)
-    works, stride = row_tiles * token_tiles * config.splits, -(-in_features // ROW_ALIGNMENT) * ROW_ALIGNMENT
-    sizes = (steps, works, row_tiles, token_tiles, config.band or row_tiles, row_blocks, tokens, out_features)
+def _bind_mma(problem: Problem, gpu: Gpu, device: torch.device, biased: bool) -> Run:
+    """As `sparse_mma.bind` and its launch."""
+    tokens, rows, columns, dtype = problem.tokens, problem.out_features, problem.in_features, DTYPES[problem.dtype]
+    config: MmaConfig = config_of("sparse-mma", problem, gpu)
+    tile, (row_blocks, steps, *_) = config.tile, block_shape(rows, columns)
+    row_tiles, token_tiles = math.ceil(rows / tile.block_n), math.ceil(tokens / tile.block_t)
+    works = row_tiles * token_tiles * config.splits
+    sizes = (steps, works, row_tiles, token_tiles, config.band or row_tiles, row_blocks, tokens, rows, padded_columns(columns))
     programs = torch.cuda.get_device_properties(device).multi_processor_count * config.per_sm
-    constants = {**sparse_mma.constants(config, DTYPES[dtype], out_features), **config.options}
-    launch = Launch(sparse_mma_gemm, (min(programs, works),), (*sizes, stride, -(-in_features // 16) * 16), **constants)
+    constants = {**sparse_mma.constants(config, dtype, rows), **config.options}
+    launch = Launch(sparse_mma_gemm, (min(programs, works),), (*sizes, -(-columns // 16) * 16), **constants)
     tiles = row_tiles * token_tiles if config.splits > 1 else 0
-    return _Meeting(launch, tiles * config.splits * tile.block_n * tile.block_t, tiles, zeroed=False)
+    workspace, quantize = _meeting(tiles * config.splits * tile.block_n * tile.block_t, tiles, zeroed=False), _quantizer(problem, device)
+
+    def run(x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, pack: KernelPack, bias: torch.Tensor | None) -> torch.Tensor:
+        if x is not None:
+            quantize(x, x_q, x_scale, pack.flags)
+        weight, y = pack.fragments["sparse"], x_q.new_empty((tokens, rows), dtype=dtype)
+        spare = pack.no_bias if bias is None else bias
+        launch((_readable(x_q), weight.blocks, x_scale, weight.row_scale, spare, y, *workspace(weight.blocks)))
+        return y
+
+    return run
 
 
-def _run_mma(call: Call) -> torch.Tensor:
-    problem = call.problem
-    out = call.x_q.new_empty((problem.tokens, problem.out_features), dtype=call.dtype)
-    if not problem.tokens:
-        return out
-    _quantize(call)
-    x_q, weight = _readable(call.x_q), call.pack.fragments["sparse"]
-    how = _mma(problem.tokens, problem.out_features, problem.in_features, problem.dtype, x_q.device)
-    bias = call.pack.no_bias if call.bias is None else call.bias
-    how.launch((x_q, weight.blocks, call.x_scale, weight.row_scale, bias, out, *how.workspace(weight.blocks)))
-    return out
+def _nothing(problem: Problem) -> Run:
+    """Of no tokens."""
+    def run(x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, pack: KernelPack, bias: torch.Tensor | None) -> torch.Tensor:
+        return x_q.new_empty((0, problem.out_features), dtype=DTYPES[problem.dtype])
+
+    return run
+
+
+def bind(name: str, problem: Problem, gpu: Gpu, device: torch.device, biased: bool) -> Run:
+    """A forward kernel of `FORWARD` bound to a problem. problem: a `step` of training, or a `layer` in evaluation."""
+    return FORWARD[name].bind(problem, gpu, device, biased) if problem.tokens else _nothing(problem)
 
 
 def _of_2_4(unavailable: Callable[[Problem, Gpu], str | None]) -> Callable[[Problem, Gpu], str | None]:
@@ -229,9 +228,9 @@ def _of_2_4(unavailable: Callable[[Problem, Gpu], str | None]) -> Callable[[Prob
 
 
 FORWARD: Mapping[str, Forward] = {
-    "dense-triton": Forward(_dense_triton, refusal, lambda sparsity: None),
-    "dense-wgmma": Forward(functools.partial(_run_wgmma, "dense"), find("dense-wgmma", "gemm").unavailable, lambda sparsity: "dense"),
-    "sparse-wgmma": Forward(functools.partial(_run_wgmma, "sparse"), _of_2_4(sparse_wgmma_config.unavailable), lambda sparsity: "sparse"),
-    "sparse-mma": Forward(_run_mma, _of_2_4(sparse_mma.unavailable), lambda sparsity: "sparse"),
-    "decode": Forward(_run_decode, decode.unavailable, layout_of),
+    "dense-triton": Forward(_bind_dense_triton, refusal, lambda sparsity: None),
+    "dense-wgmma": Forward(functools.partial(_bind_wgmma, "dense"), find("dense-wgmma", "gemm").unavailable, lambda sparsity: "dense"),
+    "sparse-wgmma": Forward(functools.partial(_bind_wgmma, "sparse"), _of_2_4(sparse_wgmma_config.unavailable), lambda sparsity: "sparse"),
+    "sparse-mma": Forward(_bind_mma, _of_2_4(sparse_mma.unavailable), lambda sparsity: "sparse"),
+    "decode": Forward(_bind_decode, decode.unavailable, layout_of),
 }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.bitlinear.forward import FORWARD, gpu_of
+from kernels.bitlinear.forward import FORWARD, Run, bind, gpu_of
 from kernels.bitlinear.pack import Fragments, runs_kernels
 from kernels.bitlinear.variants import Choice, choose
 from kernels.errors import UsageError
@@ -46,8 +46,23 @@ class Layer:
     problem: Problem
     gpu: Gpu
     choice: Choice | None
+    device: torch.device
 
-    @property
+    @functools.cached_property
+    def plain(self) -> Run:
+        """The forward kernel of a layer without a bias; on a device."""
+        return self._bound(biased=False)
+
+    @functools.cached_property
+    def biased(self) -> Run:
+        """The same with a bias."""
+        return self._bound(biased=True)
+
+    def _bound(self, biased: bool) -> Run:
+        assert self.choice is not None
+        return bind(self.choice.forward, self.problem, self.gpu, self.device, biased)
+
+    @functools.cached_property
     def fragments(self) -> Fragments | None:
         """The layout of fragments that the forward kernel reads, or None."""
         return FORWARD[self.choice.forward].fragments(self.problem.sparsity) if self.choice else None
@@ -59,7 +74,8 @@ def layer_like(tokens: int, out_features: int, in_features: int, dtype: torch.dt
     """Of a pass of so many tokens on the GPU with this index; dtype: of the activations; kernels: whether these run, or the reference; op:
     "step" in training, "layer" in evaluation."""
     problem = Problem(op, out_features, in_features, tokens, Sparsity.parse(sparsity), splits, _NAMES[dtype])
-    return Layer(problem, gpu_of(index), chosen(problem, index, variants) if kernels else None)
+    device = torch.device("cpu") if index is None else torch.device("cuda", index)
+    return Layer(problem, gpu_of(index), chosen(problem, index, variants) if kernels else None, device)
 
 
 def layer_of(rows: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype, sparsity: str, splits: Sequence[int], variants: str,

@@ -97,13 +97,13 @@ class BitLinear(nn.Linear):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """y [..., out_features] of x [..., in_features]. Raises ShapeError for another x."""
-        check_input(input, self.weight, self.in_features)
+        weight, bias = self.weight, self.bias
+        check_input(input, weight, self.in_features)
         x = autocast(input)
-        biased = self.bias is not None and self.bias.requires_grad
-        arguments = (x, self.weight, self.bias, self._sparsity, self.splits, self.variants)
-        if torch.is_grad_enabled() and (input.requires_grad or self.weight.requires_grad or biased):
+        arguments = (x, weight, bias, self._sparsity, self.splits, self.variants)
+        if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)):
             return traced_linear(*arguments) if self.traced and torch.compiler.is_compiling() else straight_linear(*arguments)
-        return evaluate(*arguments) if direct(x, self.weight) else bitlinear_eval(*arguments)
+        return evaluate(*arguments) if direct(x, weight) else bitlinear_eval(*arguments)
 
     def chosen(self, tokens: int, training: bool = True) -> Choice:
         """The kernels that this many tokens run, by name, on the device of the weight: in training, or in evaluation."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from kernels.bitlinear.forward import FORWARD, Call, allocate_quantized
+from kernels.bitlinear.forward import allocate_quantized
 from kernels.bitlinear.gradients import backward, codes_of, remember
 from kernels.bitlinear.known import Layer, layer_like, layer_of, tokens_of
 from kernels.bitlinear.operator import on, operator
@@ -40,32 +40,32 @@ def _forward(x: torch.Tensor, pack: Pack, bias: torch.Tensor | None, layer: Laye
     shape = None if x.dim() == 2 else (*x.shape[:-1], problem.out_features)
     if shape is not None:
         x = x.reshape(problem.tokens, problem.in_features)
-    saved, x_scale = allocate_quantized(problem.tokens, problem.in_features, x.device)
-    x_q = codes_of(saved, problem.in_features)
+    x_q, x_scale = allocate_quantized(problem.tokens, problem.in_features, x.device)
     if isinstance(pack, KernelPack):
         rows = x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
         y = _multiply(rows, x_q, x_scale, pack, bias, layer, use)
-        return y if shape is None else y.view(shape), saved, x_scale
-    codes, scales = quantize_activation(x)
-    x_q.copy_(codes)
-    x_scale.copy_(scales)
-    y = _multiply(None, x_q, x_scale, pack, bias, layer, use)
-    return y if shape is None else y.view(shape), saved, x_scale
+    else:
+        codes, scales = quantize_activation(x)
+        codes_of(x_q, problem.in_features).copy_(codes)
+        x_scale.copy_(scales)
+        y = _multiply(None, x_q, x_scale, pack, bias, layer, use)
+    return y if shape is None else y.view(shape), x_q, x_scale
 
 
 def _multiply(x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, pack: Pack, bias: torch.Tensor | None,
               layer: Layer, use: Use) -> torch.Tensor:
-    """y [T, N]; x_q [T, K] and x_scale [T] are filled from x first where x [T, K] is given, on a device."""
+    """y [T, N]; x_q [T, K padded to 128] and x_scale [T] are filled from x first where x [T, K] is given, on a device."""
     if isinstance(pack, KernelPack):
-        assert layer.choice is not None
-        rows = None if bias is None else bias_rows(bias, use)
         if x is None:
             launch_flag(x_scale, pack.flags, ACTIVATION)
-        return FORWARD[layer.choice.forward].run(Call(layer.problem, layer.gpu, x, x_q, x_scale, pack, rows))
+        if bias is None:
+            return layer.plain(x, x_q, x_scale, pack, None)
+        return layer.biased(x, x_q, x_scale, pack, bias_rows(bias, use))
     assert isinstance(pack, ReferencePack)
     _warn_of_cpu()
     pack.flags[ACTIVATION] |= (~x_scale.isfinite()).any()
-    return linear(x_q, x_scale, pack.ternary, pack.w_scale, pack.splits, bias).to(DTYPES[layer.problem.dtype])
+    codes = codes_of(x_q, layer.problem.in_features)
+    return linear(codes, x_scale, pack.ternary, pack.w_scale, pack.splits, bias).to(DTYPES[layer.problem.dtype])
 
 
 def _pack_and_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
@@ -120,7 +120,7 @@ def bitlinear_codes(
     layer = layer_of(x_q, weight, dtype, sparsity, splits, variants)
     with on(x_q):
         pack = pack_of(weight, layer.problem.sparsity, layer.problem.splits, "train", layer.fragments)
-        return _multiply(None, codes_of(x_q, weight.shape[1]), x_scale, pack, bias, layer, "train")
+        return _multiply(None, x_q, x_scale, pack, bias, layer, "train")
 
 
 def evaluate(

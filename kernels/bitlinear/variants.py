@@ -8,9 +8,9 @@ from typing import TypeAlias
 
 import torch
 
+from kernels import chooser
 from kernels.bitlinear.forward import FORWARD
 from kernels.catalogue import kernels_for
-from kernels.choose import rank
 from kernels.errors import UsageError
 from kernels.gpu import Gpu
 from kernels.packed import PackedTernary
@@ -46,8 +46,8 @@ class Choice:
 
 
 def choose(problem: Problem, gpu: Gpu, interpreted: bool = False) -> Choice:
-    """The exact variants that are expected to take the least time: the forward pass by `kernels.choose` among those of the catalogue that a
-    layer can call, both gradients through workspaces (the faster ones on an H200: docs/kernels-backward.md).
+    """The exact variants that are expected to take the least time: the forward pass by `kernels.chooser` among those of the catalogue that
+    a layer can call, both gradients through workspaces (the faster ones on an H200: docs/kernels-backward.md).
 
     problem: a `step` of training, or a `layer` in evaluation; its dtype is that of the activations. interpreted: only what
     Triton's interpreter runs.
@@ -55,7 +55,7 @@ def choose(problem: Problem, gpu: Gpu, interpreted: bool = False) -> Choice:
     asked = problem.with_(op="layer" if problem.op == "layer" else "forward")
     known = [kernel for kernel in kernels_for(asked.op) if kernel.name in FORWARD and (kernel.interpreted or not interpreted)]
     able = [kernel for kernel in known if not FORWARD[kernel.name].refusal(asked, gpu)]
-    return Choice(rank(able, asked, gpu)[0].kernel.name, "unpack-cublas", "dequantize-cublas")
+    return Choice(chooser.choose(asked, gpu, able).kernel.name, "unpack-cublas", "dequantize-cublas")
 
 
 InputGrad: TypeAlias = Callable[[Problem, Gpu, torch.Tensor, PackedTernary], torch.Tensor]

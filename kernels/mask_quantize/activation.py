@@ -16,7 +16,7 @@ from kernels.errors import ShapeError
 from kernels.gpu import Gpu
 from kernels.inputs import DTYPES, ROW_ALIGNMENT, ActivationInputs, Inputs
 from kernels.kernel import CompileUnit, Kernel, Outputs, Prepared
-from kernels.launch import launch
+from kernels.launch import MOST_LAUNCHES, Launch
 from kernels.mask_quantize.activation_kernels import activation_kernel, activation_words_kernel
 from kernels.problem import Problem
 from kernels.space import Config, ConfigSpace
@@ -113,23 +113,31 @@ def start_activation(
     flags: int32 whose first element becomes 1 where a token is not finite, or None.
     """
     tokens, in_features = x.shape
-    grid = (-(-tokens // config.rows),)
     aligned = x.stride(0) % 2 == 0 and x.data_ptr() % 4 == 0
-    if aligned and by_words(x.dtype, in_features, m, config):
-        launch(
-            activation_words_kernel, grid, (x, x_q, x_scale, wide, flags), (tokens, in_features, x.stride(0), x_q.stride(0)),
-            MIDDLE=m is not None, PIECES=-(-in_features // config.block), ROWS=config.rows, BLOCK=config.block, num_warps=config.warps,
-            enable_fp_fusion=False, **dependence(x.device),
-        )  # fmt: skip
-        return
-    if wide is not None:
+    words = aligned and by_words(x.dtype, in_features, m, config)
+    if wide is not None and not words:
         raise ShapeError(f"x is {x.dtype} {list(x.shape)} with rows {x.stride(0)} apart; wide needs bf16 rows at multiples of 4 bytes that "
                          f"{config} holds in registers")
-    launch(
-        activation_kernel, grid, (x, x_q, x_scale, flags), (tokens, in_features, x_q.shape[1], x.stride(0), x_q.stride(0)), LIFT=m or 0,
-        ONE_BLOCK=in_features <= config.block, ROWS=config.rows, BLOCK=config.block, num_warps=config.warps, enable_fp_fusion=False,
-        **dependence(x.device),
-    )
+    sizes = (x_q.shape[1], x_q.stride(0))
+    launch = activation_launch(words, tokens, in_features, x.stride(0), sizes, m, config, x.device)
+    launch((x, x_q, x_scale, wide, flags) if words else (x, x_q, x_scale, flags))
+
+
+@functools.lru_cache(maxsize=MOST_LAUNCHES)
+def activation_launch(
+    words: bool, tokens: int, in_features: int, x_stride: int, sizes: tuple[int, int], m: int | None, config: ActivationConfig,
+    device: torch.device,
+) -> Launch:
+    """The launch for at least one token, of x, x_q, x_scale, where words (`by_words`) are taken also wide, and flags; None for the last two
+    where they are not asked for. x_stride: of x; sizes: columns and row stride of x_q."""
+    grid, options = (-(-tokens // config.rows),), {"num_warps": config.warps, "enable_fp_fusion": False, **dependence(device)}
+    tile: dict[str, Any] = {"ROWS": config.rows, "BLOCK": config.block}
+    if words:
+        pieces = -(-in_features // config.block)
+        integers = (tokens, in_features, x_stride, sizes[1])
+        return Launch(activation_words_kernel, grid, integers, MIDDLE=m is not None, PIECES=pieces, **tile, **options)
+    tile |= {"LIFT": m or 0, "ONE_BLOCK": in_features <= config.block}
+    return Launch(activation_kernel, grid, (tokens, in_features, sizes[0], x_stride, sizes[1]), **tile, **options)
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,13 +9,17 @@ import pytest
 import torch
 
 from kernels.bitlinear import forward
-from kernels.bitlinear.forward import FORWARD, Call
+from kernels.bitlinear.pack import KernelPack
 from kernels.fragments import block_shape
 from kernels.gpu import Gpu, by_name
-from kernels.problem import Problem, Sparsity
+from kernels.inputs import DTYPES
+from kernels.mask_quantize import activation
+from kernels.mask_quantize.activation import activation_config
+from kernels.problem import DENSE, DType, Problem, Sparsity
 from kernels.ternary_gemm import decode, decode_config, decode_estimate, sparse_mma, sparse_mma_config
 from kernels.ternary_gemm.sparse_wgmma import ROW_PADDING, FragmentWeight
 
+CPU = torch.device("cpu")
 A100, H200 = by_name("a100"), by_name("h200")
 
 
@@ -34,23 +37,22 @@ class Recorded:
         return launched
 
 
-def call(problem: Problem, gpu: Gpu, bias: bool) -> Call:
+def pack_of(problem: Problem) -> KernelPack:
+    """What is read of one."""
     rows, columns = problem.out_features, problem.in_features
     kind = forward.layout_of(problem.sparsity)
     scale = torch.ones(-(-rows // ROW_PADDING) * ROW_PADDING)
     blocks = torch.zeros(block_shape(rows, columns), dtype=torch.int32)
     weight = FragmentWeight(blocks, scale, rows, columns, columns, sparse=kind == "sparse")
-    pack = SimpleNamespace(fragments={kind: weight}, no_bias=torch.zeros_like(scale), flags=torch.zeros(2, dtype=torch.int32))
-    x_q, x_scale = forward.allocate_quantized(problem.tokens, columns, torch.device("cpu"))
-    return Call(problem, gpu, None, x_q[:, :columns], x_scale, pack, torch.ones_like(scale) if bias else None)  # type: ignore[arg-type] # what is read of it
+    flags = torch.zeros(2, dtype=torch.int32)
+    return SimpleNamespace(fragments={kind: weight}, no_bias=torch.zeros_like(scale), flags=flags)  # type: ignore[return-value]
 
 
 @pytest.fixture(params=[A100, H200], ids=lambda gpu: gpu.name)
 def gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Gpu:
-    monkeypatch.setattr(forward, "gpu_of", lambda index: request.param)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(multi_processor_count=request.param.sms))
-    for cached in (forward._decode, forward._mma):
-        cached.cache_clear()
+    monkeypatch.setattr(activation, "dependence", lambda device: {"DEPENDENT": False})
+    monkeypatch.setattr(forward, "lookup", lambda kernel, problem, gpu: (kernel.default_config(problem, gpu), "default"))
     assert isinstance(request.param, Gpu)
     return request.param
 
@@ -67,17 +69,17 @@ def test_decode(size: tuple[int, int, int], sparsity: str, bias: bool, gpu: Gpu,
     ours, own = Recorded(), Recorded()
     monkeypatch.setattr(forward, "decode_gemm", ours)
     monkeypatch.setattr(decode, "decode_gemm", own)
-    given = call(problem, gpu, bias)
-    y = FORWARD["decode"].run(given)
-    weight = given.pack.fragments[forward.layout_of(problem.sparsity)]
-    gemm = problem.with_(op="gemm")
-    config = decode_estimate.default_config(gemm if sparsity == "2:4" else gemm.with_(sparsity=Sparsity(1, 1)), gpu)
+    pack, rows_of_bias = pack_of(problem), torch.ones(-(-rows // ROW_PADDING) * ROW_PADDING) if bias else None
+    x_q, x_scale = forward.allocate_quantized(tokens, columns, CPU)
+    y = forward.bind("decode", problem, gpu, CPU, bias)(None, x_q, x_scale, pack, rows_of_bias)
+    weight = pack.fragments[forward.layout_of(problem.sparsity)]
+    config = decode_estimate.default_config(problem, gpu)
     found = decode_config.plan(rows, columns, tokens, config)
     split = found.splits > 1 and not config.clustered
-    bound = decode.Decode(decode.DecodeWeight(weight.blocks, weight.row_scale[:rows], columns, weight.sparse),
-                          None if given.bias is None else given.bias, y, config, torch.zeros(4, dtype=torch.int32),
-                          torch.zeros(4, dtype=torch.int32), gpu.capability >= 90)  # fmt: skip
-    bound.launch(given.x_q, given.x_scale)
+    spare = torch.zeros(4, dtype=torch.int32)
+    own_weight = decode.DecodeWeight(weight.blocks, weight.row_scale[:rows], columns, weight.sparse)
+    bound = decode.Decode(own_weight, rows_of_bias, y, config, spare, spare, gpu.capability >= 90)
+    bound.launch(x_q[:, :columns], x_scale)
     (grid, told, constants), (their_grid, theirs, their_constants) = ours.launches[0], own.launches[0]
     assert (grid, constants) == (their_grid, their_constants)
     sums = slice(6, 8)
@@ -94,11 +96,12 @@ def test_sparse_mma(size: tuple[int, int, int], bias: bool, gpu: Gpu, monkeypatc
     ours, own = Recorded(), Recorded()
     monkeypatch.setattr(forward, "sparse_mma_gemm", ours)
     monkeypatch.setattr(sparse_mma, "sparse_mma_gemm", own)
-    given = call(problem, gpu, bias)
-    y = FORWARD["sparse-mma"].run(given)
-    weight, config = given.pack.fragments["sparse"], sparse_mma_config.default_config(problem.with_(op="gemm"), gpu)
+    pack, rows_of_bias = pack_of(problem), torch.ones(-(-rows // ROW_PADDING) * ROW_PADDING) if bias else None
+    x_q, x_scale = forward.allocate_quantized(tokens, columns, CPU)
+    y = forward.bind("sparse-mma", problem, gpu, CPU, bias)(None, x_q, x_scale, pack, rows_of_bias)
+    weight, config = pack.fragments["sparse"], sparse_mma_config.default_config(problem, gpu)
     spare = torch.zeros(4, dtype=torch.int32)
-    bound = sparse_mma.MmaGemm(weight, given.x_q, given.x_scale, given.pack.no_bias if given.bias is None else given.bias, y, spare, spare,
+    bound = sparse_mma.MmaGemm(weight, x_q[:, :columns], x_scale, pack.no_bias if rows_of_bias is None else rows_of_bias, y, spare, spare,
                                config, gpu.sms * config.per_sm)  # fmt: skip
     bound.launch()
     (grid, told, constants), (their_grid, theirs, their_constants) = ours.launches[0], own.launches[0]
@@ -107,18 +110,41 @@ def test_sparse_mma(size: tuple[int, int, int], bias: bool, gpu: Gpu, monkeypatc
     assert [kind for kind, _ in told[6:8]] == [torch.int32, torch.int32]
 
 
-def test_workspaces_are_large_enough_and_begin_as_zeros(gpu: Gpu) -> None:
+def test_workspaces_are_large_enough_and_begin_as_zeros() -> None:
     spare = torch.ones(4, dtype=torch.int32)
     for zeroed in (True, False):
-        meeting = forward._Meeting(SimpleNamespace(), 7, 5, zeroed)  # type: ignore[arg-type] # not launched here
-        sums, counters = meeting.workspace(spare)
+        sums, counters = forward._meeting(7, 5, zeroed)(spare)
         assert counters.tolist() == [0] * 5
         assert sums.numel() >= 7
-        assert not (counters.data_ptr() - sums.data_ptr()) % 16
         assert not zeroed or sums[:7].tolist() == [0] * 7
-        assert replace(meeting, sums=0, counters=0).workspace(spare) == (spare, spare)
+        assert not (counters.data_ptr() - sums.data_ptr()) % 16
+        assert forward._meeting(7, 0, zeroed)(spare) == (spare, spare)
 
 
-@pytest.mark.parametrize("name", ["decode", "sparse-mma"])
-def test_no_tokens_launch_nothing(name: str, gpu: Gpu) -> None:
-    assert FORWARD[name].run(call(Problem("layer", 24, 48, 0, Sparsity(2, 4)), gpu, True)).shape == (0, 24)
+@pytest.mark.parametrize("name", forward.FORWARD)
+def test_no_tokens_launch_nothing(name: str) -> None:
+    problem = Problem("layer", 24, 48, 0, Sparsity(2, 4))
+    x_q, x_scale = forward.allocate_quantized(0, 48, CPU)
+    assert forward.bind(name, problem, H200, CPU, False)(torch.empty(0, 48), x_q, x_scale, pack_of(problem), None).shape == (0, 24)
+
+
+@pytest.mark.parametrize(("dtype", "columns"), [("bf16", 2560), ("bf16", 264), ("fp32", 2560), ("bf16", 48)])
+def test_rows_that_lie_as_usual(dtype: DType, columns: int, monkeypatch: pytest.MonkeyPatch, gpu: Gpu) -> None:
+    """They are quantized by a launch known beforehand, with the arguments of `start_activation`, which takes what lies otherwise."""
+    told: list[tuple[Any, ...]] = []
+    for name in ("activation_kernel", "activation_words_kernel"):
+        recorded = Recorded()
+        recorded.launches = told
+        monkeypatch.setattr(activation, name, recorded)
+    activation.activation_launch.cache_clear()
+    kind = DTYPES[dtype]
+    for tokens in (1, 5):
+        quantize = forward._quantizer(Problem("layer", 24, columns, tokens, DENSE, dtype=dtype), CPU)
+        x_q, x_scale = forward.allocate_quantized(tokens, columns, CPU)
+        x, flags = torch.zeros(tokens, columns, dtype=kind), torch.zeros(2, dtype=torch.int32)
+        quantize(x, x_q, x_scale, flags)
+        activation.start_activation(x, x_q[:, :columns], x_scale, None, activation_config(columns, tokens), flags=flags)
+        assert told[-1] == told[-2]
+        quantize(torch.zeros(tokens, columns + 16, dtype=kind)[:, :columns], x_q, x_scale, flags)
+        assert (columns + 16 in told[-1][1]) == (tokens == 5), "of one row the stride is of no importance"
+    activation.activation_launch.cache_clear()
