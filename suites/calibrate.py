@@ -14,7 +14,9 @@ from kernels.errors import NoGpu, UsageError
 from kernels.gpu import Gpu, claim
 from suites import catalogue
 from suites.arguments import add_choice, selection
-from suites.command import EXIT_CODES, accepted_file
+from suites.calibration import calibration_file, read
+from suites.calibration_table import table
+from suites.command import EXIT_CODES, GOOD, accepted_file
 
 if TYPE_CHECKING:
     from suites.calibrating_work import Laboratory
@@ -30,7 +32,8 @@ def parser() -> Parser:
         description="Measure the same code in fresh processes and derive the limits of the gate; the cases of a quick run by default.",
         epilog="examples:\n  python -m suites.calibrate --gpu h200 --processes 12 --cases 40 --accept\n"
         "  python -m suites.calibrate --gpu h200 --suite prefill --tokens 512 2048 --budget 10m --out runs/calibration\n"
-        f"  python -m suites.calibrate --gpu h200 --out runs/calibration --resume\n\n{EXIT_CODES}",
+        "  python -m suites.calibrate --gpu h200 --out runs/calibration --resume\n"
+        f"  python -m suites.calibrate --gpu h200 --show\n\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_choice(made)
@@ -43,6 +46,7 @@ def parser() -> Parser:
     made.add_argument("--resume", action="store_true", help="go on with the samples in --out")
     made.add_argument("--accept", action="store_true", help="make the limits those of the gate: beside the accepted results")
     made.add_argument("--accepted", metavar="FILE", help="accepted results beside which the limits go; suites/accepted/<gpu>.jsonl")
+    made.add_argument("--show", action="store_true", help="print what the limits are worth (of --out, or of the gate); needs no GPU")
     made.add_argument("--commit", metavar="SHA", help="commit of the code, where there is no git")
     made.set_defaults(state="interleaved", data=[])
     return made
@@ -64,6 +68,8 @@ def _main(arguments: tuple[str, ...], detect: Callable[[int], Gpu | None], labor
         raise UsageError(f"--processes {args.processes}: the spread between processes needs at least {FEWEST_PROCESSES}")
     if args.cases < 0 or args.inject < 0:
         raise UsageError("--cases and --inject: allowed are 0 and up")
+    if args.show:
+        return _show(args)
     asked = selection(args)
     everything = not (asked.suites or asked.models or asked.shapes or asked.tokens or asked.sparsities)
     cases = [case for case in catalogue.plan(replace(asked, quick=asked.quick or everything)) if not case.problem.refusal]
@@ -76,6 +82,17 @@ def _main(arguments: tuple[str, ...], detect: Callable[[int], Gpu | None], labor
     out = Path(args.out) if args.out else Path("runs") / f"calibration-{gpu.name}"
     accepted = Path(args.accepted) if args.accepted else accepted_file(gpu.name)
     return calibrating.run(args, arguments, gpu, cases, out, accepted, laboratory)
+
+
+def _show(args: argparse.Namespace) -> int:
+    from suites.calibrating import LIMITS
+
+    file = Path(args.out) / LIMITS if args.out else calibration_file(Path(args.accepted) if args.accepted else accepted_file(args.gpu))
+    made = read(file)
+    if made is None:
+        raise UsageError(f"{file}: no calibration there; name its folder with --out, or its GPU with --gpu")
+    print("\n".join(table(made)))
+    return GOOD
 
 
 def _detect(index: int) -> Gpu | None:

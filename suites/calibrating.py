@@ -15,8 +15,9 @@ from suites.arguments import budget_seconds
 from suites.calibrating_cases import choose
 from suites.calibrating_samples import Samples
 from suites.calibrating_work import Calibrating, Laboratory
-from suites.calibration import FOUND, Calibration
+from suites.calibration import Calibration
 from suites.calibration_pairs import pairs_of
+from suites.calibration_table import good
 from suites.case import Case
 from suites.command import GOOD, INCONCLUSIVE, SLOWER, WRONG, first_that_applies
 from suites.executor import catalogued
@@ -28,9 +29,6 @@ from suites.store import Writer
 
 FILE = "records.jsonl"
 LIMITS = "calibration.json"
-FALSE_ALARMS = 0.01
-POWER = {"2%": 0.80, "5%": FOUND}
-"""What shares of slowdowns have to be found of the cases called measurable."""
 
 
 def run(
@@ -48,6 +46,9 @@ def run(
         )
         work.cases = choose(cases, work.kernels, gpu, args.cases)
         complete = work.measure()
+    if not work.samples.heads:
+        print(f"suites.calibrate: the budget was spent before anything was measured; go on with --out {out} --resume")
+        return INCONCLUSIVE
     made, checks, judgements = _derive(work, gpu)
     calibration.write(out / LIMITS, made)
     codes = _show(made, checks, judgements, work.samples)
@@ -105,7 +106,7 @@ def _show(
         print(f"suites.calibrate: {line}")
     for label, judgement in judgements:
         print(f"  {label}: {judgement.verdict} {judgement.key} {judgement.kernel}: {judgement.detail}")
-    if checks is None or checks.false_alarms > FALSE_ALARMS or any(checks.power_measurable[name] < least for name, least in POWER.items()):
+    if checks is None or not good(made.checks):
         print("suites.calibrate: not what a gate needs: too few processes, false alarms above 1 %, or slowdowns that stay unseen")
         codes.append(INCONCLUSIVE)
     missed = [f"{label} {judgement.kernel}" for label, judgement in judgements if judgement.verdict != "REGRESSED" and label != "slow2"]

@@ -80,6 +80,8 @@ class Calibrating:
     def measure(self) -> bool:
         """Every step that has something left to do, the next of which imports while one measures; whether nothing is left."""
         steps = [step for step in schedule(self.args.processes, self.args.inject) if step.slowed or self._left(f"p{step.number}")]
+        if steps and self.left() <= 0:
+            return False
         with ExitStack() as children:
             following = self._begin(steps[:1], children)
             self._compile(steps[:1])

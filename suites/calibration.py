@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from kernels.errors import RecordError
 from suites.calibration_pairs import Pair
 from suites.distributions import digamma, student_quantile, trigamma, trigamma_inverse
-from suites.statistics import Estimate
+from suites.statistics import CONFIDENCE, NORMAL, Estimate
 from suites.store import write_text
 
 SCHEMA = "tersparse-calibration/1"
@@ -52,7 +53,8 @@ class Noise:
     visible: the slowdown that a run of `CONFIRMED` processes finds with the chance `FOUND` against the calibrated ones, in a run of as many
     comparisons as were calibrated. borrowed: not of this case, but of those like it. medians: of each process, logarithmic. noisiest: the
     largest standard error that the rounds of a calibrated process gave its median. fast: only rounds at full clock count, because these
-    differed less between the processes.
+    differed less between the processes. tail: so many standard errors hold the difference of two single processes with the chance
+    `CONFIDENCE`, over all pairs of processes and all cases: more than a normal distribution has, as processes have outliers.
     """
 
     key: str
@@ -70,6 +72,7 @@ class Noise:
     medians: tuple[float, ...] = ()
     noisiest: float = 0.0
     fast: bool = False
+    tail: float = NORMAL
 
     def reference(self) -> Estimate:
         """What the calibrated processes say together; their spread is `sigma` already."""
@@ -90,6 +93,12 @@ class Noise:
             noisier = own.error**2 - self.noisiest**2 / own.processes
             variances.append(pooled / own.processes + max(fewer, noisier, 0.0))
         return math.sqrt(sum(variances)), degrees
+
+    def half_width(self, now: Estimate, then: Estimate) -> float:
+        """Of the interval at `CONFIDENCE` around the difference of two runs."""
+        error, degrees = self.error(now, then)
+        quantile = student_quantile((1 - CONFIDENCE) / 2, degrees)
+        return error * (max(quantile, self.tail) if min(now.processes, then.processes) < CONFIRMED else quantile)
 
     def smallest(self, comparisons: int, now: int, then: int, floor: float = FLOOR) -> float:
         """The slowdown that is found with the chance `FOUND` among so many comparisons; now, then: processes of the two runs."""
@@ -131,7 +140,8 @@ class Calibration:
         within = float(np.percentile([own.within for own in kin], BORROWED_QUANTILE))
         rounds, degrees = min(own.rounds for own in kin), min(own.degrees for own in kin)
         noisiest = max(own.noisiest for own in kin)
-        return Noise(key, kernel, baseline, 0.0, 0, rounds, sigma, within, sigma, degrees, borrowed=True, noisiest=noisiest)
+        tail = max(own.tail for own in kin)
+        return Noise(key, kernel, baseline, 0.0, 0, rounds, sigma, within, sigma, degrees, borrowed=True, noisiest=noisiest, tail=tail)
 
 
 def noises_of(pairs: Sequence[Pair]) -> tuple[Noise, ...]:
@@ -154,7 +164,24 @@ def noises_of(pairs: Sequence[Pair]) -> tuple[Noise, ...]:
             math.sqrt(variance), total, medians=seen[place].medians, noisiest=max(seen[place].errors), fast=fast[place],
         )
         found.append(replace(noise, visible=noise.smallest(len(pairs), CONFIRMED, pair.processes)))
-    return tuple(found)
+    tail = _tail([own.medians for own in seen], prior_degrees, priors)
+    return tuple(replace(noise, tail=tail) for noise in found)
+
+
+def _tail(medians: Sequence[Sequence[float]], prior_degrees: float, priors: Sequence[float]) -> float:
+    """How many standard errors hold `CONFIDENCE` of the differences between two processes, all cases and processes together.
+
+    The errors are as the other processes of the case, three at least, and what all cases have in common give them.
+    """
+    ratios: list[float] = []
+    for own, prior in zip(medians, priors, strict=True):
+        for one, other in combinations(range(len(own)), 2) if len(own) >= 5 else ():
+            rest = np.delete(own, (one, other))
+            degrees = len(rest) - 1
+            strengthened = (prior_degrees * prior + degrees * float(np.var(rest, ddof=1))) / (prior_degrees + degrees)
+            variance = prior if math.isinf(prior_degrees) else strengthened
+            ratios.append(abs(own[one] - own[other]) / math.sqrt(2 * max(variance, LEAST_SIGMA**2)))
+    return max(NORMAL, float(np.quantile(ratios, CONFIDENCE))) if ratios else NORMAL
 
 
 def _prior(

@@ -11,12 +11,12 @@ from kernels.gpu import Gpu
 from suites.calibration import ALPHA, CONFIRMED, EXCLUDED, FLOOR, MARGIN, Calibration, Noise
 from suites.calibration_pairs import steadiest
 from suites.case import asked
-from suites.distributions import student_quantile, student_tail
+from suites.distributions import student_tail
 from suites.quality import NOISE, case_refusals, headline, noise
 from suites.reasons import Sides, other_card, probable
 from suites.record import CaseRecord, Result, RunRecord
 from suites.refusals import AFTER_TIMING, result_refusals
-from suites.statistics import CONFIDENCE, Estimate, Ratio, estimate, holm, process_logs, speedup, time_us
+from suites.statistics import Estimate, Ratio, estimate, holm, process_logs, speedup, time_us
 
 Verdict = Literal["PASS", "IMPROVED", "REGRESSED", "INCONCLUSIVE", "MISSING", "WRONG", "NEW"]
 
@@ -206,7 +206,7 @@ def change_of(now: Estimate, then: Estimate, noise_of: Noise) -> tuple[Ratio, fl
     """Speed-up now over then with its interval at `CONFIDENCE`, and how probable so large a change is under the same code (two-sided)."""
     difference = now.value - then.value
     error, degrees = noise_of.error(now, then)
-    half = student_quantile((1 - CONFIDENCE) / 2, degrees) * error
+    half = noise_of.half_width(now, then)
     probability = 2 * student_tail(abs(difference) / error, degrees)
     pairs = min(now.rounds, then.rounds)
     return Ratio(math.exp(difference), math.exp(difference - half), math.exp(difference + half), pairs), probability

@@ -50,10 +50,14 @@ class Checks:
 
 @dataclass(frozen=True)
 class _Run:
-    """A resampled run, by pair. differences: logarithmic, to its calibration. errors, degrees: of these. measurable: called so."""
+    """A resampled run, by pair. differences: logarithmic, to its calibration. errors, halves, degrees: of these. measurable: called so.
+
+    halves: half-widths of the intervals.
+    """
 
     differences: np.ndarray
     errors: np.ndarray
+    halves: np.ndarray
     degrees: tuple[float, ...]
     measurable: np.ndarray
 
@@ -90,21 +94,22 @@ def _resampled(pairs: Sequence[Pair], now: Sequence[int], then: int | None = Non
     """Those processes against one that is given, or else against all others; all others are the calibration."""
     others = (*now, *(() if then is None else (then,)))
     judged_by = noises_of([pair.without(*others) for pair in pairs])
-    differences, errors, degrees = [], [], []
+    differences, errors, halves, degrees = [], [], [], []
     for pair, noise in zip(pairs, judged_by, strict=True):
         own = pair.estimate(now, noise.fast)
         reference = noise.reference() if then is None else pair.estimate((then,), noise.fast)
         error, free = noise.error(own, reference)
         differences.append(own.value - reference.value)
         errors.append(error)
+        halves.append(noise.half_width(own, reference))
         degrees.append(free)
     visible = np.array([noise.visible for noise in judged_by])
-    return _Run(np.array(differences), np.array(errors), tuple(degrees), visible <= MEASURABLE)
+    return _Run(np.array(differences), np.array(errors), np.array(halves), tuple(degrees), visible <= MEASURABLE)
 
 
 def _covers(run: _Run) -> np.ndarray:
     """Which intervals include no change."""
-    covers: np.ndarray = abs(run.differences) <= _quantiles(run, (1 - CONFIDENCE) / 2) * run.errors
+    covers: np.ndarray = abs(run.differences) <= run.halves
     return covers
 
 

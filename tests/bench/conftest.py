@@ -17,7 +17,7 @@ from kernels.kernel import Kernel
 from kernels.problem import Op
 from suites import arguments, catalogue
 from suites.bench import Bench, Fault
-from suites.case import Case
+from suites.case import Case, asked
 from suites.executor import ON_DEVICE, DeviceArguments, Executor, Local, Worker, catalogued, measure_case
 from suites.on_gpu import Lab
 from suites.record import CaseRecord
@@ -70,9 +70,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         raise pytest.UsageError(f"--cases: {error}") from None
 
     def kernels(op: Op) -> Sequence[Kernel]:
-        return [own for own in (lab.kernels_for(op) if lab else catalogued()(op)) if not args.kernel or own.name in args.kernel]
+        return lab.kernels_for(op) if lab else catalogued()(op)
 
-    pairs = [(case, kernel.name) for case in cases if not case.problem.refusal for kernel in kernels(case.problem.op)]
+    pairs = [
+        (case, kernel.name) for case in cases if not case.problem.refusal
+        for kernel in kernels(case.problem.op) if asked(kernel.name, args.kernel, case.suite)
+    ]
     metafunc.parametrize(("case", "kernel"), pairs, ids=[f"{case.key}-{kernel}" for case, kernel in pairs])
 
 
@@ -86,7 +89,7 @@ def measured(request: pytest.FixtureRequest) -> Iterator[Measured]:
     gpu: Gpu = by_name("h200") if lab else (detect(index) or by_name("h200"))
     executor: Executor
     if lab is not None:
-        executor = Local(Bench(gpu, lab.clock, lab.monitor, lab.kernels_for, "cpu"))
+        executor = Local(Bench(gpu, lab.clock, lab.monitor, lab.kernels_for, "cpu", only=args.kernel))
     else:
         executor = Worker(ON_DEVICE, DeviceArguments(gpu, index, "", plan.turn_us, tuple(args.kernel)))
     yield Measured(executor, plan)

@@ -17,7 +17,7 @@ from suites.calibration_pairs import Pair, Seen
 from suites.on_gpu import Lab
 from suites.record import CaseRecord, read
 from suites.session import joined
-from suites.statistics import holm
+from suites.statistics import Estimate, holm
 from suites.store import write_all
 from tests.suites.fakes import H200, gemm, lab, measure
 
@@ -93,9 +93,9 @@ def several(run: Path, slowdown: float, *line: str) -> None:
 def test_a_budget_ends_it_and_resume_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert calibrated(tmp_path / "c", "--processes", "6", "--budget", "0.001s", "--inject", "1") == 4
     assert "go on with" in capsys.readouterr().out
+    assert calibrated(tmp_path / "c", "--processes", "6", "--resume", "--inject", "1") == 0
     assert calibrated(tmp_path / "c", "--processes", "6") == 2
     assert "add --resume" in capsys.readouterr().err
-    assert calibrated(tmp_path / "c", "--processes", "6", "--resume", "--inject", "1") == 0
     first = (tmp_path / "c" / "records.jsonl").read_text()
     assert calibrated(tmp_path / "c", "--processes", "6", "--resume", "--inject", "1") == 0
     assert (tmp_path / "c" / "records.jsonl").read_text() == first, "nothing was left to measure"
@@ -127,6 +127,40 @@ def test_a_kernel_that_none_of_the_chosen_cases_has(tmp_path: Path, capsys: pyte
     assert calibrate.main([*line, *kernels], detect=lambda index: H200, laboratory=with_rare) in (0, 4)
     assert "p5: 2 cases" in capsys.readouterr().out
     assert calibrate.main([*line, "--kernel", "other"], detect=lambda index: H200, laboratory=with_rare) == 2
+
+
+def test_what_the_limits_are_worth(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a table, from the folder of a calibration and from what the gate takes; without a GPU."""
+    assert calibrated(done, "--show", found=None) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "| | asked | seen |"
+    rows = {cells[0]: cells[1:] for line in lines[2:] for cells in [[cell.strip() for cell in line.strip("|").split("|")]]}
+    assert rows["fresh processes; kernels and cases"] == ["5; 20 cases", "9; 12 kernels in 12 cases"]
+    assert rows["false alarms per kernel and case"][1].endswith("with 95 % confidence, 36 independent comparisons)")
+    assert [rows[f"really {share} slower: called REGRESSED"][1] for share in ("2%", "5%", "10%")] == ["3 of 3"] * 3
+    assert rows["5% slower is found, of the measurable (of all)"][0] == "≥ 99%"
+    line = ["--gpu", "h200", "--show", "--accepted"]
+    assert calibrate.main([*line, str(done / "accepted.jsonl")], detect=lambda index: None) == 0
+    assert capsys.readouterr().out.splitlines() == lines
+    assert calibrate.main([*line, str(tmp_path / "none.jsonl")], detect=lambda index: None) == 2
+    assert "no calibration there" in capsys.readouterr().err
+
+
+def test_limits_of_what_was_measured_before_the_end(tmp_path: Path) -> None:
+    """A calibration that was cut off gives its limits by --resume with nothing left of the budget."""
+    assert calibrated(tmp_path / "c", "--processes", "7", "--inject", "0") == 0
+    kept = [own for own in read(tmp_path / "c" / "records.jsonl") if not str(getattr(own, "run", getattr(own, "id", ""))).endswith("/p6")]
+    write_all(tmp_path / "c" / "records.jsonl", kept)
+    (tmp_path / "c" / "calibration.json").unlink()
+    assert calibrated(tmp_path / "c", "--processes", "7", "--inject", "0", "--budget", "0s", "--resume") == 0
+    limits = calibration.read(tmp_path / "c" / "calibration.json")
+    assert limits is not None
+    assert {noise.processes for noise in limits.noises} == {6}
+    assert list(read(tmp_path / "c" / "records.jsonl")) == kept, "nothing was measured"
+    assert calibrated(tmp_path / "c", "--processes", "7", "--inject", "0", "--resume") == 0
+    limits = calibration.read(tmp_path / "c" / "calibration.json")
+    assert limits is not None
+    assert {noise.processes for noise in limits.noises} == {7}
 
 
 @pytest.mark.parametrize("text", ["nonsense", '{"schema": "other/1"}', '{"schema": "tersparse-calibration/1", "noises": [{"key": "k"}]}'])
@@ -164,6 +198,26 @@ def test_resampling_finds_the_stated_rates() -> None:
     assert 0.92 < checks.agreement < 0.985
     assert checks.power["2%"] < checks.power["5%"] <= checks.power["10%"]
     assert checks.power_measurable["5%"] >= 0.99
+
+
+@pytest.mark.parametrize("degrees", [1.5, 2.5, 50.0])
+def test_intervals_of_single_processes_hold_what_they_state(degrees: float) -> None:
+    """Whatever the tails: two runs of one process each agree as often as they say, where a normal distribution would have them disagree."""
+    random, made = np.random.default_rng(5), []
+    for number in range(40):
+        medians = tuple(0.5 + 0.002 * random.standard_t(degrees, 12))
+        seen = Seen(medians, (0.0005,) * 12)
+        made.append(Pair(f"prefill/{number}", "ours", "theirs", 20.0, (16,) * 12, seen, seen))
+    noises = noises_of(made)
+    checks = resampling.check(made, noises, runs=60)
+    assert checks is not None
+    assert 0.935 < checks.twins < 0.985
+    assert len({noise.tail for noise in noises}) == 1
+    assert (noises[0].tail > 2.5) == (degrees < 3)
+    one, three = Estimate(0.5, 0.0, 1, 16), Estimate(0.5, 0.0, 3, 16, 0.0, 2)
+    widths = [noises[0].half_width(run, run) / noises[0].error(run, run)[0] for run in (one, three)]
+    assert widths[0] == pytest.approx(noises[0].tail, rel=0.1) or degrees > 3
+    assert widths[1] < 2.2, "three processes show their own spread"
 
 
 def test_a_noisy_case_is_not_called_measurable() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,16 @@ from kernels.catalogue import kernels_for
 from kernels.gpu import by_name
 from kernels.problem import Problem, Sparsity
 from suites import calibrate, calibrating, calibrating_work, calibration, catalogue
+from suites.bench import Bench
 from suites.calibrating_cases import choose, fair, spread
 from suites.calibrating_process import AheadWorker
 from suites.calibrating_samples import label_of
+from suites.calibrating_work import schedule
 from suites.case import Case
+from suites.executor import Local
+from suites.injected import SlowedCase
 from suites.record import CaseRecord, read
-from tests.suites.fakes import H200, PLAN, gemm
+from tests.suites.fakes import H200, PLAN, gemm, lab
 
 CASE = Case("prefill", "custom", "16x32", Problem("gemm", 16, 32, 4, Sparsity(2, 4)), "hot")
 
@@ -66,6 +71,28 @@ def test_even_distances() -> None:
     assert spread(range(10), 3) == [0, 4, 8]
     assert spread(range(12), 6) == [0, 3, 4, 7, 8, 11], "odd ones and even ones"
     assert spread(range(2), 3) == [0, 1]
+
+
+def test_what_a_budget_cuts_off_comes_last() -> None:
+    steps = [(step.slowed, step.number) for step in schedule(9, 1)]
+    fresh = [(False, number) for number in range(9)]
+    assert steps == [*fresh[:6], (True, 0), (True, 1), (True, 2), *fresh[6:]]
+    assert not [step for step in schedule(9, 0) if step.slowed]
+
+
+def test_the_delay_that_another_share_suggests() -> None:
+    known = measured_case({"injected_cycles": 400, "injected_measured": 0.021})
+    case = SlowedCase.of(CASE, "ours", 0.02, known)
+    assert (case.cycles, case.came_to, case.guess) == (400, 0.021, 0)
+    case = SlowedCase.of(CASE, "ours", 0.05, None, known)
+    assert (case.cycles, case.guess) == (0, round(400 * 0.05 / 0.021))
+    assert SlowedCase.of(CASE, "ours", 0.05, None, measured_case({})).guess == 0
+
+
+def measured_case(notes: dict[str, object]) -> CaseRecord:
+    made = lab()
+    record = Local(Bench(H200, made.clock, made.monitor, made.kernels_for, "cpu")).case(CASE, PLAN, {})
+    return replace(record, results=tuple(replace(own, notes=notes) if own.kernel == "ours" else own for own in record.results))
 
 
 def test_a_calibration_in_real_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
