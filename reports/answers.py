@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from reports.compare import STRONGEST, STRONGEST_LIBRARY, Comparer, Comparison, in_order
+from reports.doubts import case_doubts, kernel_doubts
 from reports.load import Case
-from reports.tables import doubts
 from suites.models import MODELS
 from suites.record import Result
 from suites.statistics import Ratio, time_us
@@ -27,6 +27,7 @@ class Answer:
 
     us: our kernel times summed, µs; theirs_us: those of the strongest baselines. ratio: theirs_us / us; the layers' intervals are combined
     in quadrature, each by its share of the time. others: sums of single kernels over all layers, µs, by name, where every layer has one.
+    doubts: why it is not to be relied on, layer by layer.
     library: the comparisons with the strongest library of each layer, what one would use without this project; empty unless all have one.
     """
 
@@ -40,6 +41,7 @@ class Answer:
     ratio: Ratio
     others: dict[str, float]
     library: tuple[Comparison, ...] = ()
+    doubts: tuple[str, ...] = ()
 
     @property
     def library_us(self) -> float | None:
@@ -70,11 +72,6 @@ class Answer:
     def theirs(self) -> list[str]:
         """The strongest baselines of the layers, the most frequent first."""
         return _counted(item.theirs.kernel for item in self.items if item.theirs)
-
-    @property
-    def doubts(self) -> list[str]:
-        """Why it is not to be relied on."""
-        return [f"{item.case.record.layer or item.case.shape}: {doubt}" for item in self.items for doubt in doubts(item.case, item)]
 
     @property
     def pairs(self) -> int:
@@ -131,9 +128,15 @@ def _answer(key: tuple[str, str, str, int], cases: Sequence[Case], comparer: Com
     ratio = _combined([item.ratio for item in items if item.ratio], us, theirs)
     library = tuple(comparer(case, STRONGEST_LIBRARY) for case in ordered)
     sums = _sums([item.case for item in items])
-    return Answer(
-        model, work, sparsity, tokens, items, sum(us), sum(theirs), ratio, sums, library if all(item.ratio for item in library) else ()
-    )
+    doubts = tuple(f"{item.case.record.layer or item.case.shape}: {doubt}" for item in items for doubt in _doubts(item, comparer))
+    over_libraries = library if all(item.ratio for item in library) else ()
+    return Answer(model, work, sparsity, tokens, items, sum(us), sum(theirs), ratio, sums, over_libraries, doubts)
+
+
+def _doubts(item: Comparison, comparer: Comparer) -> list[str]:
+    """Why a layer is not to be relied on: its case, and the two kernels that are spoken of."""
+    spoken = [result for result in (item.ours, item.theirs) if result]
+    return [*case_doubts(item), *kernel_doubts(item, spoken, comparer.results)]
 
 
 def _combined(ratios: Sequence[Ratio], us: Sequence[float], theirs: Sequence[float]) -> Ratio:

@@ -12,7 +12,7 @@ from reports.figures import WIDTH, short
 from reports.load import Case, Results
 from reports.panel import Data, Panel, figures, folded, paragraph, table, tag
 from reports.svg import INK, SERIES, Figure, draw
-from reports.tables import pairs
+from reports.tables import one_line
 from suites.record import Result
 
 MIX = (
@@ -56,7 +56,7 @@ def _code_rows(found: Sequence[tuple[Case, Result]]) -> list[list[object]]:
     rows: dict[str, list[object]] = {}
     makers: dict[str, list[str]] = {}
     for case, result in found:
-        made = [(f"{name} {pairs(_without_problem(own))}", _function_row(case, result, name, own)) for name, own in _functions(result)]
+        made = [(f"{name} {one_line(_without_problem(own))}", _function_row(case, result, name, own)) for name, own in _functions(result)]
         if not made:
             row = _plain_row(case, result)
             made = [(" ".join(map(str, row)), row)]
@@ -85,13 +85,13 @@ def _function_row(case: Case, result: Result, name: str, own: Mapping[str, Any])
     held, loop = own.get("occupancy"), own.get("loop")
     resident = f"{held['warps']} of {held['most_warps']}, by {held['limit']}" if held else "–"
     shared, mix = f"{own.get('shared_bytes', 0) / 1024:.1f}", _mix_text(loop) if loop else "no products to count"
-    port, config = _port(own.get("walls_us", {})), pairs(result.config) or "–"
+    port, config = _port(own.get("walls_us", {})), one_line(result.config) or "–"
     return [name, own["registers"], own.get("spills", "–"), shared, resident, mix, port, case.record.label, config]
 
 
 def _plain_row(case: Case, result: Result) -> list[object]:
-    said = pairs(result.compiled) or f"{result.status}: {result.reason}"
-    return ["–", "–", "–", "–", "–", said, "–", case.record.label, pairs(result.config) or "–"]
+    said = one_line(result.compiled) or f"{result.status}: {result.reason}"
+    return ["–", "–", "–", "–", "–", said, "–", case.record.label, one_line(result.config) or "–"]
 
 
 def _mix_text(loop: Mapping[str, Any]) -> str:
@@ -120,7 +120,7 @@ def _times(found: Sequence[tuple[Case, Result]]) -> list[Markup]:
             rows.append([result.kernel, case.record.label, f"{result.status}: {result.stage}: {result.reason}", *"–––––"])
         elif result.projected_us and isinstance(roof, (int, float)) and isinstance(serial, (int, float)):
             every = [own["walls_us"] for _, own in _functions(result) if own.get("walls_us")]
-            walls = [pairs({name: f"{us:.1f}" for name, us in one.items()}) for one in every]
+            walls = [one_line({name: f"{us:.1f}" for name, us in one.items()}) for one in every]
             shares = f"{100 * roof / serial:.0f} to {100 * roof / result.projected_us:.0f} %"
             times = (f"{result.projected_us:.1f}", f"{serial:.1f}", f"{roof:.1f}", shares)
             rows.append([result.kernel, case.record.label, limit, *times, "; ".join(walls) or "–"])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from reports.compare import why
 from reports.load import Results
-from reports.tables import CaseRow, brief
+from reports.tables import CaseRow, name_of
 from suites.record import CaseRecord
 from suites.statistics import time_us
 
@@ -62,8 +62,7 @@ def _joined(base: str, lasts: Iterable[str]) -> str:
 
 
 def _where(record: CaseRecord) -> str:
-    names = (record.suite, record.model, record.layer, brief(record.label))
-    return " ".join(dict.fromkeys(name for name in names if name))
+    return " ".join(dict.fromkeys(name for name in (record.suite, record.model, name_of(record)) if name))
 
 
 def statuses(results: Results) -> dict[str, int]:
@@ -77,8 +76,5 @@ def statuses(results: Results) -> dict[str, int]:
 
 def doubtful(tables: Iterable[tuple[str, list[CaseRow]]]) -> list[tuple[str, str, str]]:
     """The measured cases that are not to be relied on: suite, case, and why."""
-    def said(row: CaseRow) -> str:
-        record = row.comparison.case.record
-        return " ".join(part for part in (record.model, record.layer, brief(record.label)) if part)
-
-    return [(name, said(row), row.flag) for name, rows in tables for row in rows if row.flag]
+    flagged = [(name, row.comparison.case.record, row.flag) for name, rows in tables for row in rows if row.flag]
+    return [(name, " ".join(filter(None, (record.model, name_of(record)))), flag) for name, record, flag in flagged]

@@ -11,7 +11,7 @@ from reports import database, scan
 from reports.changepoints import LEAST_RUN, Change, changes
 from reports.figures import short, times
 from reports.picker import duration
-from reports.points import Point, point_of
+from reports.points import Point, moved, point_of
 from reports.sketch import Sketch
 from reports.svg import Figure
 from reports.tables import brief
@@ -55,9 +55,8 @@ class Series:
     def told(self, change: Change) -> str:
         """A change in words: how much, at which commit, when, and what else changed there."""
         before, after, run = self.points[change.place - 1], self.points[change.place], self.runs[change.place]
-        also = [f"ours was {before.kernel}, is {after.kernel}"] if before.kernel != after.kernel else []
-        also += [f"strongest was {before.rival}, is {after.rival}"] if before.rival != after.rival else []
-        rest = f" ({'; '.join(also)})" if also else ""
+        also = "; ".join(moved((before.kernel, before.rival), (after.kernel, after.rival)))
+        rest = f" ({also})" if also else ""
         return f"{change.factor - 1:+.1%} at {run.commit[:10]}, {run.started[:10]}{rest}"
 
 

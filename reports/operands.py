@@ -81,14 +81,17 @@ def panel(data: Data) -> Panel | None:
 
 def _told(values: Sequence[UnderData]) -> Markup:
     """By how much the rate moves, by state and kind."""
-    parts = []
+    said = []
     for state in ("sustained", "interleaved"):
+        parts = []
         for kind in KINDS[1:]:
             found = [own.over_ternary for own in values if own.data == kind and own.over_ternary and own.case.record.state == state]
             if found:
                 low, high = f"{min(found):.2f}", f"{max(found):.2f}"
-                parts.append(f"{state}, {kind} data run at {low if low == high else f'{low} to {high}'} of the rate of ternary data")
-    return paragraph("; ".join(parts).capitalize() + ".") if parts else Markup("")
+                parts.append(f"{kind} data at {low if low == high else f'{low} to {high}'}")
+        if parts:
+            said.append(f"{state.capitalize()}, kernels run with {' and with '.join(parts)} of their rate with ternary data.")
+    return paragraph(" ".join(said)) if said else Markup("")
 
 
 def figure(values: Sequence[UnderData]) -> Figure:

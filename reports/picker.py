@@ -31,7 +31,8 @@ class Bar:
 
 @dataclass(frozen=True)
 class Card:
-    """An answer in words. decided: whether its interval excludes 1. whose: of the fastest. rivals: the strongest baselines.
+    """An answer in words. decided: whether its interval excludes 1. whose: of the fastest. sure: how certain that is; checked: on how many
+    rounds, and after which check. rivals: the strongest baselines.
 
     library: how much faster than the strongest libraries, where these are not the rivals, or empty.
     busy: what the same layers' GEMMs do under the power cap, or empty. again: the command that measures these cases, or empty.
@@ -43,6 +44,7 @@ class Card:
     fastest: str
     whose: str
     sure: str
+    checked: str
     doubts: str
     total: str
     rivals: str
@@ -111,11 +113,11 @@ def card(answer: Answer, sustained: Sequence[Pair] = (), gpu: str = "h200") -> C
     decided, ahead = ratio.low > 1 or ratio.high < 1, ratio.value >= 1
     first = (_names(answer.ours), ", ours") if ahead else (rivals(answer.theirs), ", a baseline")
     fastest, whose = first if decided else ("neither for certain", "")
-    level = "Certain which is faster" if decided else "The interval includes 1, so neither is faster for certain"
-    rounds = f"95 % interval {ratio.low:.3f} to {ratio.high:.3f}, at least {answer.pairs} paired rounds a layer"
-    sure = f"{level}: {rounds}; every output was judged against an exact reference."
+    level = "it is certain which is faster" if decided else "it includes 1, so neither is faster for certain"
+    sure = f"95 % interval {ratio.low:.3f} to {ratio.high:.3f}: {level}."
+    checked = f"At least {answer.pairs} paired rounds a layer; every output was judged against an exact reference."
     return Card(
-        answer, _bars(answer), decided, fastest, whose, sure, "; ".join(answer.doubts), _total(answer), rivals(answer.theirs),
+        answer, _bars(answer), decided, fastest, whose, sure, checked, "; ".join(answer.doubts), _total(answer), rivals(answer.theirs),
         _over_library(answer), _busy(answer, sustained), _again(answer, gpu),
     )
 

@@ -20,6 +20,12 @@ class Point:
     ratio: Ratio
 
 
+def moved(before: tuple[str, str], after: tuple[str, str]) -> list[str]:
+    """Which kernels are other ones than before, in words; before, after: ours and the strongest baseline by name."""
+    sides = zip(("ours", "strongest"), before, after, strict=True)
+    return [f"{side} was {old or 'none'}, is {new or 'none'}" for side, old, new in sides if old != new]
+
+
 def point_of(case: CaseRecord) -> Point | None:
     """The point of a measured case; None where it was not measured, or has no kernel of ours or no baseline."""
     ours, theirs = (best_variant(case), strongest(case)) if case.evidence == "measured" else (None, None)

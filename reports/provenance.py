@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from reports.compare import in_order
 from reports.load import Case, Results
-from reports.tables import pairs
+from reports.tables import one_line
 from suites.record import RunRecord
 
 NAMES = {
@@ -17,6 +18,14 @@ NAMES = {
     "cuda": "CUDA", "cusparselt": "cuSPARSELt", "cublas": "cuBLAS", "torch": "PyTorch", "triton": "Triton", "python": "Python",
 }
 """Facts of a device and versions by their names for people; others keep their own."""
+READINGS = {
+    "sm_mhz": "SM clock, MHz", "mem_mhz": "memory clock, MHz", "power_w": "power, W", "temperature_c": "temperature, °C",
+    "throttle_names": "slowed down by", "other_processes": "other processes on the GPU",
+}
+"""What the driver says around a case by its name for people; others keep their own."""
+MASK, SPELT = "throttle", "throttle_names"
+"""Bits, and the reading that says them in words."""
+SEEN = ("before", "after")
 CARD = 12
 """So many letters of a card's UUID tell cards apart."""
 
@@ -73,7 +82,7 @@ def facts(rows: Sequence[RunRow]) -> list[tuple[str, str]]:
         for key, value in own.items():
             if value is not None and key != "uuid":
                 found = values.setdefault(NAMES.get(key, key), {})
-                text = pairs(value) if isinstance(value, Mapping) else version(value, key)
+                text = one_line(value) if isinstance(value, Mapping) else version(value, key)
                 found[text] = found.get(text, 0) + 1
     return [(name, _values(found)) for name, found in values.items()]
 
@@ -99,24 +108,23 @@ def _count(names: Iterable[str]) -> dict[str, int]:
     return counts
 
 
-def conditions(cases: Iterable[Case]) -> list[tuple[str, str]]:
-    """The conditions around the cases: least, median and greatest of what is a number, the distinct values of what is not."""
-    values: dict[str, list[Any]] = {}
+def conditions(cases: Iterable[Case]) -> list[tuple[str, str, str]]:
+    """The conditions before and after the cases, by name: least, median and greatest of what is a number, the distinct values of what is
+    not, a dash where nothing was recorded."""
+    values: dict[str, dict[str, list[Any]]] = {}
     for case in cases:
-        for name, value in _leaves(case.record.conditions):
-            values.setdefault(name, []).append(value)
-    return [(name, _spread(found)) for name, found in sorted(values.items())]
-
-
-def _leaves(mapping: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in mapping.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key} ")
-        else:
-            yield f"{prefix}{key}", value
+        for when in SEEN:
+            for name, value in (case.record.conditions.get(when) or {}).items():
+                if value is not None and (name != MASK or SPELT not in case.record.conditions[when]):
+                    values.setdefault(name, {}).setdefault(when, []).append(value)
+    ordered = in_order(values, tuple(READINGS))
+    before, after = SEEN
+    return [(READINGS.get(name, name), _spread(values[name].get(before, [])), _spread(values[name].get(after, []))) for name in ordered]
 
 
 def _spread(found: list[Any]) -> str:
+    if not found:
+        return "–"
     numbers = [value for value in found if isinstance(value, (int, float)) and not isinstance(value, bool)]
     if len(numbers) == len(found):
         low, middle, high = min(numbers), float(np.median(numbers)), max(numbers)

@@ -59,7 +59,7 @@ def ours_beside(published: Published, results: Results) -> tuple[str, Summary] |
         and model in ("", case.record.model)
     ]
     summary = summarize(compare(case, over, results) for case in cases)
-    words = f"{suite}, {op}, {sparsity}{', ' + model if model else ''}, over {over}"
+    words = f"{suite if op == suite else f'{suite} {op}'}, {sparsity}{', ' + model if model else ''}, over {over}"
     return (words, summary) if summary.count else None
 
 

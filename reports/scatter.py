@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from kernels.problem import DENSE
 from reports.compare import STRONGEST, Comparison
 from reports.figures import short, slug
 from reports.load import Case
@@ -16,12 +17,14 @@ from reports.tables import SUITES
 from suites.quality import noise
 from suites.record import Result
 
-WIDTH, LEFT, ROW = 331.0, 122.0, 15.0
+WIDTH, LEFT, ROW = 331.0, 146.0, 15.0
+STRIP_LEFT = 92.0
+"""Where the strips of clocks begin, right of their names."""
 REACH = 0.1  # of the median on either side; what lies beyond stands at the edge
 STRIPS = (("sm_mhz", "SM clock, MHz"), ("power_w", "power, W"), ("temperature_c", "temperature, °C"))
 SEEN = ("before", "after")
-NAME = 30.0
-"""The room that a suite's name takes."""
+LETTER = 4.9
+"""The width of a letter of small print."""
 
 
 def panel(data: Data) -> Panel | None:
@@ -70,9 +73,8 @@ def _draw_samples(suite: str, shown: Sequence[Comparison]) -> Figure:
         ratio = item.ratio
         if ratio is None or item.ours is None or item.theirs is None:
             continue
-        record = item.case.record
-        name = f"{record.model} {record.layer} {item.case.problem.tokens or ''} {item.case.problem.sparsity}"
-        sketch.words(0, y + 3, short(" ".join(name.split()), 25), size=8.5)
+        name = _name(item.case)
+        sketch.words(0, y + 3, short(name, int((LEFT - 2) / LETTER) + 1), size=8.5)
         low, high = _x(ratio.low / ratio.value - 1), _x(ratio.high / ratio.value - 1)
         sketch.box(low, y - 5, high - low, 10, "s1", opacity=0.3)
         rounds = rounds_of(item.ours, item.theirs)
@@ -80,6 +82,15 @@ def _draw_samples(suite: str, shown: Sequence[Comparison]) -> Figure:
         told.append(f"{name}: {ratio.value:.3f}, interval {ratio.low:.3f} to {ratio.high:.3f}, {len(rounds)} rounds")
     title = f"Rounds of chosen cases, {suite}"
     return sketch.figure(f"fig-samples-{slug(suite)}", title, f"{title}. {'; '.join(told)}.")
+
+
+def _name(case: Case) -> str:
+    """A case for people: model, layer, tokens and weights; a square by its size."""
+    record, problem = case.record, case.problem
+    if record.suite == "square":
+        return f"{problem.tokens}³ {problem.sparsity}"
+    weights = "" if problem.op == "activation" and problem.sparsity == DENSE else str(problem.sparsity)
+    return " ".join(filter(None, (record.model, record.layer, str(problem.tokens or ""), weights)))
 
 
 def rounds_of(ours: Result, theirs: Result) -> list[float]:
@@ -116,7 +127,7 @@ def clock_strip(cases: Sequence[Case]) -> Figure | None:
 
 
 def _strip(sketch: Sketch, pairs: Sequence[Sequence[float | None]], top: float, low: float, span: float, height: float) -> None:
-    left, width = 92.0, sketch.width - 92.0
+    left, width = STRIP_LEFT, sketch.width - STRIP_LEFT
     for colour, which in (("s2", 0), ("s1", 1)):
         spots = [
             (left + width * (place + 0.5) / len(pairs), top + height - 3 - (value - low) / span * (height - 8))
@@ -129,16 +140,18 @@ def _strip(sketch: Sketch, pairs: Sequence[Sequence[float | None]], top: float, 
 
 def _suites(sketch: Sketch, cases: Sequence[Case], y: float) -> None:
     """The name of each suite under its first case; where names would run into each other, that of the longer stretch stays."""
-    left, width = 92.0, sketch.width - 92.0
+    left, width = STRIP_LEFT, sketch.width - STRIP_LEFT
     starts = [place for place, case in enumerate(cases) if place == 0 or case.record.suite != cases[place - 1].record.suite]
     stretches = [(end - start, start) for start, end in zip(starts, [*starts[1:], len(cases)], strict=True)]
-    named: list[float] = []
+    named: list[tuple[float, float]] = []
     for _, place in sorted(stretches, key=lambda stretch: (-stretch[0], stretch[1])):
+        suite = cases[place].record.suite
         x = left + width * place / len(cases)
-        if all(abs(x - other) > NAME for other in named):
+        end = x + LETTER * len(suite) + 6
+        if end <= sketch.width and all(end < other or x > until for other, until in named):
             sketch.line([(x, 8), (x, y - 4)], "grid")
-            sketch.words(x + 2, y + 4, cases[place].record.suite, size=8.5, colour="muted")
-            named.append(x)
+            sketch.words(x + 2, y + 4, suite, size=8.5, colour="muted")
+            named.append((x, end))
 
 
 def _seen(case: Case, when: str, name: str) -> float | None:

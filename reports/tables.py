@@ -1,4 +1,4 @@
-"""The page's tables as plain values: headline groups, cases with every kernel, comparison of runs."""
+"""The page's tables as plain values: headline groups, and cases with every kernel."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from kernels.gpu import GPUS, Gpu, unlisted
-from reports.compare import STRONGEST, STRONGEST_LIBRARY, Comparer, Comparison, Summary, compare, in_order, sparsities, summarize, why
-from reports.load import Case, Results
-from suites.floors import impossible
-from suites.quality import NOISE, noise, throttled
-from suites.record import Result
-from suites.statistics import OWN_BASELINES, Ratio, geomean, is_baseline, time_us
+from reports.compare import STRONGEST, STRONGEST_LIBRARY, Comparer, Comparison, Summary, in_order, sparsities, summarize, why
+from reports.doubts import case_doubts, kernel_doubts
+from reports.load import Case
+from suites.record import CaseRecord, Result
+from suites.statistics import OWN_BASELINES, Ratio, is_baseline, time_us
 
 SUITES = ("prefill", "decode", "layer", "prepare", "train", "square")
 ABOUT = {
@@ -135,17 +133,16 @@ class CaseRow:
 def case_rows(comparer: Comparer) -> list[tuple[str, list[CaseRow]]]:
     """Every measured case by suite (sustained ones apart), in the order of the suites."""
     results = comparer.results
-    gpu = next((profile for profile in GPUS if profile.name == results.gpu), None) or unlisted(results.gpu)
     tables: dict[str, list[CaseRow]] = {}
     for case in results.measured:
         name = case.record.suite if case.record.state == "interleaved" else f"{case.record.suite}, sustained"
         name += "" if case.usual else f", {case.record.data} data"
-        tables.setdefault(name, []).append(_case_row(case, comparer, gpu))
+        tables.setdefault(name, []).append(_case_row(case, comparer))
     order = in_order(tables, [entry for suite in SUITES for entry in (suite, f"{suite}, sustained")])
     return [(name, tables[name]) for name in order]
 
 
-def _case_row(case: Case, comparer: Comparer, gpu: Gpu) -> CaseRow:
+def _case_row(case: Case, comparer: Comparer) -> CaseRow:
     record, problem = case.record, case.problem
     comparison = comparer(case, STRONGEST)
     name = next((n for n in CUSPARSELT if (r := record.result(n)) and r.status == "ok"), None)
@@ -153,10 +150,8 @@ def _case_row(case: Case, comparer: Comparer, gpu: Gpu) -> CaseRow:
     shape = f"{problem.out_features}×{problem.in_features}" if problem.out_features else f"K = {problem.in_features}"
     kernels = tuple(_kernel_row(case, result, comparison) for result in record.results)
     over = comparer(case, name).ratio if name else None
-    roofs = {name: value for names in comparer.results.rates.values() for name, value in names.items()}
-    reasons = ((result.kernel, impossible(record, result, gpu, roofs)) for result in record.results if result.status == "ok")
-    flags = [f"{kernel} is impossible: {reason}" for kernel, reason in reasons if reason]
-    return CaseRow(comparison, what, shape, over, kernels, "; ".join([*flags, *doubts(case, comparison)]))
+    flags = [*kernel_doubts(comparison, record.results, comparer.results), *case_doubts(comparison)]
+    return CaseRow(comparison, what, shape, over, kernels, "; ".join(flags))
 
 
 def _kernel_row(case: Case, result: Result, comparison: Comparison) -> KernelRow:
@@ -175,54 +170,21 @@ def _kernel_row(case: Case, result: Result, comparison: Comparison) -> KernelRow
 def _remark(result: Result) -> str:
     parts = [] if result.exact else ["not exactly this function"]
     if result.config:
-        parts.append(f"{pairs(result.config)} ({result.config_source})")
+        parts.append(f"{one_line(result.config)} ({result.config_source})")
     notes = {name: value for name, value in result.notes.items() if value != "" and result.config.get(name, "") != value}
-    return "; ".join([*parts, pairs(notes)] if notes else parts)
+    return "; ".join([*parts, one_line(notes)] if notes else parts)
 
 
-def pairs(mapping: Mapping[str, Any]) -> str:
+def one_line(mapping: Mapping[str, Any]) -> str:
     """A mapping on one line: `block_n=128 stages=3`, nested ones in brackets."""
-    return " ".join(f"{key}={'[' + pairs(value) + ']' if isinstance(value, Mapping) else value}" for key, value in mapping.items())
+    return " ".join(f"{key}={'[' + one_line(value) + ']' if isinstance(value, Mapping) else value}" for key, value in mapping.items())
+
+
+def name_of(record: CaseRecord) -> str:
+    """A case within its suite and model for people: layer and label, no word twice."""
+    return " ".join(dict.fromkeys([*record.layer.split(), *brief(record.label).split()]))
 
 
 def brief(label: str) -> str:
     """A case's label without what is the same for most: splits and bias."""
     return " ".join(word for word in label.split() if not word.startswith("splits=") and word != "bias")
-
-
-def doubts(case: Case, comparison: Comparison) -> list[str]:
-    """Why a measured case is not to be relied on: noise, or a device that slowed down for other reasons than its power cap."""
-    found = []
-    if comparison.ratio and noise(comparison.ratio) > NOISE:
-        found.append(f"noisy: the speed-up is uncertain by {noise(comparison.ratio):.0%}")
-    slowed = throttled(case.record)
-    return [*found, f"throttled: {slowed}"] if slowed else found
-
-
-@dataclass(frozen=True)
-class Change:
-    """One case in two runs. time: how many times faster ours is in the second; ratio: change of the speed-up over the strongest."""
-
-    case: Case
-    first: Comparison
-    second: Comparison
-    time: float
-    ratio: float | None
-
-
-def changes(first: Results, second: Results) -> tuple[list[Change], int, Summary, Summary]:
-    """The cases measured in both runs with ours in both, the largest change first; how many were not; times and ratios summed up."""
-    before = {case.record.key: case for case in first.measured}
-    after = {case.record.key: case for case in second.measured}
-    rows = []
-    for key in [key for key in before if key in after]:
-        a, b = compare(before[key], STRONGEST, first), compare(after[key], STRONGEST, second)
-        if a.our_us and b.our_us:
-            rows.append(Change(after[key], a, b, a.our_us / b.our_us, b.ratio.value / a.ratio.value if a.ratio and b.ratio else None))
-    rows.sort(key=lambda row: (row.time, row.case.record.key))
-    alone = len(before.keys() | after.keys()) - len(rows)
-    return rows, alone, _sum([row.time for row in rows], alone), _sum([row.ratio for row in rows if row.ratio], alone)
-
-
-def _sum(values: list[float], missing: int) -> Summary:
-    return Summary(geomean(values), min(values, default=float("nan")), max(values, default=float("nan")), len(values), missing)

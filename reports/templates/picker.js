@@ -12,12 +12,16 @@
       [...new Set(cards.filter((card) => card.dataset.model === wanted.model).map((card) => `${card.dataset.work} ${card.dataset.weights}`))].join(", ") + "."
       : best.dataset.tokens != tokens ? `${tokens} tokens were not measured; the nearest count is ${best.dataset.tokens}.` : "";
     note.hidden = !note.textContent;
+    return best;
   };
   if (form) {
     const first = document.querySelector("article.answer[data-first]").dataset;
     for (const name of ["model", "work", "weights", "tokens"]) form[name].value = first[name];
     form.hidden = false;
-    form.addEventListener("input", show);
+    form.addEventListener("input", () => {
+      const best = show();
+      document.getElementById("picker-said").textContent = best ? [".where", ".verdict"].map((part) => best.querySelector(part).textContent).join(": ") : "";
+    });
     form.addEventListener("submit", (event) => event.preventDefault());
     show();
   }

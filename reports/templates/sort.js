@@ -19,14 +19,15 @@ for (const table of document.querySelectorAll("table.sortable")) {
       table.append(...cases.map(([, body]) => body));
     });
   });
-  const label = document.createElement("label"), input = document.createElement("input");
+  const label = document.createElement("label"), input = document.createElement("input"), count = document.createElement("output");
   label.className = "filter";
   input.type = "search";
   input.placeholder = "such as bitnet 2:4";
-  label.append("Show only cases with ", input);
+  label.append("Show only cases with ", input, " ", count);
   table.parentElement.before(label);
   input.addEventListener("input", () => {
     const words = input.value.toLowerCase().split(/\s+/);
     for (const body of table.tBodies) body.hidden = !words.every((word) => body.rows[0].textContent.toLowerCase().includes(word));
+    count.textContent = input.value.trim() ? `${[...table.tBodies].filter((body) => !body.hidden).length} of ${table.tBodies.length}` : "";
   });
 }

@@ -60,46 +60,103 @@ def test_no_errors_and_nothing_is_loaded(opened: Any) -> None:
     assert opened.execute_script("return performance.getEntriesByType('resource').length") == 0
 
 
-QUESTIONS = {  # of a first-time reader, and where they are answered: on the first screen, or at the target of a link on it
-    "which kernel": "article.answer:not([hidden]) .verdict b",
-    "how much faster": "article.answer:not([hidden]) .huge",
-    "than what": "article.answer:not([hidden]) .bars .theirs th",
-    "how sure": "article.answer:not([hidden]) .note",
-    "how do I run it": "article.answer:not([hidden]) .run code",
+CARD = "article.answer:not([hidden])"
+QUESTIONS = {  # of a first-time reader, and where they are answered; on a phone the last two are one click away
+    "which kernel": f"{CARD} .fastest",
+    "how much faster": f"{CARD} .huge",
+    "than what": f"{CARD} .bars .theirs th",
+    "how sure": f"{CARD} .sure",
     "on which GPU": ".kicker",
+    "how do I run it": f"{CARD} .run code",
+    "can I trust it": "#trust",
 }
+SCREENS = {(1280, 800): len(QUESTIONS), (390, 844): len(QUESTIONS) - 2}
+"""Windows, and how many of the questions are answered on their first screen."""
+BOXES = {"trust": "judged against an exact reference", "where": "PyTorch", "run": "./scripts/run"}
+"""What the three boxes say, to which a phone's first screen has links."""
 LINKS = (
     "summary", "answers", "speedups", "roofs", "power", "layers", "breakeven", "memory", "samples", "cases", "missing", "method",
     "published",
 )  # fmt: skip
 
 
-def test_the_committed_results_answer_a_first_time_reader(tmp_path: Path) -> None:
-    results = load("h200")
-    file = tmp_path / "report.html"
-    file.write_text(render(results), encoding="utf-8")
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory: pytest.TempPathFactory, downloads: Path) -> Iterator[Any]:
+    """The report of the committed results."""
+    file = tmp_path_factory.mktemp("committed") / "report.html"
+    file.write_text(render(load("h200")), encoding="utf-8")
     assert file.stat().st_size < 5_000_000
-    with browser.browser(tmp_path) as driver:
+    with browser.browser(downloads) as driver:
         browser.size(driver, 1280, 800)
         driver.get(file.as_uri())
-        assert [entry for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
-        for question, place in QUESTIONS.items():
-            [first, *_] = driver.find_elements("css selector", place)
-            assert first.text.strip(), question
-            assert first.rect["y"] + first.rect["height"] <= 800, question
-        assert "./scripts/run" in driver.find_element("css selector", ".facts pre").text
-        links = [one for one in driver.find_elements("css selector", "nav a") if one.rect["y"] < 800]
-        assert {one.get_attribute("href").split("#")[1] for one in links} >= set(LINKS)
-        for doubts in driver.find_elements("css selector", '.facts a[href="#doubtful"]'):
-            doubts.click()
-            assert driver.find_element("id", "doubtful").rect["height"] > 0, "a link into a folded table opens it"
-        driver.find_element("css selector", 'nav a[href="#layers"]').click()
-        assert -5 <= driver.execute_script("return document.getElementById('layers').getBoundingClientRect().top") <= 800
+        yield driver
+
+
+@pytest.mark.parametrize("window", SCREENS)
+def test_the_committed_results_answer_a_first_time_reader(committed: Any, window: tuple[int, int]) -> None:
+    width, height = window
+    browser.size(committed, width, height)
+    committed.execute_script("scrollTo(0, 0)")
+    assert [entry for entry in committed.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
+    said = {}
+    for question, place in list(QUESTIONS.items())[: SCREENS[window]]:
+        [first, *_] = committed.find_elements("css selector", place)
+        said[question] = first.text.strip()
+        assert said[question], question
+        assert first.rect["y"] + first.rect["height"] <= height, question
+    assert said["how much faster"].endswith("×")
+    assert "95 % interval" in said["how sure"]
+    assert "H200" in said["on which GPU"]
+    assert said["which kernel"] == "neither for certain" or said["which kernel"] in said["than what"] + committed.find_element(
+        "css selector", f"{CARD} .bars .ours th").text
+    for name, words in BOXES.items():
+        heading = committed.find_element("id", name)
+        assert words in heading.find_element("xpath", "..").text
+        links = [one for one in committed.find_elements("css selector", f'a[href="#{name}"]') if one.is_displayed()]
+        assert heading.rect["y"] <= height or any(one.rect["y"] + one.rect["height"] <= height for one in links), name
+
+
+def test_every_section_is_one_click_from_the_first_screen(committed: Any) -> None:
+    browser.size(committed, 1280, 800)
+    committed.execute_script("scrollTo(0, 0)")
+    links = [one for one in committed.find_elements("css selector", "nav.sections a") if one.rect["y"] < 800]
+    targets = [one.get_attribute("href").split("#")[1] for one in links]
+    assert set(targets) >= set(LINKS)
+    headings = committed.execute_script("return [...document.querySelectorAll('main > h2')].map((one) => one.id)")
+    assert set(targets) == set(headings)
+    for doubts in committed.find_elements("css selector", '.facts a[href="#doubtful"]'):
+        doubts.click()
+        assert committed.find_element("id", "doubtful").rect["height"] > 0, "a link into a folded table opens it"
+    committed.execute_script("scrollTo(0, 0)")
+    committed.find_element("css selector", 'nav a[href="#layers"]').click()
+    assert -5 <= committed.execute_script("return document.getElementById('layers').getBoundingClientRect().top") <= 800
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_committed_report_fits_its_window(committed: Any, width: int, dark: bool) -> None:
+    browser.size(committed, width, 800, dark)
+    assert committed.execute_script("return document.documentElement.scrollWidth") <= width
+    browser.size(committed, 1280, 800)
+
+
+def test_a_printed_page_hides_nothing_that_is_folded(committed: Any) -> None:
+    committed.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    heights = committed.execute_script(
+        "return [...document.querySelectorAll('details:not([open])')].map((one) => one.lastElementChild)"
+        ".filter((one) => one.tagName !== 'SUMMARY').map((one) => one.checkVisibility({contentVisibilityAuto: true}) * one.offsetHeight)"
+    )
+    assert len(heights) > 5
+    assert all(height > 0 for height in heights)
+    for gone in ("#picker", "nav.sections", ".filter", "#csv"):
+        assert not any(one.is_displayed() for one in committed.find_elements("css selector", gone)), gone
+    committed.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 
 
 def test_the_first_screen_holds_the_answer_and_the_picker(opened: Any) -> None:
     ends = opened.execute_script(
-        "return ['#picker', 'article.answer:not([hidden])', 'nav'].map((s) => document.querySelector(s).getBoundingClientRect().bottom)"
+        "return ['#picker', 'article.answer:not([hidden])', 'nav.sections']"
+        ".map((s) => document.querySelector(s).getBoundingClientRect().bottom)"
     )
     assert all(0 < end <= 800 for end in ends)
 
@@ -113,6 +170,9 @@ def test_the_picker_picks(opened: Any) -> None:
     assert (now["model"], now["work"], now["weights"], now["tokens"]) == ("bitnet-2b", "gemm", "6:8", "512")
     assert "as fast as the strongest baseline" in now["text"]
     assert note(opened) == ""
+    spoken = opened.execute_script("return document.getElementById('picker-said').textContent")
+    assert spoken.startswith("bitnet-2b, 6:8, 512 tokens: "), "said to screen readers, and only this"
+    assert "as fast as the strongest baseline" in spoken
 
 
 def test_the_nearest_count_is_shown_and_said(opened: Any) -> None:
@@ -158,6 +218,8 @@ def test_tables_sort_and_filter(opened: Any) -> None:
         "return [...t.tBodies].filter((b) => !b.hidden).map((b) => b.rows[0].innerText)"
     )
     assert len(visible) == 5
+    told = opened.execute_script("return document.getElementById('cases-1').closest('details').querySelector('output').textContent")
+    assert told == f"5 of {len(times) + column(opened, 'cases-1', 8).count('–')}"
     assert all("W13" in row and "6:8" in row for row in visible)
 
 

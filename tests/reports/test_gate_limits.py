@@ -8,7 +8,7 @@ import pytest
 
 from kernels.errors import RecordError
 from reports import gate_limits
-from suites.calibration import Calibration, Noise, write
+from suites.calibration import MEASURABLE, Calibration, Noise, write
 
 CHECKS = {
     "processes": 6, "cases": 2, "kernels": 3, "runs": 20, "comparisons": 4, "false_alarms": 0.0025, "upper": 0.0098,
@@ -23,7 +23,8 @@ def noise(key: str, visible: float) -> Noise:
 
 
 def calibration(**changes: object) -> Calibration:
-    noises = (noise("prefill/m/W13/x/hot/interleaved", 0.012), noise("prefill/m/W2/x/hot/interleaved", 0.049), noise("decode/<b>/W2", 0.2))
+    quiet = (("prefill/m/W13/x/hot/interleaved", 0.3), ("prefill/m/W2/x/hot/interleaved", 0.99))
+    noises = (*(noise(key, share * MEASURABLE) for key, share in quiet), noise("decode/<b>/W2", 0.2))
     fields = {"noises": noises, "checks": CHECKS, **changes}
     return Calibration("h200", "GPU-1", "2026-11-22", "0123456789abcdef", "m/1", **fields)  # type: ignore[arg-type]  # fields by name
 

@@ -7,12 +7,16 @@ from dataclasses import replace
 
 import pytest
 
+from kernels.gpu import by_name
 from kernels.problem import Problem
 from reports import failures, provenance
+from reports.answers import answers
 from reports.compare import Comparer
 from reports.load import Case, Results
 from reports.tables import case_rows
+from suites.quality import case_refusals
 from suites.record import CaseRecord, Result
+from suites.refusals import result_refusals
 from tests.reports import golden
 
 
@@ -27,6 +31,7 @@ def results(*cases: CaseRecord, **changes: object) -> Results:
 
 
 OK = golden.result("dense-triton", 5.0, random.Random(0))
+THEIRS = golden.result("dense-bf16", 9.0, random.Random(1))
 
 
 def test_the_origin_counts_cases_by_commit_and_names_the_cards() -> None:
@@ -80,9 +85,43 @@ def test_failures_are_told_from_what_cannot_take_part() -> None:
 
 
 def test_doubtful_cases_are_listed_with_their_reason() -> None:
-    theirs = replace(OK, kernel="dense-bf16", kind="baseline")
     shaky = replace(OK, samples_us=(5.0, 10.0, 5.0, 10.0, 5.0, 10.0))
-    found = results(gemm(1, OK, theirs), gemm(2, shaky, theirs))
+    found = results(gemm(1, OK, THEIRS), gemm(2, shaky, THEIRS))
     [(suite, case, reason)] = failures.doubtful(case_rows(Comparer(found)))
     assert (suite, case) == ("prefill", "m Wo gemm 64x256 T=2 2:4")
     assert reason.startswith("noisy: ")
+
+
+REFUSED = {
+    "identical-samples": {"results": (OK, replace(OK, kernel="dense-bf16", kind="baseline"))},
+    "other-process": {"conditions": {"before": {"other_processes": 2}}},
+    "throttled": {"conditions": {"after": {"throttle": "0x20", "throttle_names": "sw thermal slowdown"}}},
+    "clocks-unsettled": {"results": tuple(
+        replace(one, samples_us=tuple(us * (1 + 0.1 * place) for place, us in enumerate(one.samples_us))) for one in (OK, THEIRS)
+    )},
+    "repeated-inputs": {"cache": "cold", "results": (replace(OK, notes={"copies": 2}, footprint=100), THEIRS)},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_the_gate_refuses_is_doubtful_on_the_page_and_on_the_card(name: str) -> None:
+    case = replace(gemm(2, OK, THEIRS), **REFUSED[name])  # type: ignore[arg-type]  # fields by name
+    comparer = Comparer(results(case))
+    details = {refusal.name: refusal.detail for refusal in case_refusals(case)}
+    details |= {found.name: found.detail for one in case.results for found in result_refusals(case, one, by_name("h200"), {})}
+    assert list(details) == [name]
+    [(_, _, reason)] = failures.doubtful(case_rows(comparer))
+    assert details[name] in reason
+    [answer] = answers(comparer)
+    assert any(details[name] in doubt for doubt in answer.doubts)
+
+
+def test_conditions_are_named_and_stand_side_by_side() -> None:
+    before = {"sm_mhz": 1980, "throttle": "0x4", "throttle_names": "power cap", "odd": "x"}
+    seen = [{"before": before, "after": {"sm_mhz": 1755, "throttle": "0x0", "throttle_names": ""}}, {"before": {"sm_mhz": 1000}}, {}]
+    cases = [gemm(place, OK, conditions=own) for place, own in enumerate(seen, 1)]
+    assert provenance.conditions(results(*cases).measured) == [
+        ("SM clock, MHz", "1000 to 1980, median 1490", "1755"), ("slowed down by", "power cap (1)", "none (1)"), ("odd", "x (1)", "–"),
+    ]
+    bits = [gemm(1, OK, conditions={"before": {"throttle": "0x8"}})]
+    assert provenance.conditions(results(*bits).measured) == [("throttle", "0x8 (1)", "–")]
