@@ -106,7 +106,7 @@ def test_interleaved_data_and_another_card_are_told_apart(tmp_path: Path) -> Non
     results = load("h200", [tmp_path / "run.jsonl"])
     made = operands.panel(Data(results, Comparer(results)))
     assert made is not None
-    assert "Interleaved, uniform data run at 0.50 of the rate" in made.html
+    assert "Interleaved, kernels run with uniform data at 0.50 and with zero data at 1.25 of their rate with ternary data." in made.html
     assert "(another card)" in made.html
     assert "<svg" not in made.html, "without sustained blocks there are no clocks of one kernel to draw"
 
