@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from suites import gate
+from suites import calibrate, gate
 from suites.arguments import parser
 from suites.command import PRECEDENCE
 from tests.suites.fakes import measure
@@ -60,6 +60,17 @@ def test_workflows_call_what_there_is(repository: Path) -> None:
         for module in re.findall(r"python -m ([\w.]+)", text):
             assert (repository / (module.replace(".", "/") + ".py")).is_file()
         assert "permissions:" in text
+
+
+def test_the_documented_calibration_is_the_committed_one(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What docs/ci.md shows between its marks is what the command that the mark names prints; or that there is none."""
+    text = (repository / "docs" / "ci.md").read_text()
+    found = re.search(r"<!-- suites\.calibrate (.*?) -->\n(.*?)\n<!-- end -->", text, re.DOTALL)
+    assert found
+    command, shown = found.groups()
+    code = calibrate.main(command.split())
+    printed = capsys.readouterr().out.strip()
+    assert shown == printed if code == 0 else shown.startswith("None is committed")
 
 
 def test_forks_never_reach_the_runner(repository: Path) -> None:

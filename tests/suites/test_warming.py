@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from autotune.conditions import Fact
-from suites import gate
+from suites import gate, on_gpu
+from suites.arguments import parser
 from suites.bench import Bench
 from suites.case import asked
-from suites.executor import Local
+from suites.executor import DeviceArguments, Local
 from suites.record import CaseRecord, read
 from suites.warming import LOAD_SECONDS, PAUSE_SECONDS, Warmer
 from tests.suites.fakes import H200, PLAN, SMALL, lab, measure
@@ -62,6 +63,15 @@ def test_before_interleaved_rounds(state: str, calls: int) -> None:
         place = seen.index("warm")
         assert not [mark for mark in seen[:place] if mark.endswith("\tmeasure")], "before the first turn"
         assert [mark for mark in seen[place:] if mark.endswith("\tmeasure")]
+
+
+@pytest.mark.parametrize("more", [(), ("--until-decided",)])
+def test_runs_that_decide_are_measured_warm_as_calibrations_are(more: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[DeviceArguments] = []
+    monkeypatch.setattr(on_gpu, "Worker", lambda factory, arguments: told.append(arguments))
+    args = parser().parse_args([*SMALL, "--kernel", "prefill/ours", *more])
+    on_gpu._executor(args, H200, "run", PLAN, None, lambda op: [])
+    assert [(own.warm, own.only) for own in told] == [(bool(more), ("prefill/ours",))]
 
 
 @pytest.mark.parametrize(("kernel", "names", "suite", "said"), [
