@@ -1,7 +1,7 @@
 """Which variant for which problem where nobody has measured: an estimate from what each kernel declares, the same rule for all of them.
 
 A kernel takes part by being in the catalogue. What counts is its expected matrix instruction on the architecture (`CompileUnit.expects`),
-the tile of its config (`block_t`, where it has one), and whether it takes few tokens only. Time is the larger of
+the tile of its config (`block_t`, its own or its `tile`'s, where it has one), and whether it takes few tokens only. Time is the larger of
 
 * arithmetic: operations (lifted where the instruction is sparse, tokens rounded up to the tile) at the datasheet's rate times the
   share of it that kernels with this instruction reach (`SHARES`; `SPECIALISTS` for kernels of few tokens);
@@ -86,7 +86,7 @@ def estimate(kernel: Kernel, problem: Problem, gpu: Gpu, config: Config) -> Esti
     """The estimate of one kernel with that config."""
     instructions = _instructions(kernel, problem, gpu, config)
     specialist = kernel.unavailable(problem.with_(tokens=MANY_TOKENS), gpu) is not None
-    tile = getattr(config, "block_t", 1)
+    tile = getattr(getattr(config, "tile", config), "block_t", 1)
     rounded = problem.with_(tokens=-(-problem.tokens // tile) * tile)
     arithmetic = sum(_seconds(name, rounded, gpu, specialist) for name in instructions) / len(instructions)
     lifted = any(".SP" in name for name in instructions) and problem.sparsity.lifted

@@ -7,7 +7,7 @@ and calls hooks. Here a launch like one before goes straight to the machine code
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ class Launch:
     def __init__(self, kernel: Any, grid: tuple[int, ...], integers: tuple[int, ...], **constants: Any) -> None:
         self._kernel, self._grid, self._integers, self._constants = kernel, grid, integers, constants
         self._triton = isinstance(kernel, JITFunction)
-        self._codes: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        self._codes: dict[object, tuple[Any, ...]] = {}
 
     def __call__(self, tensors: Sequence[torch.Tensor | None], descriptors: Sequence[Any] = ()) -> None:
         """Launch on the current stream of the tensors' device; the first of them is one.
@@ -59,10 +59,26 @@ class Launch:
         run, width, height, depth, function, metadata, rest = code
         run(width, height, depth, driver.get_current_stream(device), function, metadata, None, None, None, *descriptors, *addresses, *rest)
 
+    def start(self, device: int, addresses: Sequence[int | None],
+              tensors: Callable[[], Sequence[torch.Tensor | None]]) -> None:
+        """The same on the current stream of the current device, of this index, for tensors whose types are the same every time.
+
+        addresses: theirs, multiples of 16. tensors: gives them where Triton has to see them: the first time, and under hooks.
+        """
+        code, hooks = self._codes.get(device), triton.knobs.runtime
+        if code is None or hooks.launch_enter_hook.calls or hooks.launch_exit_hook.calls:
+            compiled = self._launched(tensors(), ())
+            if self._triton:
+                self._remember(device, compiled, len(addresses))
+            return
+        run, width, height, depth, function, metadata, rest = code
+        stream = triton.runtime.driver.active.get_current_stream(device)
+        run(width, height, depth, stream, function, metadata, None, None, None, *addresses, *rest)
+
     def _launched(self, tensors: Sequence[torch.Tensor | None], descriptors: Sequence[Any]) -> Any:
         return self._kernel[self._grid](*descriptors, *tensors, *self._integers, **self._constants)
 
-    def _remember(self, kind: tuple[Any, ...], compiled: Any, given: int) -> None:
+    def _remember(self, kind: object, compiled: Any, given: int) -> None:
         rest = (*self._integers, *(None,) * (len(self._kernel.arg_names) - given - len(self._integers)))
         self._codes[kind] = (compiled.run, *self._grid, *(1,) * (3 - len(self._grid)), compiled.function, compiled.packed_metadata, rest)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -79,24 +79,37 @@ def config_of(name: str, problem: Problem, gpu: Gpu) -> Any:
     return lookup(kernel, problem.with_(op=kernel.op), gpu)[0]
 
 
-def _quantizer(problem: Problem, device: torch.device) -> Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], None]:
-    """(x, x_q, x_scale, flags): one launch, known beforehand for rows that lie as they usually do."""
-    tokens, columns = problem.tokens, problem.in_features
-    config, padded = activation_config(columns, tokens), padded_columns(problem.in_features)
-    words = by_words(DTYPES[problem.dtype], columns, None, config)
-    usual = activation_launch(words, tokens, columns, columns, (columns, padded), None, config, device)
+class _Quantizer:
+    """Activations to codes and scales for one number of tokens: one launch, known beforehand for rows that lie as they usually do."""
 
-    def quantize(x: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor, flags: torch.Tensor) -> None:
-        if (tokens == 1 or x.stride(0) == columns) and not x.data_ptr() & 15:
-            usual((x, x_q, x_scale, None, flags) if words else (x, x_q, x_scale, flags))
+    def __init__(self, problem: Problem, device: torch.device) -> None:
+        tokens, columns = problem.tokens, problem.in_features
+        self.tokens, self.columns, self.padded = tokens, columns, padded_columns(columns)
+        self.config = activation_config(columns, tokens)
+        self.words = by_words(DTYPES[problem.dtype], columns, None, self.config)
+        sizes = (columns, self.padded)
+        self.usual = activation_launch(self.words, tokens, columns, columns, sizes, None, self.config, device)
+
+    def __call__(self, x: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor, flags: torch.Tensor) -> None:
+        """x [T, K] to x_q int8 [T, K padded to 128] and x_scale float32 [T]; flags[0] becomes 1 where x is not finite."""
+        if (self.tokens == 1 or x.stride(0) == self.columns) and not x.data_ptr() & 15:
+            self.usual((x, x_q, x_scale, None, flags) if self.words else (x, x_q, x_scale, flags))
         else:
-            start_activation(x, x_q[:, :columns], x_scale, None, config, flags=flags)
+            start_activation(x, x_q[:, : self.columns], x_scale, None, self.config, flags=flags)
 
-    return quantize
+    def views(self, scratch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """x_q and x_scale in int8 `scratch_bytes`."""
+        end = self.tokens * self.padded
+        return scratch[:end].view(self.tokens, self.padded), scratch[end:].view(torch.float32)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Of both together."""
+        return self.tokens * (self.padded + 4)
 
 
 def _bind_dense_triton(problem: Problem, gpu: Gpu, device: torch.device, biased: bool) -> Run:
-    config, quantize = config_of("dense-triton", problem, gpu), _quantizer(problem, device)
+    config, quantize = config_of("dense-triton", problem, gpu), _Quantizer(problem, device)
     shape, dtype = (problem.tokens, problem.out_features), DTYPES[problem.dtype]
 
     def run(x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, pack: KernelPack, bias: torch.Tensor | None) -> torch.Tensor:
@@ -125,7 +138,7 @@ def _bind_wgmma(kind: Fragments, problem: Problem, gpu: Gpu, device: torch.devic
     integers = (steps, plan.rounds, plan.row_tiles, plan.token_tiles, row_blocks, tokens, rows)
     constants = {**sparse_wgmma.constants(config, dtype, rows, kind, early=True), **sparse_wgmma.options(config)}
     launch, block = Launch(sparse_gemm, (plan.programs,), integers, **constants), [config.block_t // config.pair, STAGE_COLUMNS]
-    wide, quantize, padded = sparse_wgmma_config.is_wide(dtype, rows), _quantizer(problem, device), padded_columns(columns)
+    wide, quantize, padded = sparse_wgmma_config.is_wide(dtype, rows), _Quantizer(problem, device), padded_columns(columns)
 
     def run(x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, pack: KernelPack, bias: torch.Tensor | None) -> torch.Tensor:
         if x is not None:
@@ -153,30 +166,50 @@ def _meeting(sums: int, counters: int, zeroed: bool) -> Callable[[torch.Tensor],
     return workspace
 
 
-def _bind_decode(problem: Problem, gpu: Gpu, device: torch.device, biased: bool) -> Run:
+class Decode:
     """As `decode.bind` and its launch; it reads weights before the launch right before it has ended, which writes none."""
-    tokens, rows, columns, dtype = problem.tokens, problem.out_features, problem.in_features, DTYPES[problem.dtype]
-    config, kind = config_of("decode", problem, gpu), layout_of(problem.sparsity)
-    found = decode_config.plan(rows, columns, tokens, config)
-    row_blocks, blocks, *_ = block_shape(rows, columns)
-    sizes = (row_blocks, blocks, found.share, found.chunks, found.steps, found.row_tiles, found.group)
-    dependent = gpu.capability >= 90
-    constants = decode_constants(config, found, kind == "sparse", biased, dtype, dependent, None, columns)
-    options = {"num_warps": config.warps, "num_ctas": found.cluster, "launch_pdl": dependent}
-    launch = Launch(decode_gemm, found.grid, (tokens, rows, columns, padded_columns(columns), *sizes), **constants, **options)
-    split = found.splits > 1 and not config.clustered
-    workspace = _meeting(tokens * rows, found.row_tiles * found.groups if split else 0, zeroed=True)
-    quantize = _quantizer(problem, device)
 
-    def run(x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, pack: KernelPack, bias: torch.Tensor | None) -> torch.Tensor:
+    def __init__(self, problem: Problem, gpu: Gpu, device: torch.device, biased: bool) -> None:
+        tokens, rows, columns, self._dtype = problem.tokens, problem.out_features, problem.in_features, DTYPES[problem.dtype]
+        config, self._kind, self._shape = config_of("decode", problem, gpu), layout_of(problem.sparsity), (tokens, rows)
+        found = decode_config.plan(rows, columns, tokens, config)
+        row_blocks, blocks, *_ = block_shape(rows, columns)
+        sizes = (row_blocks, blocks, found.share, found.chunks, found.steps, found.row_tiles, found.group)
+        dependent = gpu.capability >= 90
+        constants = decode_constants(config, found, self._kind == "sparse", biased, self._dtype, dependent, None, columns)
+        options = {"num_warps": config.warps, "num_ctas": found.cluster, "launch_pdl": dependent}
+        integers = (tokens, rows, columns, padded_columns(columns), *sizes)
+        self._launch, self._lean = (Launch(decode_gemm, found.grid, integers, **constants, **options) for _ in range(2))
+        split = found.splits > 1 and not config.clustered
+        self._workspace = _meeting(tokens * rows, found.row_tiles * found.groups if split else 0, zeroed=True)
+        self._quantize, self._index = _Quantizer(problem, device), device.index or 0
+        self.able = not split and self._quantize.words
+        """Whether `lean` can."""
+
+    def __call__(self, x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, pack: KernelPack,
+                 bias: torch.Tensor | None) -> torch.Tensor:
+        """See `Run`."""
         if x is not None:
-            quantize(x, x_q, x_scale, pack.flags)
-        weight, y = pack.fragments[kind], x_q.new_empty((tokens, rows), dtype=dtype)
+            self._quantize(x, x_q, x_scale, pack.flags)
+        weight, y = pack.fragments[self._kind], x_q.new_empty(self._shape, dtype=self._dtype)
         spare = weight.row_scale if bias is None else bias
-        launch((_readable(x_q), x_scale, weight.blocks, weight.row_scale, spare, y, *workspace(weight.blocks)))
+        self._launch((_readable(x_q), x_scale, weight.blocks, weight.row_scale, spare, y, *self._workspace(weight.blocks)))
         return y
 
-    return run
+    def lean(self, x: torch.Tensor, pack: KernelPack, bias: torch.Tensor | None, shape: Sequence[int]) -> torch.Tensor:
+        """y of this shape of x, contiguous and at a multiple of 16 bytes, on the current device: the same launches, at half of what they
+        take the host."""
+        quantize, weight = self._quantize, pack.fragments[self._kind]
+        scratch, y = x.new_empty(quantize.scratch_bytes, dtype=torch.int8), x.new_empty(shape)
+        blocks, scales, flags = pack.addresses(self._kind)
+        codes, place = scratch.data_ptr(), scratch.data_ptr() + quantize.tokens * quantize.padded
+        quantized = (x.data_ptr(), codes, place, None, flags)
+        quantize.usual.start(self._index, quantized, lambda: (x, *quantize.views(scratch), None, pack.flags))
+        spare = scales if bias is None else bias.data_ptr()
+        self._lean.start(self._index, (codes, place, blocks, scales, spare, y.data_ptr(), blocks, blocks), lambda: (
+            *quantize.views(scratch), weight.blocks, weight.row_scale, weight.row_scale if bias is None else bias, y, weight.blocks,
+            weight.blocks))  # fmt: skip
+        return y
 
 
 def _bind_mma(problem: Problem, gpu: Gpu, device: torch.device, biased: bool) -> Run:
@@ -191,7 +224,7 @@ def _bind_mma(problem: Problem, gpu: Gpu, device: torch.device, biased: bool) ->
     constants = {**sparse_mma.constants(config, dtype, rows), **config.options}
     launch = Launch(sparse_mma_gemm, (min(programs, works),), (*sizes, -(-columns // 16) * 16), **constants)
     tiles = row_tiles * token_tiles if config.splits > 1 else 0
-    workspace, quantize = _meeting(tiles * config.splits * tile.block_n * tile.block_t, tiles, zeroed=False), _quantizer(problem, device)
+    workspace, quantize = _meeting(tiles * config.splits * tile.block_n * tile.block_t, tiles, zeroed=False), _Quantizer(problem, device)
 
     def run(x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, pack: KernelPack, bias: torch.Tensor | None) -> torch.Tensor:
         if x is not None:
@@ -232,5 +265,5 @@ FORWARD: Mapping[str, Forward] = {
     "dense-wgmma": Forward(functools.partial(_bind_wgmma, "dense"), find("dense-wgmma", "gemm").unavailable, lambda sparsity: "dense"),
     "sparse-wgmma": Forward(functools.partial(_bind_wgmma, "sparse"), _of_2_4(sparse_wgmma_config.unavailable), lambda sparsity: "sparse"),
     "sparse-mma": Forward(_bind_mma, _of_2_4(sparse_mma.unavailable), lambda sparsity: "sparse"),
-    "decode": Forward(_bind_decode, decode.unavailable, layout_of),
+    "decode": Forward(Decode, decode.unavailable, layout_of),
 }

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from kernels.bitlinear.forward import FORWARD, Run, bind, gpu_of
-from kernels.bitlinear.pack import Fragments, runs_kernels
+from kernels.bitlinear.forward import FORWARD, Decode, Run, bind, gpu_of
+from kernels.bitlinear.pack import Fragments, KernelPack, runs_kernels
 from kernels.bitlinear.variants import Choice, choose
 from kernels.errors import UsageError
 from kernels.gpu import Gpu
@@ -57,6 +57,11 @@ class Layer:
     def biased(self) -> Run:
         """The same with a bias."""
         return self._bound(biased=True)
+
+    def lean(self, biased: bool) -> Callable[[torch.Tensor, KernelPack, torch.Tensor | None, Sequence[int]], torch.Tensor] | None:
+        """The same for contiguous x at a multiple of 16 bytes, at less of the host's time, where the kernel has such a way."""
+        run = self.biased if biased else self.plain
+        return run.lean if isinstance(run, Decode) and run.able else None
 
     def _bound(self, biased: bool) -> Run:
         assert self.choice is not None

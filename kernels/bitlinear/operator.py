@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
+_HERE = contextlib.nullcontext()
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -44,5 +45,5 @@ def direct(x: torch.Tensor, weight: torch.Tensor) -> bool:
 def on(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
     """Make the tensor's device the current one."""
     if not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
-        return contextlib.nullcontext()
+        return _HERE
     return torch.cuda.device(tensor.device)

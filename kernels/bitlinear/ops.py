@@ -127,7 +127,18 @@ def evaluate(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int], variants: str
 ) -> torch.Tensor:
     """`bitlinear_eval` past PyTorch's dispatcher, which takes the host as long as two launches; for what is `direct`."""
-    return _pack_and_forward(x, weight, bias, sparsity, splits, variants, "eval")[0]
+    layer = layer_of(x, weight, x.dtype, sparsity, splits, variants, "layer")
+    with on(x):
+        return _evaluate(x, pack_of(weight, layer.problem.sparsity, layer.problem.splits, "eval", layer.fragments), bias, layer)
+
+
+def _evaluate(x: torch.Tensor, pack: Pack, bias: torch.Tensor | None, layer: Layer) -> torch.Tensor:
+    """y [..., N] of x [..., K]."""
+    if isinstance(pack, KernelPack) and x.is_contiguous() and not x.data_ptr() & 15:
+        lean = layer.lean(bias is not None)
+        if lean is not None:
+            return lean(x, pack, None if bias is None else bias_rows(bias), (*x.shape[:-1], layer.problem.out_features))
+    return _forward(x, pack, bias, layer, "eval")[0]
 
 
 @operator(_fake_linear)
@@ -148,7 +159,7 @@ def evaluate_packed(
                        "layer")
     with on(x):
         pack = frozen_pack_of(data, w_scale, parts, in_features, layer.problem.sparsity, layer.fragments)
-        return _forward(x, pack, bias, layer, "eval")[0]
+        return _evaluate(x, pack, bias, layer)
 
 
 @operator(_fake_linear)

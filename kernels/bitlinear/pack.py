@@ -84,6 +84,7 @@ class KernelPack(Pack):
         self.packed, self.buffers = packed, buffers
         self.fragments: dict[Fragments, FragmentWeight] = {}
         self.no_bias = torch.empty(0, device=self.device)
+        self._addresses: dict[Fragments, tuple[int, int, int]] = {}
         self.packed.split_ends  # noqa: B018 (made here, outside of any graph capture)
         self._fits: tuple[torch.Size, torch.dtype] | None = None
 
@@ -99,6 +100,14 @@ class KernelPack(Pack):
         scales = padded_rows(torch.zeros(rows, device=self.device), rows)
         self.fragments[kind] = FragmentWeight(blocks, scales, rows, columns, columns, sparse=kind == "sparse")
         self.stamp = self.recorded = None
+
+    def addresses(self, kind: Fragments) -> tuple[int, int, int]:
+        """Of the blocks and row scales of these fragments, and of the flags; they stay where they are."""
+        found = self._addresses.get(kind)
+        if found is None:
+            made = self.fragments[kind]
+            found = self._addresses[kind] = made.blocks.data_ptr(), made.row_scale.data_ptr(), self.flags.data_ptr()
+        return found
 
     def _fragments(self, kind: Fragments) -> FragmentWeight:
         values = (unpack(self.packed), self.packed.w_scale, self.packed.splits)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,7 +46,9 @@ def pack_of(problem: Problem) -> KernelPack:
     blocks = torch.zeros(block_shape(rows, columns), dtype=torch.int32)
     weight = FragmentWeight(blocks, scale, rows, columns, columns, sparse=kind == "sparse")
     flags = torch.zeros(2, dtype=torch.int32)
-    return SimpleNamespace(fragments={kind: weight}, no_bias=torch.zeros_like(scale), flags=flags)  # type: ignore[return-value]
+    made = SimpleNamespace(fragments={kind: weight}, no_bias=torch.zeros_like(scale), flags=flags, _addresses={})
+    made.addresses = partial(KernelPack.addresses, made)  # type: ignore[arg-type]
+    return made  # type: ignore[return-value]
 
 
 @pytest.fixture(params=[A100, H200], ids=lambda gpu: gpu.name)
@@ -86,6 +89,30 @@ def test_decode(size: tuple[int, int, int], sparsity: str, bias: bool, gpu: Gpu,
     assert [*told[:6], *told[8:]] == [*theirs[:6], *theirs[8:]]
     assert [kind for kind, _ in told[sums]] == [torch.int32, torch.int32]
     assert (told[sums] == [(torch.int32, weight.blocks.data_ptr())] * 2) != split
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_lean_way_launches_the_same(size: tuple[int, int, int], bias: bool, gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, columns, tokens = size
+    problem, recorded = Problem("layer", rows, columns, tokens, Sparsity(2, 4)), Recorded()
+    monkeypatch.setattr(forward, "decode_gemm", recorded)
+    monkeypatch.setattr(activation, "activation_words_kernel", recorded)
+    activation.activation_launch.cache_clear()
+    run = forward.Decode(problem, gpu, CPU, bias)
+    if not run.able:
+        assert gpu is A100, "programs that meet in memory need a workspace"
+        return
+    pack, rows_of_bias = pack_of(problem), torch.ones(-(-rows // ROW_PADDING) * ROW_PADDING) if bias else None
+    x, (x_q, x_scale) = torch.zeros(tokens, columns, dtype=torch.bfloat16), forward.allocate_quantized(tokens, columns, CPU)
+    assert run(x, x_q, x_scale, pack, rows_of_bias).shape == (tokens, rows)
+    y = run.lean(x.view(1, tokens, columns), pack, rows_of_bias, (1, tokens, rows))
+    assert (y.shape, y.dtype) == ((1, tokens, rows), torch.bfloat16)
+    activation.activation_launch.cache_clear()
+    (quantized, multiplied), lean = recorded.launches[:2], recorded.launches[2:]
+    own = {quantized[1][1]: lean[0][1][1], quantized[1][2]: lean[0][1][2], multiplied[1][5]: (y.dtype, y.data_ptr())}
+    for launch, other in zip((quantized, multiplied), lean, strict=True):
+        assert (launch[0], [own.get(one, one) for one in launch[1]], launch[2]) == other, "but for codes, scales and y"
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -139,7 +166,7 @@ def test_rows_that_lie_as_usual(dtype: DType, columns: int, monkeypatch: pytest.
     activation.activation_launch.cache_clear()
     kind = DTYPES[dtype]
     for tokens in (1, 5):
-        quantize = forward._quantizer(Problem("layer", 24, columns, tokens, DENSE, dtype=dtype), CPU)
+        quantize = forward._Quantizer(Problem("layer", 24, columns, tokens, DENSE, dtype=dtype), CPU)
         x_q, x_scale = forward.allocate_quantized(tokens, columns, CPU)
         x, flags = torch.zeros(tokens, columns, dtype=kind), torch.zeros(2, dtype=torch.int32)
         quantize(x, x_q, x_scale, flags)

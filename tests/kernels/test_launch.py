@@ -183,3 +183,33 @@ def test_on_a_gpu_aligned_or_not_and_on_other_streams() -> None:
                         expected = a[start::stride][:count] + (0 if other is None else 1)
                         assert torch.equal(out[start : start + count], expected)
                         assert not out[start + count :].any()
+
+
+@pytest.mark.compile
+def test_addresses_of_the_same_types_go_straight_after_the_first(ways: list[Any]) -> None:
+    made = launching.Launch(add_kernel, (2, 3), (60, 1), BLOCK=32, TWICE=True, num_warps=2)
+    given, asked = [tensors(), tensors()], []
+
+    def start(which: int) -> None:
+        def seen() -> tuple[torch.Tensor, ...]:
+            asked.append(which)
+            return given[which]
+
+        made.start(0, [tensor.data_ptr() for tensor in given[which]], seen)
+
+    for which in (0, 1, 0):
+        start(which)
+    assert (len(ways), asked) == (1, [0])
+    calls = ways[0].run.calls
+    assert calls[1][:4] == (2, 3, 1, 77)
+    assert told(calls[0]) == told(calls[2])
+    assert told(calls[1])[6:9] == [tensor.data_ptr() for tensor in given[1]]
+    assert [len(call) for call in calls] == [len(calls[0])] * 3
+    triton.knobs.runtime.launch_enter_hook.add(asked.append)
+    try:
+        start(1)
+    finally:
+        triton.knobs.runtime.launch_enter_hook.remove(asked.append)
+    assert len(ways) == 2
+    made(given[0])
+    assert len(ways) == 3, "what was started is not taken for what is called"
