@@ -7,6 +7,7 @@ compiling processes, which need no torch, work on that, and the run's own proces
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,7 +20,9 @@ from autotune.conditions import library_versions
 from autotune.early import Forecast, Plan
 from autotune.executor import LocalSlot, Slot, local_slots
 from autotune.pool import CompilePool
+from autotune.search import Budget
 from autotune.tuning import TRIAL_SECONDS
+from autotune.worker import waking
 from kernels.errors import Failure, NoGpu
 from kernels.gpu import GPUS, Gpu, choose, unlisted
 
@@ -52,25 +55,27 @@ class Surroundings:
 class Beginning:
     """The processes of a run, and the GPU that it is for. wanted: its problems. pool: compiles for it.
 
-    stack: closes what was begun. seconds: the budget, where it is one of time.
+    stack: closes what was begun. budget: of the run.
     """
 
-    def __init__(self, options: argparse.Namespace, around: Surroundings, stack: ExitStack, seconds: float | None) -> None:
+    def __init__(self, options: argparse.Namespace, around: Surroundings, stack: ExitStack, budget: Budget) -> None:
         self._options, self._around = options, around
         self._local = not (options.compile_only or options.ray)
         self._models: list[Gpu] | None = None
         self.wanted = arguments.answerable(arguments.problems(options, arguments.shapes(options)))
         claimed = next((gpu for gpu in GPUS if gpu.name == options.gpu and not options.profile), None)
-        first = f"cuda:{options.device[0] if options.device else 0}"
-        self._slot = LocalSlot(first, (around.functions, around.catalogue))
+        device, cache = f"cuda:{options.device[0] if options.device else 0}", str(options.cache.resolve()) if options.cache else None
+        opening = "autotune.candidate:ready", (device, cache)
+        self._slot = LocalSlot(device, (waking("autotune.candidate"), opening, waking(around.functions, around.catalogue)))
         stack.callback(self._slot.close)
-        cache = str(options.cache.resolve()) if options.cache else None
         self.pool = stack.enter_context(CompilePool(claimed or unlisted(options.gpu), cache=cache))
         if around.warm and self._local:
             self._slot.begin()
         if around.warm and claimed is not None and not options.resume and not options.compile_only:
-            brief = seconds is not None and seconds < BRIEF_SECONDS * len(self.wanted)
-            plan = Plan(options, self.wanted, claimed, around.catalogue, around.table or tuned.path_of(claimed), self.pool.processes, brief)
+            brief = budget.seconds is not None and budget.seconds < BRIEF_SECONDS * len(self.wanted)
+            evaluations = math.inf if budget.evaluations is None else budget.evaluations
+            table = around.table or tuned.path_of(claimed)
+            plan = Plan(options, self.wanted, claimed, around.catalogue, table, self.pool.processes, brief, evaluations)
             stack.callback(Forecast(plan, self.pool).close)
         if around.warm:
             self.pool.warm()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import statistics
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,29 @@ TOGETHER = 4
 """So many candidates are bound at once when they are timed again: each holds its own copies of the weight."""
 FRESH = 1009
 """Seed of the inputs of the finals: other numbers than the candidates were chosen on."""
+
+
+def ready(device: str, cache: str | None) -> threading.Thread | None:
+    """Begin what the first candidate would wait for, and return the thread that does it; None where the device is none of CUDA's.
+
+    That is Triton's driver, which a C compiler builds where the cache does not have it (a second), and the library of the reference's
+    products.
+    """
+    if not device.startswith("cuda:"):
+        return None
+    import triton
+
+    use_cache(cache)
+
+    def open_libraries() -> None:
+        torch.cuda.set_device(device)
+        triton.runtime.driver.active.get_current_device()
+        product = torch.ones((64, 64), dtype=torch.float64, device=device)
+        torch.mm(product, product).sum().item()
+
+    thread = threading.Thread(target=open_libraries, daemon=True)
+    thread.start()
+    return thread
 
 
 def evaluate(job: Job, config: Mapping[str, Any]) -> float | Failure:

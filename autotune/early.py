@@ -67,7 +67,8 @@ def stand_in() -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the forecast is about, as it travels: the options, problems and GPU of a run. table: of tuned configs."""
+    """What the forecast is about, as it travels: the options, problems and GPU of a run. table: of tuned configs. processes: that compile.
+    brief, evaluations: see `autotune.tuning.Tools`."""
 
     options: argparse.Namespace
     wanted: Sequence[Problem]
@@ -76,6 +77,7 @@ class Plan:
     table: Path
     processes: int
     brief: bool
+    evaluations: float
 
 
 def units(plan: Plan) -> Iterator[tuple[int, bytes]]:
@@ -85,7 +87,7 @@ def units(plan: Plan) -> Iterator[tuple[int, bytes]]:
     search, known = strategy(arguments.search(options)), all_known(plan.table)
     for order, job in enumerate(arguments.jobs(options, plan.wanted, plan.gpu, CudaClock(), plan.catalogue)):
         task = of_job(job, {}, known)
-        for later, place in ahead(search(task.points, task.starts, 0), plan.processes, plan.brief):
+        for later, place in ahead(search(task.points, task.starts, 0), plan.processes, plan.brief, plan.evaluations):
             for unit in task.units(task.points[place]):
                 if not left:
                     return

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from autotune.worker import Worker
+from autotune.worker import Job, Worker
 from kernels.gpu import Gpu, detect
 
 
@@ -31,10 +31,10 @@ class Slot(Protocol):
 
 
 class LocalSlot:
-    """A device of this machine, with a child process of its own. modules: what that imports as it starts."""
+    """A device of this machine, with a child process of its own. first: what that does as it starts, see `Worker`."""
 
-    def __init__(self, device: str, modules: Sequence[str] = ()) -> None:
-        self._device, self._worker = device, Worker(modules=modules, device=device)
+    def __init__(self, device: str, first: Sequence[Job] = ()) -> None:
+        self._device, self._worker = device, Worker(first=first, device=device)
 
     def begin(self) -> None:
         """Start the child now, and do not wait for it."""

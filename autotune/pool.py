@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from autotune.compile import UNIT_SECONDS, Compiled, pickled
-from autotune.worker import Worker
+from autotune.worker import Worker, waking
 from kernels.errors import Failure, TerSparseError
 from kernels.gpu import Gpu
 from kernels.kernel import CompileUnit
@@ -27,7 +27,7 @@ SEEN = 8
 """So many compilations tell what is usual."""
 
 WAKE_SECONDS = 120.0
-NICE = 10
+NICE = 19
 """What times goes before what compiles."""
 COMPILER = ("autotune.compile", "triton.compiler.compiler", "triton.experimental.gluon._runtime")
 """What a compiling process imports as it starts, torch not among it."""
@@ -94,7 +94,7 @@ class CompilePool:
                 self._more()
 
     def _more(self) -> None:
-        worker = Worker(modules=COMPILER, nice=NICE)
+        worker = Worker(first=(waking(*COMPILER),), nice=NICE)
         worker.begin()
         self._workers.append(worker)
         thread = threading.Thread(target=self._work, args=(worker,), daemon=True)
@@ -103,7 +103,7 @@ class CompilePool:
 
     def _work(self, worker: Worker) -> None:
         with worker:
-            worker.call("autotune.worker:wake", ((),), WAKE_SECONDS)  # up, so that the time it takes to start is nobody's compilation
+            worker.call(*waking(), WAKE_SECONDS)  # up, so that the time it takes to start is nobody's compilation
             while not self._stop.is_set():
                 try:
                     _, _, key = self._waiting.get(timeout=0.2)

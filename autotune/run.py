@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import os
 import sys
 import threading
 import time
@@ -16,6 +18,7 @@ from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import NoReturn
 
 from autotune import options as arguments
 from autotune import tuned
@@ -55,7 +58,7 @@ def main(argv: Sequence[str] | None = None, clock: Clock | None = None, around: 
         seconds, evaluations = arguments.parse_budget(options.budget) if options.budget else (None, None)
         budget = Budget(seconds, evaluations)
         with ExitStack() as stack:
-            begun = Beginning(options, around, stack, seconds)
+            begun = Beginning(options, around, stack, budget)
             gpu = begun.machine()
             jobs = arguments.jobs(options, begun.wanted, gpu, clock or CudaClock(TURN_US), around.catalogue)
             if not jobs:
@@ -114,6 +117,7 @@ def _tune(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, around: Su
         search = strategy(arguments.search(options))
         shown = stack.enter_context(view(len(jobs), budget=budget))
         tools = Tools(journal, poison, begun.pool, search, shown, around.trial_seconds, threading.Event(), around.functions, brief)
+        tools.evaluations = math.inf if budget.evaluations is None else budget.evaluations
         usage = Usage(_command(options), len(jobs), len(slots), tools)
         if options.resume:
             usage.earlier(tuned.read_table(table).made)
@@ -182,5 +186,12 @@ def _line(outcome: Outcome) -> str:
     return f"{job.kernel} {job.problem}: {entry.us:.2f} µs ({over}; {sure}) {dict(entry.config)}{tried}{lost}"
 
 
+def leave(code: int) -> NoReturn:
+    """End this process at once: everything is written, and Python would take torch's modules apart for half a second."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -23,6 +23,7 @@ from autotune.search import Budget
 from autotune.task import Task, of_job, starts
 from autotune.tuned import Entry
 from autotune.tuning import Found, Stopped, Tools, Tuning
+from autotune.worker import waking
 from kernels.errors import Failure, TerSparseError
 from kernels.problem import Op
 
@@ -157,7 +158,7 @@ class Tuner:
         """A slot's thread: one case after the other, when its process has imported the modules."""
         lost = 0
         with contextlib.suppress(SlotLost, TerSparseError):  # the first case will say so
-            slot.call("autotune.worker:wake", (modules,), WAKE_SECONDS)
+            slot.call(*waking(*modules), WAKE_SECONDS)
         with contextlib.suppress(Stopped):
             while lost < LOST_IN_A_ROW and not self.tools.stop.is_set():
                 try:

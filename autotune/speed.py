@@ -3,7 +3,8 @@
     from autotune.speed import compare; print("\\n".join(compare("h200")))
 
 The pipeline compiles on all cores while the GPU checks and times, and ends with the finals; its wall time is that of a process of its own,
-interpreter and imports included. One by one means: the first launch compiles, then the same check and the same timing, then the next
+interpreter and imports included. (Another process has imported torch and triton before, so that their files are in memory, as they
+are for what is done one by one.) One by one means: the first launch compiles, then the same check and the same timing, then the next
 candidate; a random sample is done so, from an empty cache, and the rest extrapolated from its mean.
 """
 
@@ -28,7 +29,7 @@ from autotune.pool import cores
 from autotune.search import Point
 from autotune.task import Task, of_job
 from autotune.verdict import ratio_interval
-from autotune.worker import Worker
+from autotune.worker import Worker, waking
 from kernels.errors import Failure, UsageError
 from kernels.gpu import by_name
 from kernels.problem import Problem, Sparsity
@@ -68,7 +69,9 @@ def pipeline(gpu: str, folder: str) -> int:
 def compare(gpu: str, serial_seconds: float = 30.0) -> list[str]:
     """Run both; the figures as lines. serial_seconds: after which no further candidate is done one by one."""
     with TemporaryDirectory() as name:
-        folder, code = Path(name), f"import sys; from autotune.speed import pipeline; sys.exit(pipeline({gpu!r}, {name!r}))"
+        folder = Path(name)
+        code = f"from autotune.run import leave; from autotune.speed import pipeline; leave(pipeline({gpu!r}, {name!r}))"
+        subprocess.run([sys.executable, "-c", "import torch, triton"], check=False, capture_output=True)
         started = time.monotonic()
         done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
         wall = time.monotonic() - started
@@ -122,7 +125,7 @@ def one_by_one(trials: Sequence[Trial], limit: float) -> Serial:
     sample = [best, *(trial for trial in random.Random(0).sample(list(trials), len(trials)) if trial is not best)][:ONE_BY_ONE]
     seconds, found = list[float](), list[tuple[Trial, float]]()
     with Worker() as worker:
-        worker.call("autotune.worker:wake", (("autotune.candidate", CATALOGUE),), 120.0)
+        worker.call(*waking("autotune.candidate", CATALOGUE), 120.0)
         for trial in sample:
             if sum(seconds) > limit:
                 break

@@ -33,8 +33,8 @@ LATER = 40
 """Candidates of a brief case beyond those are compiled after the first ones of so many further cases."""
 TRIAL_SECONDS = 60.0
 FINAL_SECONDS = 180.0
-AHEAD = 3
-"""Compilations kept waiting per compiling process."""
+AHEAD = 8
+"""Candidates compiled ahead per compiling process: while a case ends, or a device's process starts, they would have nothing to do."""
 BRIEF_AHEAD, BRIEF_FINALISTS, BRIEF_EVALUATIONS = 7, 1, 3
 """Of a brief case: candidates compiled ahead, finalists beside the default, and candidates that are tried however short its time is."""
 
@@ -48,7 +48,8 @@ class Tools:
     """What all cases of a run share. pool: None compiles nothing ahead. stop: set when the run is interrupted. functions: see `Task`.
 
     brief: many cases in little time: few candidates of each are compiled ahead and compared in the end, and there are no finals where the
-    default leads. busy: seconds that the devices' processes worked, together.
+    default leads. evaluations: of each case at most, what is beyond is not compiled ahead. busy: seconds that
+    the devices' processes worked, together.
     """
 
     journal: Journal
@@ -60,6 +61,7 @@ class Tools:
     stop: threading.Event = field(default_factory=threading.Event)
     functions: str = FUNCTIONS
     brief: bool = False
+    evaluations: float = math.inf
     busy: float = 0.0
 
 
@@ -87,9 +89,9 @@ class Found:
         return self.verdict.times.get(0) if self.verdict else self.lead
 
 
-def ahead(strategy: Strategy, processes: int, brief: bool) -> Iterator[tuple[int, int]]:
-    """(by how much its compilation is put off, place) of the candidates that are likely to come next."""
-    for rank, place in enumerate(strategy.preview(BRIEF_AHEAD if brief else AHEAD * processes)):
+def ahead(strategy: Strategy, processes: int, brief: bool, left: float) -> Iterator[tuple[int, int]]:
+    """(by how much its compilation is put off, place) of the candidates that are likely to come next. left: evaluations to come at most."""
+    for rank, place in enumerate(strategy.preview(int(min(BRIEF_AHEAD if brief else AHEAD * processes, left)))):
         yield LATER if brief and rank >= BRIEF_EVALUATIONS else 0, place
 
 
@@ -108,7 +110,8 @@ class Tuning:
         pool = self._tools.pool
         if pool is None:
             return
-        for later, place in ahead(self._strategy, pool.processes, self._tools.brief):
+        left = self._tools.evaluations - len(self._outcomes)
+        for later, place in ahead(self._strategy, pool.processes, self._tools.brief, left):
             if place in self._ahead:
                 continue
             self._ahead.add(place)

@@ -12,31 +12,32 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 from autotune.failures import failure_of, one_line, poisons_device
 from kernels.errors import Failure, TerSparseError
 
 START_SECONDS = 120.0
-_SERVE = "import sys; sys.path[:] = {path!r}; from autotune.worker import serve; serve({handle}, {parent}, {modules!r}, {nice}, {device!r})"
+Job: TypeAlias = tuple[str, tuple[Any, ...]]
+"""("module:name" of a function, its arguments)."""
+_SERVE = "import sys; sys.path[:] = {path!r}; from autotune.worker import serve; serve({handle}, {parent}, {first!r}, {nice}, {device!r})"
 
 
 class Worker:
     """Runs `function(*arguments)` of an importable module in a child process with a session of its own; use as a context manager.
 
-    environment: variables added to the child's. modules: what every child imports as it starts. nice: how much it gives way to others.
-    device: a CUDA device ("cuda:1") that it opens meanwhile. The child starts with the first job, or at `begin`, keeps its caches between
-    jobs, and is killed with its whole process group on a timeout, on its death, on Ctrl+C in the parent, and by `close`. Not to be
-    shared by threads.
+    environment: variables added to the child's. first: jobs (function, arguments) of every child as it starts, nobody waits for their
+    results; a thread that one returns is joined after the last. nice: how much the child gives way to others. device: a CUDA device
+    ("cuda:1") that it opens meanwhile. The child starts with the first call, or at `begin`, keeps its caches between jobs, and is killed
+    with its whole process group on a timeout, on its death, on Ctrl+C in the parent, and by `close`. Not to be shared by threads.
     """
 
-    def __init__(self, environment: Mapping[str, str] | None = None, modules: Sequence[str] = (), nice: int = 0,
-                 device: str = "") -> None:
-        self._environment, self._modules, self._nice, self._device = dict(environment or {}), tuple(modules), nice, device
+    def __init__(self, environment: Mapping[str, str] | None = None, first: Sequence[Job] = (), nice: int = 0, device: str = "") -> None:
+        self._environment, self._first, self._nice, self._device = dict(environment or {}), tuple(first), nice, device
         self._ready = False
         self._child: subprocess.Popen[bytes] | None = None
         self._channel: Connection | None = None
@@ -98,7 +99,7 @@ class Worker:
         self.close()
         self._channel, theirs = Pipe()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed in close(), it outlives this function
-        code = _SERVE.format(path=sys.path, handle=theirs.fileno(), parent=os.getpid(), modules=self._modules, nice=self._nice,
+        code = _SERVE.format(path=sys.path, handle=theirs.fileno(), parent=os.getpid(), first=self._first, nice=self._nice,
                             device=self._device)
         self._child = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, pass_fds=[theirs.fileno()],
@@ -164,7 +165,12 @@ def wake(modules: Sequence[str]) -> None:
         importlib.import_module(name)
 
 
-def serve(handle: int, parent: int, modules: Sequence[str] = (), nice: int = 0, device: str = "") -> None:
+def waking(*modules: str) -> Job:
+    """The job `wake`."""
+    return "autotune.worker:wake", (modules,)
+
+
+def serve(handle: int, parent: int, first: Sequence[Job] = (), nice: int = 0, device: str = "") -> None:
     """The child's side: answers jobs until the parent closes the channel; exits, too, when the parent is gone."""
     channel = Connection(handle)
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
@@ -172,14 +178,25 @@ def serve(handle: int, parent: int, modules: Sequence[str] = (), nice: int = 0, 
         threading.Thread(target=_open, args=(int(device.removeprefix("cuda:")),), daemon=True).start()
     os.nice(nice)
     channel.send(("ready", None))
-    with contextlib.suppress(ImportError):  # the first job that needs the module will say so
-        wake(modules)
+    begun = []
+    for name, arguments in first:
+        with contextlib.suppress(ImportError):  # the first call that needs the module will say so
+            begun.append(_function(name)(*arguments))
+    for thread in begun:
+        if isinstance(thread, threading.Thread):
+            thread.join()
     while True:
         try:
             function, arguments = channel.recv()
         except EOFError:
             return
         _answer(channel, function, arguments)
+
+
+def _function(text: str) -> Callable[..., Any]:
+    module, _, name = text.partition(":")
+    function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return function
 
 
 def _open(index: int) -> None:
@@ -200,9 +217,8 @@ def _follow(parent: int) -> None:
 
 
 def _answer(channel: Connection, function: str, arguments: tuple[Any, ...]) -> None:
-    module, _, name = function.partition(":")
     try:
-        job = getattr(importlib.import_module(module), name)
+        job = _function(function)
         channel.send(("imported", None))
         result = job(*arguments)
         for item in result if isinstance(result, Iterator) else (result,):

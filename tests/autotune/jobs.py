@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -76,3 +77,10 @@ def torch_of_a_plan(names: tuple[str, ...]) -> list[str]:
 
 def loaded(module: str) -> bool:
     return module in sys.modules
+
+
+def later() -> threading.Thread:
+    """Begins something and returns."""
+    thread = threading.Thread(target=lambda: (time.sleep(0.5), sys.modules.setdefault("late.module", sys)))
+    thread.start()
+    return thread

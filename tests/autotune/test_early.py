@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -19,10 +20,10 @@ from autotune.early import PER_PROCESS, Forecast, Plan
 from autotune.executor import LocalSlot, local_slots
 from autotune.journal import Journal, PoisonList
 from autotune.pool import NICE, CompilePool
-from autotune.search import strategy
+from autotune.search import Budget, strategy
 from autotune.task import of_job
 from autotune.tuning import Tools, Tuning
-from autotune.worker import Worker
+from autotune.worker import Worker, waking
 from kernels.errors import Failure
 from kernels.gpu import by_name
 from kernels.kernel import CompileUnit
@@ -53,7 +54,7 @@ class Gathering(CompilePool):
 def planned(catalogue: str, argv: list[str], brief: bool, folder: Path) -> Plan:
     options = arguments.parser().parse_args(argv)
     wanted = arguments.answerable(arguments.problems(options, arguments.shapes(options)))
-    return Plan(options, wanted, H200, catalogue, folder / "table.json", 16, brief)
+    return Plan(options, wanted, H200, catalogue, folder / "table.json", 16, brief, 104 if "104" in argv else math.inf)
 
 
 @pytest.fixture(params=CASES)
@@ -64,7 +65,8 @@ def plan(request: pytest.FixtureRequest, tmp_path: Path) -> Plan:
 def own_units(plan: Plan, folder: Path) -> Iterator[tuple[int, bytes]]:
     """What the run itself submits for all its cases, with torch."""
     pool, search = Gathering(plan.processes), strategy(arguments.search(plan.options))
-    tools = Tools(Journal(folder / "journal.jsonl", False), PoisonList(folder / "poison.jsonl"), pool, search, brief=plan.brief)
+    journal, poison = Journal(folder / "journal.jsonl", False), PoisonList(folder / "poison.jsonl")
+    tools = Tools(journal, poison, pool, search, brief=plan.brief, evaluations=plan.evaluations)
     for number, job in enumerate(arguments.jobs(plan.options, plan.wanted, H200, CudaClock(), plan.catalogue)):
         Tuning(of_job(job, {}, early.all_known(plan.table)), tools, number).compile_ahead()
     yield from pool.units
@@ -105,12 +107,14 @@ def test_a_forecast_fills_the_pool_and_ends(tmp_path: Path) -> None:
 
 
 def test_a_begun_child_is_not_waited_for_and_imports() -> None:
-    with Worker(modules=("tests.autotune.slow_import", "no.such.module"), nice=3) as worker:
+    first = waking("tests.autotune.slow_import"), ("tests.autotune.jobs:later", ()), waking("no.such.module")
+    with Worker(first=first, nice=3) as worker:
         started = time.monotonic()
         worker.begin()
         assert time.monotonic() - started < 1.0
         child = worker._child
         assert worker.call("tests.autotune.jobs:loaded", ("tests.autotune.slow_import",), 30) is True
+        assert worker.call("tests.autotune.jobs:loaded", ("late.module",), 30) is True, "its thread was waited for"
         assert worker.call("os:nice", (0,), 30) - os.nice(0) == 3
         assert worker._child is child
         worker.close()
@@ -141,7 +145,7 @@ def test_everything_starts_before_the_catalogue_is_imported(tmp_path: Path) -> N
     around = Surroundings(catalogue="autotune.wide", table=tmp_path / "table.json", functions="tests.autotune.scripted")
     before = threading.active_count()
     with ExitStack() as stack:
-        begun = Beginning(options, around, stack, None)
+        begun = Beginning(options, around, stack, Budget(None, 3))
         assert begun._slot._worker._child is not None
         assert all(worker._child is not None for worker in begun.pool._workers)
         assert len(begun.pool._workers) == begun.pool.processes
