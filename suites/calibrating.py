@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from suites.case import Case
 from suites.command import GOOD, INCONCLUSIVE, SLOWER, WRONG, first_that_applies
 from suites.executor import catalogued
 from suites.judging import Judge, Judgement, judge_case, settled
+from suites.quality import case_refusals
 from suites.record import Record, RunRecord, read
 from suites.resampling import Checks
 from suites.session import only
@@ -102,6 +104,11 @@ def _show(
         print(f"  sees {noise.visible:6.1%}  spread {noise.spread:.2%}  {noise.us:9.2f} µs  {pair}  {noise.key}")
     wrong = any(result.status == "wrong" for own in samples.cases.values() for record in own.values() for result in record.results)
     codes = [WRONG] if wrong else []
+    refused = Counter(refusal.name for own in samples.cases.values() for record in own.values() for refusal in case_refusals(record))
+    if refused:
+        counted = ", ".join(f"{name} in {count}" for name, count in sorted(refused.items()))
+        print(f"suites.calibrate: cases that a gate would refuse: {counted}; calibrate anew")
+        codes.append(INCONCLUSIVE)
     for line in resampling.lines(checks) if checks else ["too few processes for false alarms and power"]:
         print(f"suites.calibrate: {line}")
     for label, judgement in judgements:

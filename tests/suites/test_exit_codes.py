@@ -19,6 +19,7 @@ from suites.on_gpu import Lab
 from suites.record import CaseRecord, read
 from suites.store import write_all
 from tests.suites.fakes import H200, OTHER, SMALL, THEIRS, gemm, lab, measure
+from tests.suites.test_refusals import among
 
 
 def gated(*arguments: object, repository: Path) -> int:
@@ -93,6 +94,19 @@ def test_a_calibration_of_wrong_numbers(tmp_path: Path) -> None:
 
     line = ["--gpu", "h200", *SMALL, "--processes", "6", "--inject", "0", "--out", str(tmp_path / "c"), "--commit", "abc"]
     assert calibrate.main(line, detect=lambda index: H200, laboratory=wrong) == WRONG
+
+
+def test_a_calibration_beside_another_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def beside(process: int, slowdown: float) -> Lab:
+        return among(other_processes=int(process == 4))
+
+    accepted = tmp_path / "h200.jsonl"
+    line = ["--gpu", "h200", *SMALL, "--processes", "6", "--inject", "0", "--out", str(tmp_path / "c"), "--commit", "abc",
+            "--accepted", str(accepted), "--accept"]
+    assert calibrate.main(line, detect=lambda index: H200, laboratory=beside) == INCONCLUSIVE
+    assert "cases that a gate would refuse: other-process in 1" in capsys.readouterr().out
+    assert not accepted.with_suffix(".calibration.json").exists()
+    assert (tmp_path / "c" / "calibration.json").exists()
 
 
 def test_a_calibration_whose_slowed_kernels_are_not_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
