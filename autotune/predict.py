@@ -10,31 +10,18 @@ from kernels.problem import DENSE, Problem
 from kernels.space import Config
 from kernels.ternary_gemm import decode_estimate, sparse_mma_config
 from kernels.ternary_gemm.decode_config import DecodeConfig
-from kernels.ternary_gemm.sparse_wgmma_config import COST, MERGE, SparseConfig, columns_of, schedule
-from kernels.ternary_gemm.sparse_wgmma_ptx import STAGE_COLUMNS
+from kernels.ternary_gemm.sparse_wgmma_config import SparseConfig, estimated_us
 
 Model = Callable[[Problem, Gpu, Config], float]
 """(problem, gpu, config) to a time in units of its own; infinite where it knows nothing of the config."""
 
 
-def wgmma_us(problem: Problem, gpu: Gpu, config: SparseConfig) -> float:
-    """Microseconds of `sparse-wgmma` by its table of costs: whole rounds of tiles, then a part of one where tiles are split."""
-    if (config.tiles, config.block_t) not in COST:
-        return math.inf
-    step, rest = COST[config.tiles, config.block_t]
-    steps = math.ceil(columns_of(problem.sparsity, problem.in_features) / STAGE_COLUMNS)
-    plan = schedule(config, max(1, problem.tokens), problem.out_features, max(1, gpu.sms))
-    if config.splits == 1:
-        return math.ceil(plan.row_tiles * plan.token_tiles / max(1, gpu.sms)) * (steps * step + rest)
-    return plan.rounds * (steps * step + rest) + math.ceil(steps / config.splits) * step + rest + MERGE[config.splits]
-
-
 def _dense_wgmma_us(problem: Problem, gpu: Gpu, config: SparseConfig) -> float:
-    return wgmma_us(problem.with_(sparsity=DENSE), gpu, config)
+    return estimated_us(problem.with_(sparsity=DENSE), gpu, config)
 
 
 MODELS: Mapping[tuple[str, type[Config]], Model] = {
-    ("sparse-wgmma", SparseConfig): wgmma_us, ("dense-wgmma", SparseConfig): _dense_wgmma_us,
+    ("sparse-wgmma", SparseConfig): estimated_us, ("dense-wgmma", SparseConfig): _dense_wgmma_us,
     ("decode", DecodeConfig): decode_estimate.estimate,
     ("sparse-mma", sparse_mma_config.MmaConfig): sparse_mma_config.estimated_clocks,
 }

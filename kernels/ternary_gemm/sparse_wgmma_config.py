@@ -11,7 +11,7 @@ import torch
 from kernels.fragments import ROWS
 from kernels.gpu import Gpu
 from kernels.inputs import DTYPES
-from kernels.problem import Problem, Sparsity
+from kernels.problem import DENSE, Problem, Sparsity
 from kernels.space import ConfigSpace
 from kernels.ternary_gemm.dense_triton import MAX_IN_FEATURES
 from kernels.ternary_gemm.sparse_wgmma_ptx import CONSUMERS, STAGE_COLUMNS
@@ -138,24 +138,50 @@ MERGE = {1: 0.0, 2: 1.0, 4: 1.7, 8: 3.8}
 """µs that a tile's parts take to meet. Both fitted to 550 timings at 16 layers' shapes, T = 128 to 16384, H200, 2026-11-22: 3.4 % mean
 error; what `default_config` chooses by them is 0.4 % above the best config (geometric mean), 9 % at worst."""
 
+FEW_TOKENS = 64
+"""Tokens up to which the costs below count: of tiles of 64 tokens, weights from device memory."""
+FEW_STAGE = {"sparse": {1: 0.153, 2: 0.221, 3: 0.378, 4: 0.425}, "dense": {1: 0.189, 2: 0.297, 3: 0.490, 4: 0.582}}
+FEW_LAUNCH, FEW_TILE, FEW_ROWS = 1.5, 0.05, 0.71
+FEW_MERGE, FEW_MERGE_ROWS = {2: 0.1, 4: 1.15, 8: 3.0}, 0.2
+"""µs of a stage by row blocks of a warpgroup; of a launch; of a tile, and for each of those row blocks; of a meeting in so many parts, and
+for each. Fitted to 122 timings at 12 layers, T = 64, cold, both kinds (H200, 2026-11-22): 6.7 % mean error; what is chosen by them is the
+best config that was timed in 23 of 24 cases, and 0.8 % above it in one."""
+CLIPPED = 0.25
+"""µs that a stage takes at least where tokens do not fill the tile (TMA clips the box) and every multiprocessor has a program: with 32
+tokens 0.21 to 0.30 where 64 took 0.16, half of that with half as many programs."""
+
 LONG_US = 100.0
 """A launch that takes longer runs in pairs: 8192 × 8192 × 8192 sustained, 128 × 256: 2,267 TOPS and 0.290 J per 10¹² operations, without
 pairs 2,210 and 0.315; in short turns, where power does not decide, pairs are 1 to 2 % slower (H200, 2026-11-22)."""
 
 
-def default_config(problem: Problem, gpu: Gpu) -> SparseConfig:
-    """The tile and the splits with the least time by `COST` over the rounds that they take; in pairs where that is long."""
+def estimated_us(problem: Problem, gpu: Gpu, config: SparseConfig) -> float:
+    """µs by the costs above, of whole rounds of tiles, then a part of one where tiles are split; infinite for a tile that is not there.
+    Without the launch but for few tokens, where it counts beside other kernels too."""
+    sms, tokens = max(1, gpu.sms), max(1, problem.tokens)
     steps = math.ceil(columns_of(problem.sparsity, problem.in_features) / STAGE_COLUMNS)
-    choices = [SparseConfig(tiles, block_t, most_stages(tiles, block_t, splits, gpu.shared_bytes), splits)
-               for tiles, block_t in COST for splits in (1, 2, 4, 8)]
+    plan = schedule(config, tokens, problem.out_features, sms)
+    rounds = math.ceil(plan.row_tiles * plan.token_tiles / sms) if config.splits == 1 else plan.rounds
+    part = 0 if config.splits == 1 else math.ceil(steps / config.splits)
+    pieces, stages = rounds + (part > 0), rounds * steps + part
+    if tokens > FEW_TOKENS or config.block_t > FEW_TOKENS:
+        step, rest = COST.get((config.tiles, config.block_t), (math.inf, 0.0))
+        return stages * step + pieces * rest + MERGE[config.splits]
+    kind = "dense" if problem.sparsity == DENSE else "sparse"
+    busy = plan.programs * config.splits * config.pair / sms
+    step = max(FEW_STAGE[kind].get(config.tiles, math.inf), CLIPPED * busy if tokens % config.block_t else 0.0)
+    read = problem.out_features * steps * STAGE_COLUMNS / 4 / min(gpu.bandwidth, 1e13) * 1e6
+    merge = FEW_MERGE[config.splits] + FEW_MERGE_ROWS * config.tiles if part else 0.0
+    return float(FEW_LAUNCH + math.hypot((stages * step) ** 2, read**2) ** 0.5 + pieces * (FEW_TILE + FEW_ROWS * config.tiles) + merge)
+
+
+def default_config(problem: Problem, gpu: Gpu) -> SparseConfig:
+    """The tile and the splits of least estimated time (`estimated_us`); in pairs where that is long."""
+    tiles = [(tiles, 64) for tiles in FEW_STAGE["sparse"]] if problem.tokens <= FEW_TOKENS else COST
+    choices = [SparseConfig(*tile, most_stages(*tile, splits, gpu.shared_bytes), splits) for tile in tiles for splits in (1, 2, 4, 8)]
 
     def time(config: SparseConfig) -> float:
-        plan = schedule(config, max(1, problem.tokens), problem.out_features, max(1, gpu.sms))
-        step, rest = COST[config.tiles, config.block_t]
-        rounds = math.ceil(plan.row_tiles * plan.token_tiles / max(1, gpu.sms))
-        if config.splits == 1:
-            return rounds * (steps * step + rest)
-        return plan.rounds * (steps * step + rest) + math.ceil(steps / config.splits) * step + rest + MERGE[config.splits]
+        return estimated_us(problem, gpu, config)
 
     best = min((config for config in choices if reject(problem, gpu, config) is None), key=time)
     paired = replace(best, pair=2)
