@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -173,15 +172,18 @@ def _tail(medians: Sequence[Sequence[float]], prior_degrees: float, priors: Sequ
 
     The errors are as the other processes of the case, three at least, and what all cases have in common give them.
     """
-    ratios: list[float] = []
+    ratios = []
     for own, prior in zip(medians, priors, strict=True):
-        for one, other in combinations(range(len(own)), 2) if len(own) >= 5 else ():
-            rest = np.delete(own, (one, other))
-            degrees = len(rest) - 1
-            strengthened = (prior_degrees * prior + degrees * float(np.var(rest, ddof=1))) / (prior_degrees + degrees)
-            variance = prior if math.isinf(prior_degrees) else strengthened
-            ratios.append(abs(own[one] - own[other]) / math.sqrt(2 * max(variance, LEAST_SIGMA**2)))
-    return max(NORMAL, float(np.quantile(ratios, CONFIDENCE))) if ratios else NORMAL
+        if len(own) < 5:
+            continue
+        values = np.array(own) - np.mean(own)
+        one, other = (values[places] for places in np.triu_indices(len(own), 1))
+        rest = len(own) - 2
+        squares = float(values @ values) - one**2 - other**2 - (one + other) ** 2 / rest
+        shared = prior_degrees / (prior_degrees + rest - 1) if math.isfinite(prior_degrees) else 1.0
+        variance = shared * prior + (1 - shared) * squares / (rest - 1)
+        ratios.append(abs(one - other) / np.sqrt(2 * np.maximum(variance, LEAST_SIGMA**2)))
+    return max(NORMAL, float(np.quantile(np.concatenate(ratios), CONFIDENCE))) if ratios else NORMAL
 
 
 def _prior(
