@@ -77,7 +77,8 @@ def _energy(results: Results) -> list[Markup]:
     if cases:
         note = (
             "From sustained blocks: the energy counter of the whole board over the calls, idle power included. Ours is the fastest of our "
-            "exact kernels in the case. Not measurable: the device gave no joules; a dash: the kernel was not measured there."
+            "exact kernels in the case; in brackets how often its joules fit into a baseline's. Not measurable: the device gave no joules; "
+            "a dash: the kernel was not measured there."
         )
         parts += [paragraph(note, "note"), _joules(cases)]
     for phase, suite in (("Decode", "decode"), ("Prefill", "prefill")):
@@ -100,7 +101,7 @@ def _joules(cases: Sequence[Case]) -> Markup:
         ours = best_variant(case.record)
         name = f"{case.record.model or 'square'} {case.record.layer or case.shape} {case.problem.sparsity}"
         kernel = ours.kernel if ours else "–"
-        theirs = [_millijoules(case.record.result(name)) for name, _ in baselines]
+        theirs = [_beside(case.record.result(name), ours) for name, _ in baselines]
         rows.append([name, _phase(case), case.problem.tokens, kernel, _millijoules(ours), *theirs])
     return table("Joules per call", head, rows, text=(0, 1, 3))
 
@@ -117,6 +118,15 @@ def _baselines(cases: Iterable[Case]) -> list[tuple[str, bool]]:
 
 def _named(baseline: tuple[str, bool]) -> str:
     return baseline[0] if baseline[1] else f"{baseline[0]} (another function)"
+
+
+def _beside(theirs: Result | None, ours: Result | None) -> Markup | str:
+    """A baseline's millijoules, and how often ours fit into them."""
+    told = _millijoules(theirs)
+    pair = [joules_per_call(one) if one and one.status == "ok" and one.blocks else None for one in (theirs, ours)]
+    if pair[0] is None or not pair[1]:
+        return told
+    return Markup('{} <span class="iv">({:.1f}×)</span>').format(told, pair[0] / pair[1])
 
 
 def _millijoules(result: Result | None) -> str:

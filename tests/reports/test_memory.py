@@ -10,6 +10,7 @@ from reports.load import Case, Results, load
 from reports.memory import panel
 from reports.panel import Data
 from suites.record import CaseRecord
+from suites.store import write_all
 from tests.reports import golden
 from tests.reports.htmlcheck import Page
 
@@ -62,9 +63,26 @@ def test_joules_of_ours_and_the_baselines() -> None:
     found = page(results(record(dense_triton=0.005, dense_bf16=0.1, dense_int8=None)))
     assert "dense-int8, mJ" not in [text for _, text in found.texts], "a column for baselines that have joules"
     row = rows(found, "llama3-70b W13 2:4")
-    assert row[1:6] == ["Decode", "1", "dense-triton", "5.000", "100.0"]
+    assert row[1:7] == ["Decode", "1", "dense-triton", "5.000", "100.0", "(20.0×)"]
     assert "Prefill: no sustained record" in found.text()
     assert "Decode: no sustained record" not in found.text()
+
+
+def test_sustained_decode_from_the_files_of_two_runs(tmp_path: Path) -> None:
+    """Written, read, and joined with what a run of prefill holds: one table, decode first; kernel and baselines by their joules."""
+    few = [record(1, dense_triton=0.018, dense_bf16=0.1), record(16, dense_triton=0.02, dense_bf16=0.11, dense_fp8=0.06)]
+    few = [replace(one, results=(replace(one.results[0], kernel="decode"), *one.results[1:])) for one in few]
+    many = record(8192, "prefill", sparse_mma=2.0, dense_bf16=7.0)
+    for name, records in (("decode", few), ("prefill", [many])):
+        head = golden.head(id=name)
+        write_all(tmp_path / name / "records.jsonl", [head, *(replace(one, run=name) for one in records)])
+    found = page(load("h200", [tmp_path / "decode", tmp_path / "prefill"]))
+    cells = [text.strip() for tag, text in found.texts if tag in ("td", "span")]
+    start = cells.index("Decode")
+    assert cells[start : start + 6] == ["Decode", "1", "decode", "18.0", "100.0", "(5.6×)"]
+    assert cells[cells.index("Prefill") :][:6] == ["Prefill", "8192", "sparse-mma", "2000.0", "7000.0", "(3.5×)"]
+    assert [text for text in cells if text.endswith("×)")][-4:-1] == ["(5.6×)", "(5.5×)", "(3.0×)"]
+    assert "no sustained record" not in found.text()
 
 
 def test_another_function_is_said_and_an_absent_kernel_is_a_dash() -> None:
