@@ -9,6 +9,7 @@ fitted to timings of such shapes. No strategy has a constant that was fitted to 
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -30,6 +31,11 @@ SHARES = tuple(step / 40 for step in range(1, 21))
 SHOWN = (0.125, 0.25, 0.5)
 SEEDS = 10
 NAMES = ("local", "model", "random")
+EXAMPLES = """examples:
+  python -m autotune.quality            (the table)
+  python -m autotune.quality --write    (after landscapes or strategies have changed)
+
+exit codes: 0 done; 2 usage, or optuna is missing"""
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print the table in Markdown; with --write replay first."""
 
     def body() -> int:
-        parser = Parser(prog="python -m autotune.quality", description="How soon each search strategy finds the optimum.")
+        parser = Parser(
+            prog="python -m autotune.quality", description="How soon each search strategy finds the optimum.",
+            epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         parser.add_argument("--write", action="store_true", help=f"replay all committed landscapes and write {FILE.name}")
         if parser.parse_args(argv).write:
             write(FILE, measure(committed()))

@@ -13,8 +13,8 @@ import pytest
 
 LAYERS = ("reference", "kernels", "autotune", "suites", "reports")
 COMMANDS = (
-    "suites.run", "suites.gate", "suites.calibrate", "suites.model_step", "autotune.run", "autotune.export_t4", "reports.build",
-    "reports.speedups", "reports.learning",
+    "suites.run", "suites.gate", "suites.calibrate", "suites.model_step", "autotune.run", "autotune.quality", "autotune.export_t4",
+    "reports.build", "reports.speedups", "reports.learning",
 )
 WITHOUT_TORCH = ("suites/record.py", "suites/statistics.py", "kernels/errors.py", "kernels/problem.py", "kernels/gpu.py")
 
