@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from reports.compare import why
-from reports.load import Results
+from reports.load import Case, Results
 from reports.tables import CaseRow, name_of
 from suites.record import CaseRecord
 from suites.statistics import time_us
@@ -39,11 +39,11 @@ def failures(results: Results) -> list[Row]:
     return [Row(kernel, reason, len(places), places[0]) for (kernel, reason), places in sorted(found.items())]
 
 
-def absences(results: Results) -> list[Row]:
-    """What cannot take part in a measured case: kernels that are not made for it, cases that are refused. Reasons that differ in their
+def absences(cases: Iterable[Case]) -> list[Row]:
+    """What cannot take part in these cases: kernels that are not made for it, cases that are refused. Reasons that differ in their
     last words only ("…, not 512") are one row."""
     found: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for case in results.measured:
+    for case in cases:
         absent = [result for result in case.record.results if result.status not in FAILED]
         reasons = [(result.kernel, why(result).removeprefix(f"{result.kernel}: ").removeprefix("unavailable, ")) for result in absent]
         for kernel, reason in [*reasons, *([(EVERY, case.record.refusal)] if case.record.refusal else [])]:

@@ -52,6 +52,7 @@ def render(results: Results, compared: tuple[Results, Results] | None = None) ->
     comparer = Comparer(results)
     groups, cases = tables.groups(comparer), tables.case_rows(comparer)
     answered, run_rows = answers(comparer), provenance.run_rows(results)
+    projected_cases = unmeasured.projected_cases(results)
     context: dict[str, Any] = {
         "answers": answered,
         "picker": picker(answered, list(pairs(results)), results.gpu),
@@ -71,7 +72,7 @@ def render(results: Results, compared: tuple[Results, Results] | None = None) ->
         "csv": packed_csv(results) if cases else "",
         "doubtful": failures.doubtful(cases),
         "failures": failures.failures(results),
-        "absences": failures.absences(results),
+        "absences": failures.absences(results.measured),
         "statuses": failures.statuses(results),
         "origin": provenance.origin(results),
         "run_rows": run_rows,
@@ -82,7 +83,10 @@ def render(results: Results, compared: tuple[Results, Results] | None = None) ->
         "footprint": FOOTPRINT,
         "weight_share": weight_share(results),
         "projections": unmeasured.projection_figures(results),
-        "unmeasured": {kind: unmeasured.evidence(results, kind) for kind in ("projected", "compiled", "interpreted")},
+        "projected": [(case, unmeasured.floors(case)) for case in projected_cases],
+        "unprojected": failures.absences(projected_cases),
+        "interpreted": unmeasured.interpreted(results),
+        "unmeasured": unmeasured.kinds(results),
         "changes": two_runs(*compared) if compared else None,
     }
     return _environment().get_template("page.html").render(context)

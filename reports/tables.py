@@ -169,8 +169,9 @@ def _kernel_row(case: Case, result: Result, comparison: Comparison) -> KernelRow
 
 def _remark(result: Result) -> str:
     parts = [] if result.exact else ["not exactly this function"]
-    if result.config:
-        parts.append(f"{one_line(result.config)} ({result.config_source})")
+    config = {name: value for name, value in result.config.items() if value != ""}
+    if config:
+        parts.append(f"{one_line(config)} ({result.config_source})")
     notes = {name: value for name, value in result.notes.items() if value != "" and result.config.get(name, "") != value}
     return "; ".join([*parts, one_line(notes)] if notes else parts)
 

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from reports.figures import projected
 from reports.load import Case, Results
 from reports.svg import Figure
-from reports.tables import one_line
 from suites.record import Result
+
+DATASHEET = ", datasheet rates"
+
+
+@dataclass(frozen=True)
+class Floor:
+    """A projected time, µs, the roof that gives it, and the kernels that have it."""
+
+    us: float
+    roof: str
+    kernels: tuple[str, ...]
 
 
 def projection_figures(results: Results) -> list[Figure]:
     """Projected rates of the GEMMs, a panel per model and sparsity; each says that nothing was measured. Kernels with equal floors are
     drawn once."""
-    cases = [case for case in results.cases if case.record.evidence == "projected" and case.problem.op == "gemm"]
+    cases = [case for case in projected_cases(results) if case.problem.op == "gemm"]
     chosen: dict[tuple[str, str], list[Case]] = {}
     for case in cases:
         if str(case.problem.sparsity) != "dense":
@@ -37,14 +48,27 @@ def _distinct_floors(cases: Sequence[Case]) -> list[str]:
     return list(floors.values())[:6]
 
 
-def evidence(results: Results, kind: str) -> list[tuple[Case, Result]]:
-    """Every result of the cases with this kind of evidence; equal compilations of one kernel are shown once."""
-    seen: set[tuple[str, str]] = set()
-    rows = []
-    for case in results.cases:
-        for result in case.record.results if case.record.evidence == kind else ():
-            key = (result.kernel + case.problem.op, one_line(result.config) + one_line(result.compiled))
-            if kind != "compiled" or key not in seen:
-                rows.append((case, result))
-            seen.add(key)
-    return rows
+def projected_cases(results: Results) -> list[Case]:
+    """The cases whose floors were projected."""
+    return [case for case in results.cases if case.record.evidence == "projected"]
+
+
+def floors(case: Case) -> list[Floor]:
+    """The projections of a case, the least first."""
+    found: dict[tuple[float, str], list[str]] = {}
+    for result in case.record.results:
+        if result.projected_us:
+            roof = str(result.notes.get("roofline", "")).removesuffix(DATASHEET)
+            found.setdefault((result.projected_us, roof), []).append(result.kernel)
+    return [Floor(us, roof, tuple(kernels)) for (us, roof), kernels in sorted(found.items())]
+
+
+def interpreted(results: Results) -> list[tuple[Case, Result]]:
+    """Every result of the interpreter."""
+    return [(case, result) for case in results.cases if case.record.evidence == "interpreted" for result in case.record.results]
+
+
+def kinds(results: Results) -> list[str]:
+    """The kinds of evidence that are no measurement and have results here."""
+    found = {case.record.evidence for case in results.cases if case.record.results}
+    return [kind for kind in ("projected", "compiled", "interpreted") if kind in found]

@@ -281,7 +281,8 @@ def test_what_cannot_be_relied_on_is_marked(results: Results) -> None:
 
 def test_a_remark_says_each_thing_once(results: Results) -> None:
     item = next(one for one in results.measured if one.record.results)
-    one = replace(item.record.results[0], config={"alg_id": 9}, config_source="search", notes={"alg_id": 9, "refused": "", "padded": 128})
+    own = {"config": {"alg_id": 9, "refused": ""}, "config_source": "search", "notes": {"alg_id": 9, "refused": "", "padded": 128}}
+    one = replace(item.record.results[0], **own)
     ((_, (row,)),) = case_rows(Comparer(replace(results, cases=(replace(item, record=replace(item.record, results=(one,))),))))
     assert row.kernels[0].remark == "alg_id=9 (search); padded=128"
 

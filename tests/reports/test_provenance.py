@@ -77,10 +77,10 @@ def test_failures_are_told_from_what_cannot_take_part() -> None:
         ("dense-bf16", "no samples", 1), ("every kernel", "should have been measured, and was not", 1),
         ("sparse-mma", "failed, launch, illegal access", 1),
     ]
-    assert [(row.kernel, row.reason, row.count) for row in failures.absences(found)] == [
+    assert [(row.kernel, row.reason, row.count) for row in failures.absences(found.measured)] == [
         ("decode", "takes at most 64 tokens, not 128, 1024", 2), ("every kernel", "no, never", 1),
     ]
-    assert failures.absences(found)[0].example == "prefill m Wo gemm 64x256 T=128 2:4"
+    assert failures.absences(found.measured)[0].example == "prefill m Wo gemm 64x256 T=128 2:4"
     assert failures.statuses(found) == {"ok": 3, "failed": 1, "unavailable": 2}
 
 
