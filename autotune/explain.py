@@ -29,9 +29,13 @@ def lines(choice: Choice, path: Path | None = None) -> list[str]:
         known = {one.kernel.name for one in choice.timed}
         told += [f"  {one.kernel.name}: not tuned beside them; {one}" for one in choice.estimates if one.kernel.name not in known]
     else:
-        told = [f"{problem} on {gpu.name}: {choice.kernel.name}, estimated: it and another variant of this layer were not both tuned near these tokens"]
+        told = [f"{problem} on {gpu.name}: {choice.kernel.name}, estimated: it and another variant were not both tuned near these tokens"]
         told += [f"  {one.kernel.name}: {one}" for one in choice.estimates]
     told += [f"  {kernel.name}: cannot: {reason}" for kernel, reason in choice.cannot]
+    if problem.op == "layer" and choice.estimates:
+        from kernels.bitlinear.variants import choose as of_bitlinear  # here: it needs torch
+
+        told.append(f"  a BitLinear in evaluation runs {of_bitlinear(problem, gpu, path=path).forward}")
     for one in choice.estimates:
         if one.kernel.space.axes:
             told.append(tuned.explain(one.kernel, problem, gpu, path))

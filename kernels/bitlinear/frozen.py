@@ -13,10 +13,11 @@ from kernels.bitlinear.module import BitLinear, autocast, check_input
 from kernels.bitlinear.operator import direct
 from kernels.bitlinear.ops import evaluate_packed, packed_linear
 from kernels.bitlinear.pack import runs_kernels
+from kernels.bitlinear.plan import Plan, plan_of
 from kernels.errors import NonFiniteError, UsageError
 from kernels.mask_quantize.two_pass import prepare_weight
 from kernels.packed import PackedTernary, pack, unpack
-from kernels.problem import Sparsity
+from kernels.problem import Problem, Sparsity
 from reference.quantize import ternary_quantize
 from reference.sparsity import nm_mask
 
@@ -56,6 +57,11 @@ class PackedLinear(nn.Module):
         """Accepts the sparsity that it has; UsageError for any other."""
         if str(sparsity) != self._sparsity:
             raise UsageError(f"{self.label}: packed as {self._sparsity}, without the master weight that {sparsity} would be made from")
+
+    def plan(self, *tokens: int) -> Plan:
+        """As `BitLinear.plan`, for bf16 activations."""
+        problem = Problem("layer", self.out_features, self.in_features, 1, self.sparsity, tuple(self.splits))
+        return plan_of(problem, self.data, self.variants, *([tokens] if tokens else []))
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """y [..., out_features] of x [..., in_features]. Raises ShapeError for another x."""

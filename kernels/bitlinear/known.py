@@ -16,7 +16,7 @@ from kernels.errors import UsageError
 from kernels.gpu import Gpu
 from kernels.problem import DType, Op, Problem, Sparsity
 
-_NAMES: Mapping[torch.dtype, DType] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+NAMES: Mapping[torch.dtype, DType] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 
 
 def tokens_of(rows: torch.Tensor) -> int:
@@ -78,7 +78,7 @@ def layer_like(tokens: int, out_features: int, in_features: int, dtype: torch.dt
                variants: str, index: int | None, kernels: bool, op: Op = "step") -> Layer:
     """Of a pass of so many tokens on the GPU with this index; dtype: of the activations; kernels: whether these run, or the reference; op:
     "step" in training, "layer" in evaluation."""
-    problem = Problem(op, out_features, in_features, tokens, Sparsity.parse(sparsity), splits, _NAMES[dtype])
+    problem = Problem(op, out_features, in_features, tokens, Sparsity.parse(sparsity), splits, NAMES[dtype])
     device = torch.device("cpu") if index is None else torch.device("cuda", index)
     return Layer(problem, gpu_of(index), chosen(problem, index, variants) if kernels else None, device)
 

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from kernels.bitlinear import packs
-from kernels.bitlinear.known import chosen
+from kernels.bitlinear.known import NAMES, chosen
 from kernels.bitlinear.operator import direct
 from kernels.bitlinear.ops import bitlinear_eval, evaluate
 from kernels.bitlinear.pack import runs_kernels
+from kernels.bitlinear.plan import Plan, plan_of
 from kernels.bitlinear.straight import straight_linear
 from kernels.bitlinear.traced import traced_linear
 from kernels.bitlinear.variants import Choice
@@ -110,6 +111,11 @@ class BitLinear(nn.Linear):
         op: Op = "step" if training else "layer"
         problem = Problem(op, self.out_features, self.in_features, tokens, self.sparsity, tuple(self.splits))
         return chosen(problem, self.weight.device.index, self.variants)
+
+    def plan(self, *tokens: int) -> Plan:
+        """Which kernel serves which number of tokens in evaluation, and what the weight then takes in memory; `print` it."""
+        problem = Problem("layer", self.out_features, self.in_features, 1, self.sparsity, tuple(self.splits), NAMES[self.weight.dtype])
+        return plan_of(problem, self.weight, self.variants, *([tokens] if tokens else []))
 
     def repack(self) -> None:
         """Pack the weight now, in place: after changes that leave no trace in its version (`Tensor.data`, replays of captured graphs)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass
+from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -45,17 +46,17 @@ class Choice:
         return "+".join(astuple(self))
 
 
-def choose(problem: Problem, gpu: Gpu, interpreted: bool = False) -> Choice:
+def choose(problem: Problem, gpu: Gpu, interpreted: bool = False, path: Path | None = None) -> Choice:
     """The exact variants that are expected to take the least time: the forward pass by `kernels.chooser` among those of the catalogue that
     a layer can call, both gradients through workspaces (the faster ones on an H200: docs/kernels-backward.md).
 
     problem: a `step` of training, or a `layer` in evaluation; its dtype is that of the activations. interpreted: only what
-    Triton's interpreter runs.
+    Triton's interpreter runs. path: another tuned table than the GPU's own.
     """
     asked = problem.with_(op="layer" if problem.op == "layer" else "forward")
     known = [kernel for kernel in kernels_for(asked.op) if kernel.name in FORWARD and (kernel.interpreted or not interpreted)]
     able = [kernel for kernel in known if not FORWARD[kernel.name].refusal(asked, gpu)]
-    return Choice(chooser.choose(asked, gpu, able).kernel.name, "unpack-cublas", "dequantize-cublas")
+    return Choice(chooser.choose(asked, gpu, able, path).kernel.name, "unpack-cublas", "dequantize-cublas")
 
 
 InputGrad: TypeAlias = Callable[[Problem, Gpu, torch.Tensor, PackedTernary], torch.Tensor]
