@@ -12,15 +12,17 @@ import torch
 
 from autotune.clock import Timer
 from autotune.compile import use_cache
-from autotune.job import Job
+from autotune.job import COPIES, Job
 from autotune.measure import FULL, Plan, bind, copies_needed, interleaved
 from kernels.errors import Failure, TerSparseError
-from kernels.inputs import Inputs, clone, make_inputs
+from kernels.inputs import Inputs, Weights, clone, make_inputs, make_weights
 from kernels.judge import judge, poison
 from kernels.kernel import Kernel, Prepared
 from kernels.problem import Problem
 
 QUICK_TURNS = 3
+FEW_TURNS = 7
+"""Of a cold candidate, whose turns are short where it has the most copies."""
 TOGETHER = 4
 """So many candidates are bound at once when they are timed again: each holds its own copies of the weight."""
 FRESH = 1009
@@ -56,7 +58,7 @@ def evaluate(job: Job, config: Mapping[str, Any]) -> float | Failure:
     if isinstance(timer, Failure):
         return timer
     try:
-        return statistics.median(timer.sample() for _ in range(QUICK_TURNS))
+        return statistics.median(timer.sample() for _ in range(FEW_TURNS if job.cold else QUICK_TURNS))
     finally:
         timer.close()
 
@@ -106,7 +108,7 @@ def _timer(job: Job, config: Mapping[str, Any], seed: int) -> Timer | Failure:
         poison(bound)
         if (wrong := _wrong(job, bound.run(), seed)) is not None:
             return wrong
-        copies = copies_needed(bound.footprint, job.gpu.l2_bytes, job.cold)
+        copies = min(COPIES, copies_needed(bound.footprint, job.gpu.l2_bytes, job.cold))
         more = [_bind(job, kernel, config, _copy(job.problem, job.device, seed, place)) for place in range(1, copies)]
         return bind(job.clock, [one.run for one in (bound, *more)], job.cold)
     except TerSparseError as error:
@@ -126,7 +128,14 @@ def _wrong(job: Job, outputs: Any, seed: int) -> Failure | None:
 def _inputs(problem: Problem, device: str, seed: int) -> Inputs:
     """The inputs of the case in hand; those of the case before are let go."""
     _copy.cache_clear()
-    return make_inputs(problem, device, seed)
+    weights = None if problem.op == "activation" else _weights(problem.with_(op="prepare", tokens=0, bias=False), device, seed)
+    return make_inputs(problem, device, seed, weights=weights)
+
+
+@functools.lru_cache(maxsize=2)
+def _weights(layer: Problem, device: str, seed: int) -> Weights:
+    """A layer's weight, the same for all numbers of tokens, which come after each other; kept for the search's seed and the finals'."""
+    return make_weights(layer, device, seed)
 
 
 @functools.cache

@@ -32,11 +32,12 @@ class GraphTimer:
 
     A turn is a lead and a body. Hot: the lead is the same call, at least once, so that the first call of a turn is never timed. Cold: the
     lead reads twice the L2, so that nothing of an earlier turn is left in it, and the body rotates through the copies; where there
-    are `MAX_COPIES` of them, too small to exceed the L2 together, a turn plays each at most once. Both graphs share one memory pool.
+    are `copies` of them, too small to exceed the L2 together, a turn plays each at most once. Both graphs share one memory pool.
     """
 
-    def __init__(self, calls: Sequence[Call], cold: bool, turn_us: float) -> None:
+    def __init__(self, calls: Sequence[Call], cold: bool, turn_us: float, copies: int = MAX_COPIES) -> None:
         self._calls, self._pool = calls, torch.cuda.graph_pool_handle()
+        self._most = copies if cold and len(calls) >= copies else MAX_COPIES
         self._stream = _side_stream(torch.cuda.current_device())
         self._start, self._end = _cuda.Event(enable_timing=True), _cuda.Event(enable_timing=True)
         self._graphs: list[torch.cuda.CUDAGraph] = []
@@ -60,7 +61,7 @@ class GraphTimer:
 
     def _build(self, turn_us: float) -> None:
         self.call_us = self._estimate()
-        self.calls_per_turn = max(1, min(MAX_COPIES, round(turn_us / self.call_us)))
+        self.calls_per_turn = max(1, min(self._most, round(turn_us / self.call_us)))
         if self._flush is not None:
             self._lead = self._capture([self._flush.sum] * FLUSHES)
         else:
@@ -138,7 +139,7 @@ class GraphTimer:
 
     def block(self, seconds: float) -> Block:
         """Replays back to back, about 0.1 s of them queued, until `seconds` have passed. Unmeasurable where cold copies fit the L2."""
-        if self._flush is not None and len(self._calls) >= MAX_COPIES:
+        if self._flush is not None and len(self._calls) >= self._most:
             raise Unmeasurable("a sustained cold block needs copies that exceed the L2; these are too small")
         replays = max(1, round(QUEUE_SECONDS * 1e6 / (self.call_us * self.calls_per_turn)))
         marks = [_cuda.Event(), _cuda.Event()]

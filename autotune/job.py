@@ -11,6 +11,9 @@ from kernels.kernel import Kernel
 from kernels.problem import Problem
 
 FEW_TOKENS = 64
+COPIES = 24
+"""A cold candidate has at most so many copies of its inputs: each is packed on its own, which would be most of its time where a hundred
+are needed to exceed the L2. A turn plays each once, then, behind a flush."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from autotune.command import guarded, parse_shape
 from autotune.compile import refuse_interpreter, settle_cache
 from autotune.coverage import coverage, told_of
 from autotune.explain import explain
-from autotune.job import Job
+from autotune.job import COPIES, Job
 from autotune.journal import Journal, PoisonList
 from autotune.live import view
 from autotune.lock import FolderLock
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None, clock: Clock | None = None, around: 
         with ExitStack() as stack:
             begun = Beginning(options, around, stack, budget)
             gpu = begun.machine()
-            jobs = arguments.jobs(options, begun.wanted, gpu, clock or CudaClock(TURN_US), around.catalogue)
+            jobs = arguments.jobs(options, begun.wanted, gpu, clock or CudaClock(TURN_US, COPIES), around.catalogue)
             if not jobs:
                 raise UsageError("nothing to tune: no kernel of these ops has a choice for these shapes and sparsities")
             if options.compile_only:

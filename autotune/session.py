@@ -1,4 +1,4 @@
-"""A tuning run: cases spread over the devices, each winner in the table before the next case is reported."""
+"""A tuning run: cases spread over the devices, their winners put into the table as they come."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ BACKLOG, CASES_AHEAD = 4, 100
 """Compilations waiting per compiling process, and cases beyond those begun, above which no further case is looked at ahead."""
 REMEMBERED = 20
 """The next case of a brief run leaves as much of its time to its finals as the last so many took beyond theirs."""
+WRITE_SHARE = 30.0
+"""After writing the table so many times as long passes before it is written again; the journal has what is lost then."""
 LOST_IN_A_ROW = 3
 """So often a slot may be lost without a case done in between, then it is given up."""
 
@@ -90,10 +92,14 @@ class Tuner:
     _tasks: dict[int, Task] = field(default_factory=dict)
     _begun: set[int] = field(default_factory=set)
     _over: list[float] = field(default_factory=list)
+    _fresh: dict[Any, Entry | None] = field(default_factory=dict)
+    _made: Mapping[str, Any] | None = None
+    _catalogue: str = ""
+    _due: float = 0.0
     _done: queue.SimpleQueue[Outcome | BaseException | None] = field(default_factory=queue.SimpleQueue)
 
     def run(self, jobs: Sequence[Job], slots: Sequence[Slot], budget: Budget) -> Iterator[Outcome]:
-        """Outcomes as they come, each in the table before it is given; an interrupt or an error ends all slots at once."""
+        """Outcomes as they come; an interrupt or an error ends all slots at once. Each is put into the table, no later than at the end."""
         waiting: queue.SimpleQueue[tuple[int, Job]] = queue.SimpleQueue()
         for number, job in enumerate(jobs):
             waiting.put((number, job))
@@ -114,9 +120,10 @@ class Tuner:
             for outcome in self._outcomes(len(jobs), len(slots)):
                 made = self.made(outcome)
                 if outcome.complete:
-                    self._store(outcome, made)
+                    self._keep(outcome, made)
                 yield outcome
         finally:
+            self._write()
             self.tools.stop.set()
             for thread, slot in zip(threads, slots, strict=True):
                 while thread.is_alive():
@@ -224,15 +231,25 @@ class Tuner:
         us = round(verdict.times[verdict.winner], 3)
         return replace(stays, config=found.points[verdict.winner], us=us, ties=ties, chance=verdict.chance)
 
-    def _store(self, outcome: Outcome, made: Mapping[str, Any] | None) -> None:
-        """Put the outcome into the table in place of what stood there. What no kernel's source of today would ever apply goes with it."""
-        job, entry, table = outcome.job, outcome.entry, tuned.read_table(self.table)
-        key, known = tuned.key_of(job.find(), job.problem), sources(job.catalogue)
+    def _keep(self, outcome: Outcome, made: Mapping[str, Any] | None) -> None:
+        """Note what takes the place of what stands in the table; write it unless writing would take more than a small part of the time."""
+        self._fresh[tuned.key_of(outcome.job.find(), outcome.job.problem)] = outcome.entry
+        self._catalogue, self._made = outcome.job.catalogue, made or self._made
+        if outcome.entry is not None:
+            self._found.append(outcome.entry)
+        if time.monotonic() >= self._due:
+            self._write()
+
+    def _write(self) -> None:
+        """Put the outcomes since the last time into the table. What no kernel's source of today would ever apply goes from it."""
+        if not self._fresh:
+            return
+        started, table, known = time.monotonic(), tuned.read_table(self.table), sources(self._catalogue)
         kept = [other for other in (*table.entries, *table.stays)
-                if other.key != key and other.source == known.get((other.kernel, other.op))]
-        if entry is not None:
-            self._found.append(entry)
-        tuned.write(self.table, [*kept, entry] if entry else kept, made or table.made)
+                if other.key not in self._fresh and other.source == known.get((other.kernel, other.op))]
+        tuned.write(self.table, [*kept, *filter(None, self._fresh.values())], self._made or table.made)
+        self._fresh.clear()
+        self._due = time.monotonic() + WRITE_SHARE * (time.monotonic() - started)
 
 
 @functools.cache

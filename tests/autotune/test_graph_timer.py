@@ -148,6 +148,17 @@ def test_many_small_copies_are_played_once_and_not_sustained(device: Device) -> 
         timer.block(1.0)
 
 
+def test_copies_that_are_declared_enough_are_played_once(device: Device) -> None:
+    clock, calls = CudaClock(1000.0, copies=24), [device.call(copy) for copy in range(24)]
+    timer = clock.timer(calls, cold=True)
+    us, log = turn(device, timer)
+    assert log == ["flush"] * 4 + list(range(24))
+    assert us == pytest.approx(30, rel=0.02)
+    fewer = clock.timer(calls[:3], cold=True)
+    assert len(turn(device, fewer)[1]) > 24, "these are large: together they exceed the L2"
+    assert clock.timer(calls[:1], cold=False).calls_per_turn > 24
+
+
 def test_call_time_is_of_plain_calls(device: Device) -> None:
     timer = CudaClock().timer([device.call("a")], cold=False)
     device.log.clear()
