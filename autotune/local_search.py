@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -29,9 +28,9 @@ LENGTHS = (1.0, 2.0, 4.0)
 """Distances within which candidates are alike, as `coordinates` count; the likeliest of them is taken."""
 NOISE = 1e-2
 """Variance of a timing, and of what the axes do not tell, over that of the landscape."""
-KNOWN = 256
-"""The model looks at the fastest so many outcomes, so that a search of thousands does not wait for it."""
-NEARLY, SAMPLE = 1.02, 512
+KNOWN = 512
+"""The model learns from the first so many outcomes: a space that is not known by then holds nothing that it could tell."""
+NEARLY, SAMPLE = 1.02, 256
 """Candidates whose choice leaves the others this much farther than the best are as good; so many, drawn at random, stand for all others."""
 
 
@@ -49,44 +48,51 @@ def coordinates(points: Sequence[Point]) -> Floats:
     return np.stack(columns, 1)
 
 
-def _likeness(squares: Floats, length: float) -> Floats:
+def likeness(squares: Floats, length: float) -> Floats:
     """Matérn-5/2 of squared distances."""
     scaled = np.sqrt(5 * squares) / length
     return (1 + scaled + scaled * scaled / 3) * np.exp(-scaled)
 
 
-@dataclass(frozen=True)
-class _Fit:
-    """A process with likeness over that length: the factor of its covariance, its mean, the values without it solved by the factor, its
-    variance, and its log likelihood up to a constant."""
+class Process:
+    """A Gaussian process of the candidates' log times, alike within one length, that is told one outcome after the other.
 
-    length: float
-    factor: Floats
-    mean: float
-    rest: Floats
-    variance: float
-    likelihood: float
-
-
-def _fit(squares: Floats, values: Floats, length: float) -> _Fit:
-    factor: Floats = np.linalg.cholesky(_likeness(squares, length) + NOISE * np.eye(len(values)))
-    ones, solved = np.linalg.solve(factor, np.stack([np.ones(len(values)), values], 1)).T
-    mean = float(ones @ solved / (ones @ ones))
-    rest: Floats = solved - mean * ones
-    variance = max(float(rest @ rest) / len(values), 1e-6)
-    likelihood = -0.5 * len(values) * math.log(variance) - float(np.log(np.diag(factor)).sum())
-    return _Fit(length, factor, mean, rest, variance, likelihood)
-
-
-def predict(squares: Floats, places: Sequence[int], values: Floats) -> tuple[Floats, Floats]:
-    """Mean and standard deviation of every candidate, in units of the values' own deviation around their mean.
-
-    squares: [outcomes, candidates], squared distances of the outcomes' candidates from all. places: the outcomes' among the candidates.
+    The covariance of what was told is factored as it grows: `_reach` is the inverse of the factor times the covariance with all
+    candidates, so that a further outcome costs one product with it. Right-hand sides go along: ones, values, failures.
     """
-    scaled = (values - values.mean()) / (values.std() or 1.0)
-    fit = max((_fit(squares[:, places], scaled, length) for length in LENGTHS), key=lambda fit: fit.likelihood)
-    reach: Floats = np.linalg.solve(fit.factor, _likeness(squares, fit.length))
-    return fit.mean + fit.rest @ reach, np.sqrt(np.maximum(fit.variance * (1 - (reach * reach).sum(0)), 1e-12))
+
+    def __init__(self, axes: Floats, length: float) -> None:
+        self._axes, self._length, self._count, self._pivots = axes, length, 0, 0.0
+        self._reach: Floats = np.empty((min(KNOWN, len(axes)), len(axes)))
+        self._solved: Floats = np.empty((len(self._reach), 3))
+        self._explained: Floats = np.zeros(len(axes))
+
+    def tell(self, place: int, value: float | None) -> None:
+        """The log time of a candidate; None for a failure."""
+        count, reach = self._count, self._reach[: self._count]
+        own = reach[:, place].copy()
+        pivot = math.sqrt(1 + NOISE - float(own @ own))
+        squares = ((self._axes - self._axes[place]) ** 2).sum(1)
+        row = (likeness(squares, self._length) - own @ reach) / pivot
+        right = np.array([1.0, 0.0 if value is None else value, float(value is None)])
+        self._reach[count], self._solved[count] = row, (right - own @ self._solved[:count]) / pivot
+        self._explained += row * row
+        self._pivots += math.log(pivot)
+        self._count += 1
+
+    def predict(self, failed: float, middle: float, spread: float) -> tuple[float, Floats, Floats]:
+        """Log likelihood up to a constant; mean and standard deviation of every candidate in units of `spread` around `middle`.
+
+        failed: what counts as the value of a failure.
+        """
+        ones, values, failures = self._solved[: self._count].T
+        scaled = (values + failed * failures - middle * ones) / spread
+        mean = float(ones @ scaled / (ones @ ones))
+        rest = scaled - mean * ones
+        variance = max(float(rest @ rest) / self._count, 1e-6)
+        deviation: Floats = np.sqrt(np.maximum(variance * (1 - self._explained), 1e-12))
+        likelihood = -0.5 * self._count * math.log(variance) - self._pivots
+        return likelihood, mean + rest @ self._reach[: self._count], deviation
 
 
 def expected_improvement(mean: Floats, deviation: Floats, best: float) -> Floats:
@@ -106,8 +112,8 @@ class Local:
     def __init__(self, points: Sequence[Point], starts: Sequence[int], seed: int) -> None:
         self._starts = list(dict.fromkeys(starts))
         self._axes = coordinates(points)
+        self._processes = [Process(self._axes, length) for length in LENGTHS]
         self._outcomes: dict[int, Result] = {}
-        self._squares: dict[int, Floats] = {}
         self._lots: Floats = np.random.default_rng(seed).permutation(len(points)).astype(np.float64)
         self._order: list[int] | None = None
 
@@ -117,6 +123,9 @@ class Local:
 
     def tell(self, place: int, outcome: Result) -> None:
         """Take it in."""
+        if len(self._outcomes) < KNOWN:
+            for process in self._processes:
+                process.tell(place, None if isinstance(outcome, Failure) else math.log(outcome))
         self._outcomes[place], self._order = outcome, None
 
     def preview(self, count: int) -> list[int]:
@@ -127,22 +136,21 @@ class Local:
         """All that are left, likeliest first."""
         if self._order is None:
             starts = [place for place in self._starts if place not in self._outcomes]
-            timed = [place for place, outcome in self._outcomes.items() if not isinstance(outcome, Failure)]
-            if starts or not timed or len(self._outcomes) < (FROM_STARTS if self._starts else SPREAD):
+            times = [math.log(outcome) for outcome in self._outcomes.values() if not isinstance(outcome, Failure)]
+            if starts or not times or len(self._outcomes) < (FROM_STARTS if self._starts else SPREAD):
                 ranked = self._unknown()
             else:
-                ranked = self._expected(timed)
+                ranked = self._expected(times)
             self._order = [place for place in dict.fromkeys([*starts, *ranked]) if place not in self._outcomes]
         return self._order
 
-    def _expected(self, timed: Sequence[int]) -> list[int]:
-        times = {place: math.log(float(self._outcomes[place])) for place in timed}  # type: ignore[arg-type]  # those are no failures
-        slowest = max(times.values())
-        known = sorted(self._outcomes, key=lambda place: times.get(place, slowest))[:KNOWN]
-        values = np.array([times.get(place, slowest) for place in known])
-        mean, deviation = predict(np.stack([self._from(place) for place in known]), known, values)
-        best = (values.min() - values.mean()) / (values.std() or 1.0)
-        gain = np.round(expected_improvement(mean, deviation, best), 12)
+    def _expected(self, times: Sequence[float]) -> list[int]:
+        failed, fastest = max(times), min(times)
+        values = np.array([*times, *(failed for _ in range(len(self._outcomes) - len(times)))])
+        middle, spread = float(values.mean()), float(values.std()) or 1.0
+        found = [process.predict(failed, middle, spread) for process in self._processes]
+        _, mean, deviation = max(found, key=lambda one: one[0])
+        gain = np.round(expected_improvement(mean, deviation, (fastest - middle) / spread), 12)
         return [int(place) for place in np.lexsort((self._lots, np.round(mean, 9), -gain))]
 
     def _unknown(self) -> list[int]:
@@ -164,6 +172,5 @@ class Local:
 
     def _from(self, place: int) -> Floats:
         """Squared distances of all candidates from one."""
-        if place not in self._squares:
-            self._squares[place] = ((self._axes - self._axes[place]) ** 2).sum(1)
-        return self._squares[place]
+        squares: Floats = ((self._axes - self._axes[place]) ** 2).sum(1)
+        return squares

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from autotune.landscape import Landscape, committed
-from autotune.local_search import SPREAD, Local, coordinates, expected_improvement, predict
+from autotune.local_search import LENGTHS, NOISE, SPREAD, Local, Process, coordinates, expected_improvement, likeness
 from autotune.quality import FEW
 from autotune.search import distance
 from kernels.errors import Failure
@@ -27,15 +27,38 @@ def test_a_factor_of_two_and_another_kind_are_one_apart() -> None:
     assert coordinates([{"tile": 4}, {"tile": 4}]).tolist() == [[0], [0]], "an axis that does not vary tells nothing"
 
 
+def told(axes: np.ndarray, places: Sequence[int], values: Sequence[float | None], length: float) -> Process:
+    process = Process(axes, length)
+    for place, value in zip(places, values, strict=True):
+        process.tell(place, value)
+    return process
+
+
 def test_the_model_goes_through_what_it_was_told_and_doubts_the_rest() -> None:
-    x = np.array([[0.0], [1.0], [2.0], [3.0], [8.0]])
-    squares = (x - x.T) ** 2
-    values = np.array([1.0, 2.0, 3.0])
-    mean, deviation = predict(squares[[0, 1, 3]], [0, 1, 3], values)
-    scaled = (values - 2) / values.std()
-    assert mean[[0, 1, 3]] == pytest.approx(scaled, abs=0.1)
-    assert scaled[1] < mean[2] < scaled[2]
+    axes = np.array([[0.0], [1.0], [2.0], [3.0], [8.0]])
+    _, mean, deviation = told(axes, [0, 1, 3], [5.0, 6.0, 7.0], 1.0).predict(0.0, 6.0, 0.8)
+    assert mean[[0, 1, 3]] == pytest.approx([-1.25, 0, 1.25], abs=0.1)
+    assert 0 < mean[2] < 1.25
     assert max(deviation[[0, 1, 3]]) < deviation[2] < deviation[4]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_told_one_by_one_is_what_the_equations_say(length: float) -> None:
+    """Of the textbook, with all outcomes at once; a failure has the value that failures get."""
+    draw = np.random.default_rng(0)
+    axes, places = draw.integers(0, 5, (40, 3)).astype(float), draw.permutation(40)[:12]
+    values = [None if count % 5 == 3 else float(value) for count, value in enumerate(draw.normal(3.0, 0.5, 12))]
+    z = (np.array([4.5 if value is None else value for value in values]) - 3.1) / 0.6
+    cross = likeness(((axes[places][:, None] - axes[None]) ** 2).sum(-1), length)
+    inverse = np.linalg.inv(cross[:, places] + NOISE * np.eye(12))
+    trend = inverse.sum(0) @ z / inverse.sum()
+    rest = z - trend
+    variance = rest @ inverse @ rest / 12
+    likelihood = -0.5 * np.linalg.slogdet(variance * np.linalg.inv(inverse))[1]
+    found, mean, deviation = told(axes, list(places), values, length).predict(4.5, 3.1, 0.6)
+    assert found == pytest.approx(likelihood)
+    assert mean == pytest.approx(trend + cross.T @ inverse @ rest)
+    assert deviation**2 == pytest.approx(variance * (1 - np.einsum("ij,ik,kj->j", cross, inverse, cross)))
 
 
 def test_expected_improvement_is_the_integral() -> None:
