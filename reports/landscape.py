@@ -114,7 +114,8 @@ def _curves(own: Sequence[Searched], name: str) -> Figure:
             for share in SHARES:
                 places.append(100 * share)
                 middle.append(100 * statistics.median(one.at(way, share) for one in own))
-            axes.plot(places, middle, color=colour, marker=marker, markevery=4, label=str(way), linestyle="-" if way.informed else "--")
+            label, line = (f"{way.strategy}, with winners", "-") if way.informed else (way.strategy, "--")
+            axes.plot(places, middle, color=colour, marker=marker, markevery=4, label=label, linestyle=line)
         axes.set_xlabel("candidates tried, %")
         axes.set_ylabel("best so far, % of the optimum")
         axes.set_xlim(0, 100 * SHARES[-1])
