@@ -42,22 +42,27 @@ def pack_fragments(w_ternary: torch.Tensor) -> torch.Tensor:
 
     Raises ShapeError for another type, shape or value, SparsityError for a fuller group.
     """
-    return _pack(w_ternary, 4, _pack_rows)
+    return pack_blocks(w_ternary, 4, _pack_rows, (THREADS, WORDS))
 
 
 def pack_dense_fragments(w_ternary: torch.Tensor) -> torch.Tensor:
     """int32 `block_shape` of an int8 weight [N, K] of −1, 0, +1 in the dense layout. Raises ShapeError for another type, shape or value."""
-    return _pack(w_ternary, 1, _pack_dense_rows)
+    return pack_blocks(w_ternary, 1, _pack_dense_rows, (THREADS, WORDS))
 
 
-def _pack(w_ternary: torch.Tensor, multiple: int, pack_rows: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """Whole blocks of rows at a time, which bounds the memory of the intermediates."""
+def pack_blocks(
+    w_ternary: torch.Tensor, multiple: int, pack_rows: Callable[[torch.Tensor], torch.Tensor], block: tuple[int, ...]
+) -> torch.Tensor:
+    """int32 [N/64, K/128, *block]: whole blocks of rows at a time through `pack_rows`, which bounds the memory of the intermediates.
+
+    Raises ShapeError for anything but an int8 weight [N, a multiple of `multiple`] of −1, 0 and +1.
+    """
     if w_ternary.dim() != 2 or w_ternary.dtype != torch.int8 or w_ternary.shape[1] % multiple:
         raise ShapeError(f"w_ternary is {w_ternary.dtype} {list(w_ternary.shape)}; int8 [out_features, a multiple of {multiple}] is needed")
     if bool(((w_ternary < -1) | (w_ternary > 1)).any()):
         raise ShapeError("w_ternary holds values other than -1, 0 and +1")
     rows, columns = w_ternary.shape
-    out = torch.empty(block_shape(rows, columns), dtype=torch.int32, device=w_ternary.device)
+    out = torch.empty((*block_shape(rows, columns)[:2], *block), dtype=torch.int32, device=w_ternary.device)
     step = max(1, _CHUNK // (max(1, out.shape[1]) * COLUMNS * ROWS))
     for first in range(0, out.shape[0], step):
         part = w_ternary[first * ROWS : (first + step) * ROWS]
@@ -145,7 +150,7 @@ def _pack_rows(weight: torch.Tensor) -> torch.Tensor:
             words[..., 0] |= (code << (8 * b + 6 - 2 * j)).transpose(2, 3)
     for group in range(8):
         words[..., 1] |= (nibble[:, :, :, meta[:, 0], meta[:, 1] + group] << (4 * group)).transpose(2, 3)
-    return _as_int32(words).view(blocks, width, THREADS, WORDS)
+    return as_int32(words).view(blocks, width, THREADS, WORDS)
 
 
 def _pack_dense_rows(weight: torch.Tensor) -> torch.Tensor:
@@ -157,8 +162,9 @@ def _pack_dense_rows(weight: torch.Tensor) -> torch.Tensor:
     for j in range(4):
         for b in range(4):
             words |= (codes[:, :, :, row[:, j], value[:, 4 * j + b]] << (8 * b + 6 - 2 * j)).transpose(2, 3)
-    return _as_int32(words)
+    return as_int32(words)
 
 
-def _as_int32(words: torch.Tensor) -> torch.Tensor:
+def as_int32(words: torch.Tensor) -> torch.Tensor:
+    """Unsigned words held in int64 as the int32 of the same bits."""
     return torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)

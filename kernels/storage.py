@@ -37,6 +37,11 @@ def fragment_bytes(out_features: int, columns: int) -> int:
     return -(-out_features // _FRAGMENT_ROWS) * -(-columns // _FRAGMENT_COLUMNS) * _FRAGMENT_BYTES + 4 * out_features
 
 
+def narrow_bytes(out_features: int, in_features: int, splits: int) -> int:
+    """Layout narrow24 (`kernels.fragments_narrow`): 1.5 bits a weight of 2:4, the same padding, a float32 scale a row."""
+    return -(-out_features // _FRAGMENT_ROWS) * -(-in_features // _FRAGMENT_COLUMNS) * (3 * _FRAGMENT_BYTES // 4) + 4 * out_features
+
+
 def _lifted(in_features: int, sparsity: Sparsity) -> int:
     return in_features * 2 * (sparsity.m - 2) // sparsity.m if sparsity.lifted else in_features
 
@@ -52,6 +57,7 @@ FORMATS: tuple[Format, ...] = (
     Format("int4", lambda n, k, splits: n * -(-k // 2) + INT4_SCALE_BYTES * n * -(-k // INT4_GROUP)),
     Format("2 bits, any", packed_bytes, True),
     fragments(Sparsity(2, 4)),
+    Format("narrow, 2:4", narrow_bytes, True, Sparsity(2, 4)),
     fragments(Sparsity(6, 8)),
 )
 """bf16; fp8 with a float32 scale a split; int4; ours."""

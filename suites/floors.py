@@ -60,7 +60,7 @@ def impossible(case: CaseRecord, result: Result, gpu: Gpu, roofs: Mapping[str, f
 
     roofs: measured ones by name. Of the arithmetic ones the larger of the datasheet's and the measured counts (short turns run above
     what a busy device sustains), of the memory's the measured one where there is one. Memory counts for cold cases and where the
-    compulsory bytes exceed twice the L2.
+    compulsory bytes exceed twice the L2; a weight counts as it was stored, where that is less than 2 bits.
     """
     time = time_us(result)
     if time is None:
@@ -72,7 +72,8 @@ def impossible(case: CaseRecord, result: Result, gpu: Gpu, roofs: Mapping[str, f
     if ceiling and rate > ROOF_TOLERANCE * ceiling:
         return f"{rate / 1e12:.0f} TOPS, above the arithmetic roof of {ceiling / 1e12:.0f}"
     bandwidth = max((value for name, value in roofs.items() if name in ("read", "copy")), default=gpu.bandwidth)
-    moved = case.compulsory_bytes / time * 1e6
+    spared = max(0, problem.out_features * problem.in_features // 4 - result.weight_bytes) if result.weight_bytes else 0
+    moved = (case.compulsory_bytes - spared) / time * 1e6
     if (case.cache == "cold" or case.compulsory_bytes > 2 * gpu.l2_bytes) and moved > ROOF_TOLERANCE * bandwidth:
         return f"{moved / 1e12:.2f} TB/s of compulsory traffic, above the memory roof of {bandwidth / 1e12:.2f}"
     return None

@@ -1,7 +1,8 @@
 """`decode`: the ternary GEMM and the whole layer for 1 … 64 tokens, at the speed at which the weights can be read.
 
 Y[T, N] = X · Wᵀ · x_scale[t] · w_scale[split(n)] + bias from int8 X (gemm) or float X (layer), weights at 2 bits in fragment order
-(`kernels.fragments`): 2:4 on the sparse tensor cores, any other ternary weight on the dense ones. See docs/kernels-decode.md.
+(`kernels.fragments`): 2:4 on the sparse tensor cores, any other ternary weight on the dense ones; or 2:4 at 1.5 bits
+(`kernels.fragments_narrow`). See docs/kernels-decode.md.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from functools import cached_property
 
 import torch
 
-from kernels.errors import NonFiniteError, ShapeError
+from kernels.errors import NonFiniteError, PackError, ShapeError, SparsityError
 from kernels.fragments import pack_dense_fragments, pack_fragments
+from kernels.fragments_narrow import pack_narrow_fragments
 from kernels.gpu import Gpu
 from kernels.inputs import DTYPES, GemmInputs, Inputs, LayerInputs
 from kernels.kernel import CompileUnit, Kernel, Outputs, Prepared
 from kernels.mask_quantize.activation import activation_config, allocate_activation, launch_activation
 from kernels.problem import Problem, Sparsity
 from kernels.ternary_gemm.decode_config import MAX_TOKENS, DecodeConfig, Plan, breaks_rounds, is_sparse, plan, quantizes, tokens_at_once
-from kernels.ternary_gemm.decode_estimate import default_config, space
+from kernels.ternary_gemm.decode_estimate import default_config, narrow_config, narrow_space, space
 from kernels.ternary_gemm.decode_kernel import decode_gemm
 from kernels.ternary_gemm.dense_triton import MAX_IN_FEATURES, aligned_rows, is_aligned
 
@@ -29,12 +31,14 @@ KINDS = {torch.bfloat16: "bf16", torch.float16: "f16", torch.float32: "f32", tor
 
 @dataclass(frozen=True)
 class DecodeWeight:
-    """blocks: int32 as `kernels.fragments` packs them. row_scale: float32 [N], w_scale / 64. sparse: layout fragment24, else fragment."""
+    """blocks: int32 as `kernels.fragments` packs them. row_scale: float32 [N], w_scale / 64. sparse: layout fragment24, else fragment.
+    narrow: layout narrow24 (`kernels.fragments_narrow`), for configs that ask for it alone."""
 
     blocks: torch.Tensor
     row_scale: torch.Tensor
     in_features: int
     sparse: bool
+    narrow: bool = False
 
     @property
     def out_features(self) -> int:
@@ -47,19 +51,25 @@ class DecodeWeight:
         return 4 * (self.blocks.numel() + self.row_scale.numel())
 
 
-def decode_weight(w_ternary: torch.Tensor, w_scale: torch.Tensor, splits: Sequence[int], sparsity: Sparsity) -> DecodeWeight:
-    """Pack a masked ternary int8 weight [N, K] with float32 scales, one per split, on its device.
+def decode_weight(
+    w_ternary: torch.Tensor, w_scale: torch.Tensor, splits: Sequence[int], sparsity: Sparsity, narrow: bool = False
+) -> DecodeWeight:
+    """Pack a masked ternary int8 weight [N, K] with float32 scales, one per split, on its device. narrow: at 1.5 bits.
 
-    Raises SparsityError for a 2:4 weight that is none, ShapeError for what does not fit, NonFiniteError for a scale that is not finite.
+    Raises SparsityError for a 2:4 weight that is none, or another that shall be narrow, ShapeError for what does not fit,
+    NonFiniteError for a scale that is not finite.
     """
     if not bool(torch.isfinite(w_scale).all()):
         raise NonFiniteError("w_scale holds a NaN or an infinity")
     if sum(splits) != w_ternary.shape[0] or tuple(w_scale.shape) != (len(splits),):
         raise ShapeError(f"splits {tuple(splits)} and {len(w_scale)} scales do not fit {w_ternary.shape[0]} out_features")
     sparse = (sparsity.n, sparsity.m) == (2, 4)
-    blocks = pack_fragments(w_ternary) if sparse else pack_dense_fragments(w_ternary)
+    if narrow and not sparse:
+        raise SparsityError(f"1.5 bits hold 2:4 weights, not {sparsity}")
+    pack = pack_narrow_fragments if narrow else pack_fragments if sparse else pack_dense_fragments
+    blocks = pack(w_ternary)
     scale = w_scale.float().repeat_interleave(torch.tensor(tuple(splits), device=w_scale.device)) / 64
-    return DecodeWeight(blocks, scale.contiguous(), w_ternary.shape[1], sparse)
+    return DecodeWeight(blocks, scale.contiguous(), w_ternary.shape[1], sparse, narrow)
 
 
 @dataclass(frozen=True)
@@ -118,11 +128,12 @@ def _constants(config: DecodeConfig, found: Plan, sparse: bool, bias: bool, dtyp
             "CHUNKED": found.chunks > 1, "PENDING": found.pending if found.chunks > 1 else 0,
             "SPARSE": sparse, "BIAS": bias, "OUT": KINDS[dtype], "PDL": dependent, "EAGER": config.eager,
             "FUSED": fused, "PIECES": min(4, -(-in_features * rows // (256 * config.warps))) if fused else 0,
-            "WGMMA": config.wgmma}
+            "WGMMA": config.wgmma, "NARROW": config.narrow}
 
 
 def bind(tokens: int, weight: DecodeWeight, bias: torch.Tensor | None, dtype: torch.dtype, config: DecodeConfig) -> Decode:
-    """The GEMM with its output [tokens, N] and its workspace allocated. Raises ShapeError for what does not fit."""
+    """The GEMM with its output [tokens, N] and its workspace allocated. Raises ShapeError for what does not fit, PackError for a weight in
+    another layout than the config reads."""
     rows, device = weight.out_features, weight.blocks.device
     if not 0 <= tokens <= MAX_TOKENS:
         raise ShapeError(f"{tokens} tokens; decode takes at most {MAX_TOKENS}")
@@ -130,6 +141,9 @@ def bind(tokens: int, weight: DecodeWeight, bias: torch.Tensor | None, dtype: to
         raise ShapeError(f"in_features is {weight.in_features}; int32 accumulators of 64-fold weights hold at most {MAX_IN_FEATURES}")
     if dtype not in KINDS:
         raise ShapeError(f"out_dtype is {dtype}; one of {', '.join(map(str, KINDS))} is needed")
+    if weight.narrow != config.narrow:
+        held, read = (("2", "1.5") if config.narrow else ("1.5", "2"))
+        raise PackError(f"the weight is packed at {held} bits, this config reads {read}")
     if bias is not None:
         need("bias", bias, torch.float32, (rows,), device)
     found = plan(rows, weight.in_features, tokens, config)
@@ -143,6 +157,8 @@ def bind(tokens: int, weight: DecodeWeight, bias: torch.Tensor | None, dtype: to
         raise ShapeError("a clustered config needs sm_90 or later")
     if config.wgmma and (torch.cuda.get_device_capability(device)[0] != 9 or config.warps_m % 4 or config.rounds > 1):
         raise ShapeError("a config of warpgroups needs sm_90, a multiple of four warps along out_features, and one round")
+    if config.narrow and (torch.cuda.get_device_capability(device)[0] != 9 or config.tiles != 4 or config.wgmma):
+        raise ShapeError("a config at 1.5 bits needs sm_90, four tiles a warp, and no warpgroups")
     split = found.splits > 1 and not config.clustered
     sums = torch.zeros((tokens, rows) if split else (1,), dtype=torch.int32, device=device)
     counters = torch.zeros(found.row_tiles * found.groups if split else 1, dtype=torch.int32, device=device)
@@ -171,7 +187,7 @@ def prepare(problem: Problem, inputs: Inputs, config: DecodeConfig) -> Prepared:
     x_q, device = inputs.x_q, inputs.w_ternary.device
     need("x_q", x_q, torch.int8, (problem.tokens, problem.in_features), device)
     need("x_scale", inputs.x_scale, torch.float32, (problem.tokens,), device)
-    weight = decode_weight(inputs.w_ternary, inputs.w_scale, problem.splits, problem.sparsity)
+    weight = decode_weight(inputs.w_ternary, inputs.w_scale, problem.splits, problem.sparsity, config.narrow)
     gemm = bind(problem.tokens, weight, inputs.bias, DTYPES[problem.dtype], config)
     aligned, x_scale = is_aligned(x_q), inputs.x_scale.contiguous()
 
@@ -189,7 +205,7 @@ def prepare_layer(problem: Problem, inputs: Inputs, config: DecodeConfig) -> Pre
         raise ShapeError(f"{problem.op} takes LayerInputs, not {type(inputs).__name__}")
     x = inputs.x
     need("x", x, DTYPES[problem.dtype], (problem.tokens, problem.in_features), inputs.w_ternary.device)
-    weight = decode_weight(inputs.w_ternary, inputs.w_scale, problem.splits, problem.sparsity)
+    weight = decode_weight(inputs.w_ternary, inputs.w_scale, problem.splits, problem.sparsity, config.narrow)
     gemm = bind(problem.tokens, weight, inputs.bias, DTYPES[problem.dtype], config)
     fused = fuses(x, config, problem.out_features)
     x_q, x_scale = allocate_activation(0 if fused else problem.tokens, problem.in_features, None, x.device)
@@ -244,6 +260,24 @@ def compile_units(problem: Problem, config: DecodeConfig) -> Sequence[CompileUni
     return [CompileUnit(decode_gemm, signature, constants, tuple(pointers), options, expects, since)]
 
 
+NARROW_TOKENS = 16
+"""Most tokens for which 1.5 bits a weight are offered. An H200 took 0.78 and 0.89 of the time of 2 bits for 57344×8192 and 8192×28672 at
+one token, 0.82 and 0.89 at eight, but 1.08 for 10240×8192 and 1.32 for 13824×2560: it is a kernel of its own, for the largest layers."""
+
+
+def narrow_unavailable(problem: Problem, gpu: Gpu) -> str | None:
+    """The same of the kernel for weights at 1.5 bits, whose metadata are in an order that only sm_90 was seen to take."""
+    if gpu.capability != 90:
+        return f"needs sm_90, {gpu.name} is {gpu.architecture}"
+    if not is_sparse(problem):
+        return f"1.5 bits hold 2:4 weights, not {problem.sparsity}"
+    if problem.tokens > NARROW_TOKENS:
+        return f"takes at most {NARROW_TOKENS} tokens, not {problem.tokens}"
+    return unavailable(problem, gpu)
+
+
 GEMM = Kernel("decode", "gemm", "variant", prepare, default_config, space, unavailable, compile_units=compile_units, interpreted=False)
 LAYER = replace(GEMM, op="layer", prepare=prepare_layer)
-KERNELS: tuple[Kernel, ...] = (GEMM, LAYER)
+NARROW = replace(GEMM, name="decode-narrow", default_config=narrow_config, space=narrow_space, unavailable=narrow_unavailable)
+NARROW_LAYER = replace(NARROW, op="layer", prepare=prepare_layer)
+KERNELS: tuple[Kernel, ...] = (GEMM, LAYER, NARROW, NARROW_LAYER)

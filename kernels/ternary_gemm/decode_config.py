@@ -28,7 +28,8 @@ class DecodeConfig:
     same weights. rounds: row tiles that a program does one after the other with the same activations. clustered: the shares of a row tile
     are one thread block cluster (2, 4 or 8) and meet in its shared memory; otherwise they meet in device memory. eager: with programmatic
     dependent launch, the next launch may begin with this one; otherwise behind its last steps (with several rounds: its end). wgmma:
-    products by warpgroups (sm_90), four warps along out_features each."""
+    products by warpgroups (sm_90), four warps along out_features each. narrow: the weight at 1.5 bits (`kernels.fragments_narrow`), for 2:4
+    on sm_90 and four tiles a warp."""
 
     tiles: int
     warps_m: int
@@ -41,6 +42,7 @@ class DecodeConfig:
     clustered: bool = False
     eager: bool = True
     wgmma: bool = False
+    narrow: bool = False
 
     @property
     def rows(self) -> int:
@@ -84,11 +86,11 @@ class Plan:
 
 
 @functools.cache
-def _bytes(tiles: int, warps_m: int, warps_k: int, depth: int, tokens8: int, clustered: bool) -> tuple[int, int, int]:
+def _bytes(tiles: int, warps_m: int, warps_k: int, depth: int, tokens8: int, clustered: bool, narrow: bool) -> tuple[int, int, int]:
     """Bytes of the ring, of the sums, and of a block of activations for `wgmma` (a function that kernels call too is slow to call from
     here)."""
     kept = kept_bytes(tiles, warps_m, tokens8) if clustered else 0
-    return ring_bytes(tiles, warps_m * warps_k, depth), sum_bytes(tiles, warps_m, warps_k, tokens8) + kept, buffer_bytes(tokens8, 1)
+    return ring_bytes(tiles, warps_m * warps_k, depth, narrow), sum_bytes(tiles, warps_m, warps_k, tokens8) + kept, buffer_bytes(tokens8, 1)
 
 
 @functools.cache
@@ -111,7 +113,7 @@ def plan(out_features: int, in_features: int, tokens: int, config: DecodeConfig)
     steps, budget = ceil(share / config.warps_k), config.x_kib * 1024
 
     tokens8 = _whole(ceil(group / 8)) if config.wgmma else ceil(group / 8)
-    ring, sums, block = _bytes(config.tiles, config.warps_m, config.warps_k, config.depth, tokens8, config.clustered)
+    ring, sums, block = _bytes(config.tiles, config.warps_m, config.warps_k, config.depth, tokens8, config.clustered, config.narrow)
 
     def buffer(count: int) -> int:
         return count * config.warps_k * block if config.wgmma else group * (count * config.warps_k * COLUMNS + ROW_PADDING)
@@ -152,6 +154,8 @@ def registers(config: DecodeConfig, tokens: int, sparse: bool) -> int:
     if config.wgmma:
         return 4 * config.tiles * _whole(tokens8) + (12 if sparse else 20) * config.tiles + 36
     products = config.tiles * tokens8
+    if config.narrow:
+        return 27 * products // 4 + 32
     return 27 * products // 4 + 25 if sparse else 7 * products + 12 * config.tiles + 43
 
 
@@ -186,6 +190,8 @@ def reject(problem: Problem, gpu: Gpu, config: DecodeConfig) -> str | None:
         return f"{problem.tokens} tokens are one group"
     if config.wgmma and (gpu.capability != 90 or config.warps_m % 4 or config.rounds > 1):
         return "warpgroups multiply on sm_90, four warps along out_features, one round"
+    if config.narrow and (gpu.capability != 90 or config.tiles != 4 or config.wgmma or not is_sparse(problem)):
+        return "1.5 bits hold 2:4 weights, on sm_90, four tiles a warp, not for warpgroups"
     if config.clustered and (gpu.capability < 90 or config.splits not in CLUSTERS):
         return f"clusters of {', '.join(map(str, CLUSTERS))} programs, from sm_90 on"
     if breaks_rounds(found, config) is not None:

@@ -20,6 +20,7 @@ AXES = {
     "tiles": (1, 2, 4), "warps_m": (1, 2, 4, 8), "warps_k": (16, 8, 4, 2, 1), "depth": (8, 4, 3, 2), "splits": (1, 2, 3, 4, 8),
     "x_kib": (96, 136), "group": (16, 32, 64), "rounds": (1, 2, 3, 7), "clustered": (False, True), "wgmma": (False, True),
 }
+NARROW_AXES = {**AXES, "tiles": (4,), "wgmma": (False,), "narrow": (True,)}
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,11 @@ class _Case:
     sms: int
     shared_bytes: int
     bandwidth: float
+    narrow: bool
 
     @classmethod
-    def of(cls, problem: Problem, gpu: Gpu) -> _Case:
-        return cls(problem, gpu.name, gpu.capability, gpu.sms, gpu.shared_bytes, gpu.bandwidth)
+    def of(cls, problem: Problem, gpu: Gpu, narrow: bool = False) -> _Case:
+        return cls(problem, gpu.name, gpu.capability, gpu.sms, gpu.shared_bytes, gpu.bandwidth, narrow)
 
     def device(self) -> Gpu:
         return Gpu(self.gpu, "", self.capability, self.sms, 0, self.shared_bytes, 0, self.bandwidth)
@@ -60,7 +62,7 @@ SMALLEST = DecodeConfig(1, 4, 1, 4, x_kib=48)
 
 
 @functools.cache
-def _candidates() -> tuple[DecodeConfig, ...]:
+def _candidates(narrow: bool = False) -> tuple[DecodeConfig, ...]:
     """What of the axes can be any good anywhere: the rest is not looked at again for every problem."""
     def good(found: DecodeConfig) -> bool:
         rounds = found.rounds == 1 or (found.tiles == 4 and found.warps_m == 1 and found.splits == 1)
@@ -69,7 +71,7 @@ def _candidates() -> tuple[DecodeConfig, ...]:
         shapes = GROUP_SHAPES if found.wgmma else SHAPES
         return (found.tiles, found.warps_m, found.warps_k, found.depth) in shapes and rounds and meets and fast
 
-    return tuple(filter(good, ConfigSpace(DecodeConfig, AXES).candidates()))
+    return tuple(filter(good, ConfigSpace(DecodeConfig, NARROW_AXES if narrow else AXES).candidates()))
 
 
 @functools.lru_cache(maxsize=16)
@@ -78,11 +80,11 @@ def _estimated(case: _Case) -> dict[DecodeConfig, float]:
     gpu = case.device()
     sizes = (case.problem.out_features, case.problem.in_features, case.problem.tokens)
     distinct: dict[tuple[Plan, DecodeConfig], DecodeConfig] = {}
-    for config in _candidates():
+    for config in _candidates(case.narrow):
         useful = (config.group == 64 or config.group < sizes[2]) and (sizes[2] >= GROUP_TOKENS or not config.wgmma)
         if useful and reject(case.problem, gpu, config) is None:
             distinct.setdefault((plan(*sizes, config), replace(config, x_kib=0)), config)
-    allowed = distinct.values() or (SMALLEST,)
+    allowed = distinct.values() or (replace(SMALLEST, tiles=4, warps_m=1, narrow=True) if case.narrow else SMALLEST,)
     return dict(sorted(((config, estimate(case.problem, gpu, config)) for config in allowed), key=lambda entry: entry[1]))
 
 
@@ -91,7 +93,7 @@ CLOCK, PORT = 1.75e9, 38.8
 times on an H200 (2026-11-22): root mean square error 14 % where the best weigh most."""
 UNPACK, PRODUCTS = 14.2, 4.1
 """Clocks of a multiprocessor for a warp's 16 rows of a block of 128 columns, and for the two products of each of their eights of tokens
-(`mma.sp`; dense ones are four)."""
+(`mma.sp`; dense ones are four). Weights at 1.5 bits are fitted no better by a constant of their own."""
 GROUP_PRODUCT, GROUP_STEP, GROUP_LATENCY = 26, 203, 8.5
 """Clocks of a multiprocessor for a warpgroup's product; of the warpgroup for a step, and there for each eight tokens of each product."""
 CROWDED, CALM = 1.44, 0.3
@@ -122,7 +124,7 @@ def _busy(found: Plan, config: DecodeConfig, places: int, programs: int, gpu: Gp
     """Microseconds that so many programs, at most `places` a multiprocessor, take: memory, L2 port, products; the slowest counts most."""
     sms, tokens8, products = max(1, gpu.sms), found.tokens8, 2 if sparse else 4
     steps = found.chunks * found.steps * found.rounds
-    weights, activations = config.rows * found.share * 32 * found.rounds, found.group * found.share * COLUMNS
+    weights, activations = config.rows * found.share * (24 if config.narrow else 32) * found.rounds, found.group * found.share * COLUMNS
     fair = ceil(programs / sms)
     long = min(1.0, max(0.0, steps / config.depth - 2) / 4) * (1.0 if config.eager else CALM)
     busiest = fair + CROWDED * long * max(0, min(places, programs) - fair)
@@ -165,8 +167,13 @@ def estimate(problem: Problem, gpu: Gpu, config: DecodeConfig) -> float:
 
 
 def default_config(problem: Problem, gpu: Gpu) -> DecodeConfig:
-    """A config of the least estimated time: 10 to 60 ms for a problem that was not asked before."""
+    """A config of the least estimated time, at 2 bits a weight: 10 to 60 ms for a problem that was not asked before."""
     return _default(_Case.of(problem, gpu))
+
+
+def narrow_config(problem: Problem, gpu: Gpu) -> DecodeConfig:
+    """The same at 1.5 bits a weight."""
+    return _default(_Case.of(problem, gpu, True))
 
 
 @functools.lru_cache(maxsize=4096)
@@ -179,7 +186,7 @@ def _default(case: _Case) -> DecodeConfig:
 
 def _worth(problem: Problem, gpu: Gpu, config: DecodeConfig) -> str | None:
     """`reject`, and configs that the estimate does not put among the best: a tuner has better things to do."""
-    worth = _best(_Case.of(problem, gpu))
+    worth = _best(_Case.of(problem, gpu, config.narrow))
     if config in worth:
         return None
     reason = reject(problem, gpu, config)
@@ -195,3 +202,5 @@ def _best(case: _Case) -> dict[DecodeConfig, float]:
 
 
 space = ConfigSpace(DecodeConfig, AXES, _worth, _candidates)
+narrow_space = ConfigSpace(DecodeConfig, NARROW_AXES, _worth, functools.partial(_candidates, True))
+"""The same at 1.5 bits a weight."""

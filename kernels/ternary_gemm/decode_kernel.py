@@ -37,9 +37,9 @@ def _asm(text: gl.constexpr, constraints: gl.constexpr, operands):
 
 
 @gluon.constexpr_function
-def places(tiles, tokens8, warps_m, warps_k, depth, rounds):
+def places(tiles, tokens8, warps_m, warps_k, depth, rounds, narrow=False):
     """Where activations and sums begin in shared memory: sums lie over ring and activations, unless a next row tile needs these."""
-    ring = HEADER + ring_bytes(tiles, warps_m * warps_k, depth)
+    ring = HEADER + ring_bytes(tiles, warps_m * warps_k, depth, narrow)
     return (ring, HEADER) if rounds == 1 else (ring + sum_bytes(tiles, warps_m, warps_k, tokens8), ring)
 
 
@@ -67,12 +67,13 @@ def early(depth):
 
 
 @gluon.jit
-def _preload(tokens, FIRST: gl.constexpr, LAST: gl.constexpr, TILES: gl.constexpr, WARPS_K: gl.constexpr, WGMMA: gl.constexpr):
+def _preload(tokens, FIRST: gl.constexpr, LAST: gl.constexpr, TILES: gl.constexpr, WARPS_K: gl.constexpr, WGMMA: gl.constexpr,
+             NARROW: gl.constexpr):
     """Weights of steps FIRST … LAST - 1 into the ring."""
     if WGMMA:
         _asm(wg.preload(FIRST, LAST, TILES, WARPS_K), "=r,r,~{memory}", [tokens])
     else:
-        _asm(preload(FIRST, LAST, TILES, WARPS_K), "=r,r,~{memory}", [tokens])
+        _asm(preload(FIRST, LAST, TILES, WARPS_K, NARROW), "=r,r,~{memory}", [tokens])
 
 
 @gluon.jit
@@ -86,7 +87,7 @@ def _arrived(tokens, PENDING: gl.constexpr, WGMMA: gl.constexpr):
 
 @gluon.jit
 def _steps(steps, tokens, row_bytes, buffer, TILES: gl.constexpr, TOKENS8: gl.constexpr, DEPTH: gl.constexpr, WARPS_M: gl.constexpr,
-           WARPS_K: gl.constexpr, SPARSE: gl.constexpr, BASE: gl.constexpr, WGMMA: gl.constexpr):
+           WARPS_K: gl.constexpr, SPARSE: gl.constexpr, BASE: gl.constexpr, WGMMA: gl.constexpr, NARROW: gl.constexpr):
     """All steps of a chunk, whose activations lie in `buffer`."""
     if WGMMA:
         _asm(wg.aim(TOKENS8, WARPS_M, BASE), "=r,r,~{memory}", [buffer])
@@ -96,7 +97,7 @@ def _steps(steps, tokens, row_bytes, buffer, TILES: gl.constexpr, TOKENS8: gl.co
         if WGMMA:
             _asm(wg.step(TILES, TOKENS8, DEPTH, WARPS_K, SPARSE), "=r,r,~{memory}", [tokens])
         else:
-            _asm(step(TILES, TOKENS8, DEPTH, WARPS_K, SPARSE), "=r,r,~{memory}", [tokens])
+            _asm(step(TILES, TOKENS8, DEPTH, WARPS_K, SPARSE, NARROW), "=r,r,~{memory}", [tokens])
 
 
 @gluon.jit
@@ -167,8 +168,9 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
                 tokens, out_features, in_features, x_stride, row_blocks, blocks, share, chunks, steps, row_tiles, group,
                 TILES: gl.constexpr, TOKENS8: gl.constexpr, DEPTH: gl.constexpr, WARPS_M: gl.constexpr, WARPS_K: gl.constexpr,
                 ROWS: gl.constexpr, GROUPS: gl.constexpr, ROUNDS: gl.constexpr, SPLITS: gl.constexpr, CLUSTER: gl.constexpr,
-                SHARED: gl.constexpr, CHUNKED: gl.constexpr, PENDING: gl.constexpr, SPARSE: gl.constexpr, FUSED: gl.constexpr,
-                BIAS: gl.constexpr, OUT: gl.constexpr, PDL: gl.constexpr, EAGER: gl.constexpr, PIECES: gl.constexpr, WGMMA: gl.constexpr):
+                SHARED: gl.constexpr, CHUNKED: gl.constexpr, PENDING: gl.constexpr, SPARSE: gl.constexpr, NARROW: gl.constexpr,
+                FUSED: gl.constexpr, BIAS: gl.constexpr, OUT: gl.constexpr, PDL: gl.constexpr, EAGER: gl.constexpr, PIECES: gl.constexpr,
+                WGMMA: gl.constexpr):
     """y[tokens, out_features]: ROUNDS row tiles and a group of tokens (program 0) from one share of in_features (program 1, or the rank in
     a cluster of CLUSTER programs).
 
@@ -177,12 +179,11 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
     sums: int32 [tokens, out_features] and a counter per row tile and group, zero before and after (SPLITS > 1). share: blocks of a program.
     chunks, steps: of activations, and of every warp in a chunk. group: tokens of each of the GROUPS; the last may be smaller. ROWS: tokens
     copied (or quantized) at once, 1 for a single one. SHARED: KiB. CHUNKED: whether there are several chunks, and PENDING: groups of copies
-    that may be on their way when one begins. PIECES: eight activations each, that a thread quantizes at once. EAGER, WGMMA: as in
-    `DecodeConfig`.
+    that may be on their way when one begins. PIECES: eight activations each, that a thread quantizes at once. Others: see `DecodeConfig`.
     """
     THREADS: gl.constexpr = 32 * WARPS_M * WARPS_K
-    BASE: gl.constexpr = _place(0, TILES, TOKENS8, WARPS_M, WARPS_K, DEPTH, ROUNDS)
-    AT: gl.constexpr = _place(1, TILES, TOKENS8, WARPS_M, WARPS_K, DEPTH, ROUNDS)
+    BASE: gl.constexpr = _place(0, TILES, TOKENS8, WARPS_M, WARPS_K, DEPTH, ROUNDS, NARROW)
+    AT: gl.constexpr = _place(1, TILES, TOKENS8, WARPS_M, WARPS_K, DEPTH, ROUNDS, NARROW)
     EARLY: gl.constexpr = early(DEPTH)
     _asm(declare(TILES, TOKENS8, classes(TILES, WARPS_M, WARPS_K)), "=r,r", [tokens])
     if PDL and EAGER:
@@ -197,8 +198,8 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
         _asm(wg.declare(TILES), "=r,r", [tokens])
         _asm(wg.prime(TILES, DEPTH, WARPS_M, WARPS_K), "=r,l,r,r,r,r,r,~{memory}", weights)
     else:
-        _asm(prime(TILES, DEPTH, WARPS_M, WARPS_K), "=r,l,r,r,r,r,r,~{memory}", weights)
-    _preload(tokens, 0, EARLY, TILES, WARPS_K, WGMMA)
+        _asm(prime(TILES, DEPTH, WARPS_M, WARPS_K, NARROW), "=r,l,r,r,r,r,r,~{memory}", weights)
+    _preload(tokens, 0, EARLY, TILES, WARPS_K, WGMMA, NARROW)
     row_scale, bias = row_scale_ptr.to(gl.int64, bitcast=True), bias_ptr.to(gl.int64, bitcast=True)
     constants = [row_tile, out_features, row_scale, bias, member]
     if OUT != "s32" and ROUNDS == 1:
@@ -219,7 +220,7 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
     # Of one buffer of activations, where there are two.
     size = columns * (8 * TOKENS8) if WGMMA else tokens * row_bytes
     if FUSED is not None:
-        _preload(tokens, EARLY, DEPTH, TILES, WARPS_K, WGMMA)
+        _preload(tokens, EARLY, DEPTH, TILES, WARPS_K, WGMMA, NARROW)
         _asm(barrier(), "=r,r,~{memory}", [tokens])
         _quantize(x, x_stride, tokens, in_features, row_bytes, first * 128, limit, columns, THREADS, ROWS, FUSED, BASE,
                   PIECES)
@@ -227,7 +228,7 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
     else:
         _copy(x, x_stride, tokens, 0, row_bytes, first * 128, gl.minimum(columns, limit - first * 128), THREADS, ROWS, BASE, TOKENS8, WGMMA)
         _asm(close(), "=r,r,~{memory}", [tokens])
-        _preload(tokens, EARLY, DEPTH, TILES, WARPS_K, WGMMA)
+        _preload(tokens, EARLY, DEPTH, TILES, WARPS_K, WGMMA, NARROW)
         if OUT != "s32":
             _asm(bring_scales(), "=r,l,r,~{memory}", [(x_scale_ptr + token).to(gl.int64, bitcast=True), tokens])
         _arrived(tokens, DEPTH - EARLY, WGMMA)
@@ -242,7 +243,7 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
                 start = first * 128 + (chunk + 1) * columns
                 _copy(x, x_stride, tokens, size - buffer, row_bytes, start, gl.minimum(columns, limit - start), THREADS, ROWS, BASE,
                       TOKENS8, WGMMA)
-            _steps(steps, tokens, row_bytes, buffer, TILES, TOKENS8, DEPTH, WARPS_M, WARPS_K, SPARSE, BASE, WGMMA)
+            _steps(steps, tokens, row_bytes, buffer, TILES, TOKENS8, DEPTH, WARPS_M, WARPS_K, SPARSE, BASE, WGMMA, NARROW)
         _sum([row_tile, tokens, out_features, y, sums], member, TILES, TOKENS8, WARPS_M, WARPS_K, ROWS, SPLITS, CLUSTER, OUT, BIAS, AT,
              PDL and not EAGER, WGMMA)
     else:
@@ -251,7 +252,7 @@ def decode_gemm(x_ptr, x_scale_ptr, w_ptr, row_scale_ptr, bias_ptr, y_ptr, sums_
                 constants = [row_tile + turn, out_features, row_scale, bias, member]
                 _asm(row_constants(TILES, WARPS_M, WARPS_K, BIAS, CLUSTER > 1), "=r,r,r,l,l,r,~{memory}", constants)
             _asm(clear(TILES, TOKENS8), "=r,r,~{memory}", [tokens])
-            _steps(steps, tokens, row_bytes, 0, TILES, TOKENS8, DEPTH, WARPS_M, WARPS_K, SPARSE, BASE, WGMMA)
+            _steps(steps, tokens, row_bytes, 0, TILES, TOKENS8, DEPTH, WARPS_M, WARPS_K, SPARSE, BASE, WGMMA, NARROW)
             _sum([row_tile + turn, tokens, out_features, y, sums], member, TILES, TOKENS8, WARPS_M, WARPS_K, ROWS, SPLITS, CLUSTER, OUT,
                  BIAS, AT, PDL and not EAGER and ROUNDS == 1, WGMMA)
     if SPLITS > 1:

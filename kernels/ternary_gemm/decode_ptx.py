@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 
+from kernels.ternary_gemm import decode_narrow
+
 COLUMNS = 128
 """in_features of one step of a warp: one block of the packed weight."""
 BLOCK_BYTES = 2048
@@ -31,9 +33,21 @@ def log2(value):
 
 
 @gluon.constexpr_function
-def ring_bytes(tiles, warps, depth):
+def pieces(tiles, narrow):
+    """Copies of 16 bytes a lane in a step of a warp. narrow: 1.5 bits a weight, four tiles side by side (`kernels.fragments_narrow`)."""
+    return 3 * tiles // 4 if narrow else tiles
+
+
+@gluon.constexpr_function
+def block_bytes(narrow):
+    """Bytes of 64 rows × 128 columns."""
+    return 3 * BLOCK_BYTES // 4 if narrow else BLOCK_BYTES
+
+
+@gluon.constexpr_function
+def ring_bytes(tiles, warps, depth, narrow=False):
     """Shared memory of all warps' rings."""
-    return warps * depth * tiles * TILE_BYTES
+    return warps * depth * pieces(tiles, narrow) * TILE_BYTES
 
 
 @gluon.constexpr_function
@@ -50,17 +64,17 @@ def declare(tiles, tokens8, row_classes):
 
 
 @gluon.constexpr_function
-def load_step(slot, ahead, tiles, warps_k):
+def load_step(slot, ahead, tiles, warps_k, narrow):
     """Copy the blocks `ahead` steps behind `next` to a slot of the ring, where this warp has so many left; one group, empty or not."""
     text = f"\nsetp.gt.s32 more, left, {ahead};"
-    for m in range(tiles):
-        source = ahead * warps_k * BLOCK_BYTES + m * TILE_BYTES
+    for m in range(pieces(tiles, narrow)):
+        source = ahead * warps_k * block_bytes(narrow) + m * TILE_BYTES
         text += f"\n@more cp.async.cg.shared.global.L2::128B [{slot}+{m * TILE_BYTES}], [next+{source}], 16;"
     return text + "\ncp.async.commit_group;"
 
 
 @gluon.constexpr_function
-def prime(tiles, depth, warps_m, warps_k):
+def prime(tiles, depth, warps_m, warps_k, narrow=False):
     """$1 weights, $2 row tile, $3 blocks of 64 rows, $4 blocks along in_features, $5 this program's first block, $6 its end (of the last
     row tile, where it does several: they lie one behind the other).
 
@@ -72,7 +86,7 @@ def prime(tiles, depth, warps_m, warps_k):
         shr.u32 warp, lane, 5;
         and.b32 lane, lane, 31;
         mov.u32 ring, global_smem;
-        mad.lo.u32 ring, warp, {depth * tiles * TILE_BYTES}, ring;
+        mad.lo.u32 ring, warp, {depth * pieces(tiles, narrow) * TILE_BYTES}, ring;
         mad.lo.u32 ring, lane, 16, ring;
         add.u32 ring, ring, {HEADER};
         mov.b32 slot, ring;
@@ -90,7 +104,7 @@ def prime(tiles, depth, warps_m, warps_k):
         shr.s32 left, left, {log2(warps_k)};
         shr.u32 at, row, 2;
         mad.lo.u32 at, at, $4, warp;
-        mad.wide.u32 next, at, {BLOCK_BYTES}, $1;
+        mad.wide.u32 next, at, {block_bytes(narrow)}, $1;
         and.b32 row, row, 3;
         mad.wide.u32 next, row, {TILE_BYTES}, next;
         mad.wide.u32 next, lane, 16, next;"""
@@ -104,11 +118,11 @@ def clear(tiles, tokens8):
 
 
 @gluon.constexpr_function
-def preload(first, last, tiles, warps_k):
+def preload(first, last, tiles, warps_k, narrow=False):
     """Starts the copies of steps first … last - 1 (`slot` still points at the ring's first place)."""
     text = "{\n.reg .pred more;\n.reg .b32 t;"
     for step in range(first, last):
-        text += f"\nadd.u32 t, slot, {step * tiles * TILE_BYTES};" + load_step("t", step, tiles, warps_k)
+        text += f"\nadd.u32 t, slot, {step * pieces(tiles, narrow) * TILE_BYTES};" + load_step("t", step, tiles, warps_k, narrow)
     return text + f"\n{DONE}\n}}"
 
 
@@ -140,14 +154,16 @@ def aim(tokens8, warps_m, base):
 
 
 @gluon.constexpr_function
-def multiply(half, tiles, tokens8, sparse):
+def multiply(half, tiles, tokens8, sparse, narrow):
     """64 columns of a step: its words unpacked to 64 times the weights, then every eight tokens times every 16 rows.
 
     Sparse: one product of 64 columns. Dense: two of 32; b0 … b3 hold the activations of both.
     """
     text, parts = "", 1 if sparse else 2
     for m in range(tiles):
-        for part in range(parts):
+        if narrow:
+            text += decode_narrow.unpack(half, m)
+        for part in range(0 if narrow else parts):
             for i in range(4):
                 at = f"f{4 * (parts * m + part) + i}"
                 text += f"\nshl.b32 {at}, word{4 * m + 2 * half + part}, {2 * i};\nand.b32 {at}, {at}, 0xC0C0C0C0;"
@@ -158,8 +174,10 @@ def multiply(half, tiles, tokens8, sparse):
             for part in range(parts):
                 fragments = ", ".join(f"f{4 * (parts * m + part) + i}" for i in range(4))
                 if sparse:
-                    text += (f"\nmma.sp::ordered_metadata.sync.aligned.m16n8k64.row.col.s32.s8.s8.s32 {{{acc}}}, {{{fragments}}}, "
-                             f"{{b0, b1, b2, b3}}, {{{acc}}}, word{4 * m + 2 * half + 1}, 0;")
+                    name = "mma.sp" if narrow else "mma.sp::ordered_metadata"
+                    metadata = 4 * half + m if narrow else 4 * m + 2 * half + 1
+                    text += (f"\n{name}.sync.aligned.m16n8k64.row.col.s32.s8.s8.s32 {{{acc}}}, {{{fragments}}}, "
+                             f"{{b0, b1, b2, b3}}, {{{acc}}}, word{metadata}, 0;")
                 else:
                     text += (f"\nmma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {{{acc}}}, {{{fragments}}}, "
                              f"{{b{2 * part}, b{2 * part + 1}}}, {{{acc}}};")
@@ -167,9 +185,10 @@ def multiply(half, tiles, tokens8, sparse):
 
 
 @gluon.constexpr_function
-def step(tiles, tokens8, depth, warps_k, sparse):
+def step(tiles, tokens8, depth, warps_k, sparse, narrow=False):
     """One block of 128 columns of every warp that has one left; its place in the ring is filled again, `depth` steps ahead."""
-    text = f"""{{
+    size = pieces(tiles, narrow) * TILE_BYTES
+    text = f"""{{{decode_narrow.declare() if narrow else ""}
         .reg .b32 word<{4 * tiles}>;
         .reg .b32 f<{4 * tiles * (1 if sparse else 2)}>;
         .reg .b32 b<4>;
@@ -178,18 +197,18 @@ def step(tiles, tokens8, depth, warps_k, sparse):
         cp.async.wait_group {depth - 1};
         setp.le.s32 none, left, 0;
         @none bra.uni NONE_${{:uid}};"""
-    for m in range(tiles):
+    for m in range(pieces(tiles, narrow)):
         words = ", ".join(f"word{4 * m + i}" for i in range(4))
         text += f"\nld.shared.v4.b32 {{{words}}}, [slot+{m * TILE_BYTES}];"
-    text += "".join(multiply(half, tiles, tokens8, sparse) for half in range(2))
+    text += "".join(multiply(half, tiles, tokens8, sparse, narrow) for half in range(2))
     text += "".join(f"\nadd.u32 xrow{j}, xrow{j}, {warps_k * COLUMNS};" for j in range(tokens8))
     return text + f"""
-    NONE_${{:uid}}:{load_step("slot", depth, tiles, warps_k)}
-        add.s64 next, next, {warps_k * BLOCK_BYTES};
+    NONE_${{:uid}}:{load_step("slot", depth, tiles, warps_k, narrow)}
+        add.s64 next, next, {warps_k * block_bytes(narrow)};
         sub.s32 left, left, 1;
-        add.u32 slot, slot, {tiles * TILE_BYTES};
+        add.u32 slot, slot, {size};
         sub.u32 t, slot, ring;
-        setp.ge.u32 more, t, {depth * tiles * TILE_BYTES};
+        setp.ge.u32 more, t, {depth * size};
         selp.b32 slot, ring, slot, more;
         {DONE}
     }}"""

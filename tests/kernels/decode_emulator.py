@@ -77,6 +77,8 @@ class Program:
             return np.arange(self.threads, dtype=np.uint64)
         if name == "%cluster_ctarank":
             return np.full(self.threads, self.rank, np.uint64)
+        if name == "%nctaid.z":
+            return np.ones(self.threads, np.uint64)
         if name == "global_smem":
             return np.zeros(self.threads, np.uint64)
         if re.fullmatch(r"-?\d+|0x[0-9A-Fa-f]+|0f[0-9A-F]{8}", name):
@@ -109,8 +111,15 @@ class Program:
             return self._convert(kind, a[0])
         if name == "prmt":
             both = a[0] & np.uint64(0xFFFFFFFF) | a[1] << np.uint64(32)
-            nibbles = [a[2] >> np.uint64(4 * i) & np.uint64(7) for i in range(4)]
-            return sum((both >> (n * np.uint64(8)) & np.uint64(255)) << np.uint64(8 * i) for i, n in enumerate(nibbles))
+            nibbles = [a[2] >> np.uint64(4 * i) & np.uint64(15) for i in range(4)]
+            chosen = [both >> ((n & np.uint64(7)) * np.uint64(8)) & np.uint64(255) for n in nibbles]
+            signs = [(byte >> np.uint64(7)) * np.uint64(255) for byte in chosen]
+            found = [np.where(n >> np.uint64(3), sign, byte) for n, sign, byte in zip(nibbles, signs, chosen, strict=True)]
+            return sum(byte << np.uint64(8 * i) for i, byte in enumerate(found))
+        if name == "lop3":
+            kept = [index for index in range(8) if int(a[3][0]) >> index & 1]
+            minterms = [(a[0] if i & 4 else ~a[0]) & (a[1] if i & 2 else ~a[1]) & (a[2] if i & 1 else ~a[2]) for i in kept]
+            return np.bitwise_or.reduce(minterms) & np.uint64(0xFFFFFFFF)
         if name == "shr" and kind[1] == "s32":
             return (signed(a[0]) >> a[1].astype(np.int64)).astype(np.uint64) & np.uint64(0xFFFFFFFF)
         found = {
@@ -224,13 +233,13 @@ class Program:
 
     def _multiply(self, kind: list[str], operands: list[str], guard: Array) -> None:
         """mma.m16n8k32 and mma.sp.m16n8k64 on signed bytes, every warp's."""
-        b, sparse = self._bytes(operands[2]), kind[1].startswith("sp::")
+        b, sparse = self._bytes(operands[2]), kind[1].startswith("sp")
         g, q = np.arange(32) // 4, np.arange(32) % 4
         right = np.zeros((len(b), 64, 8), np.int64)
         for i in range(b.shape[2]):
             for byte in range(4):
                 right[:, 16 * i + 4 * q + byte, g] = b[:, :, i, byte]
-        self._products(operands, right, 4 if sparse else None, guard)
+        self._products(operands, right, 4 if sparse else None, guard, kind[1] != "sp")
 
     def _warpgroup(self, kind: list[str], operands: list[str], guard: Array) -> None:
         """wgmma with its left side in registers; the right one in 128-byte rows, in the 128-byte swizzle. Every warp's 16 rows."""
@@ -247,30 +256,31 @@ class Program:
         """Bytes of shared memory that the tensor cores read themselves, for these warps."""
         return self.memory[at]
 
-    def _products(self, operands: list[str], right: Array, metadata: int | None, guard: Array) -> None:
-        """Every warp's 16 rows in registers times `right` [warps, 64, tokens]; metadata: which operand, where there is one."""
+    def _products(self, operands: list[str], right: Array, metadata: int | None, guard: Array, ordered: bool = True) -> None:
+        """Every warp's 16 rows in registers times `right` [warps, 64, tokens]; metadata: which operand, where there is one. ordered: its
+        positions have to ascend; otherwise each is taken for itself, as an H200 does with all 16 pairs."""
         a, g, q = self._bytes(operands[1]), np.arange(32) // 4, np.arange(32) % 4
         left = np.zeros((len(a), 16, 32), np.int64)
         for i in range(4):
             for byte in range(4):
                 left[:, g + 8 * (i & 1), 4 * q + byte + 16 * (i >> 1)] = a[:, :, i, byte]
         if metadata is not None:
-            left = self._spread(left, self.value(operands[metadata]).reshape(-1, 32), guard)
+            left = self._spread(left, self.value(operands[metadata]).reshape(-1, 32), guard, ordered)
         product = left @ right[:, : left.shape[2]]
         for i, name in enumerate(operands[0].strip("{}").split(",")):
             part = product[:, g + 8 * (i >> 1 & 1), 8 * (i // 4) + 2 * q + (i & 1)].flatten().astype(np.uint64)
             self._set(name.strip(), self.value(name.strip()) + part & np.uint64(0xFFFFFFFF), guard)
 
     @staticmethod
-    def _spread(kept: Array, metadata: Array, guard: Array) -> Array:
+    def _spread(kept: Array, metadata: Array, guard: Array, ordered: bool) -> Array:
         dense = np.zeros((len(kept), 16, 64), np.int64)
         warps = np.arange(len(kept))
         for lane in range(32):
             row, first, before = lane // 4 + 8 * (lane % 2), 16 * (lane % 4 >> 1), warps
             for index in range(first, first + 16):
                 place = (metadata[:, lane] >> np.uint64(2 * (index - first)) & np.uint64(3)).astype(np.int64)
-                if index % 2:
+                if index % 2 and ordered:
                     assert (place > before)[guard[::32]].all(), "metadata that the instruction does not allow"
                 before = place
-                dense[warps, row, 4 * (index // 2) + place] = kept[:, row, index]
+                dense[warps, row, 4 * (index // 2) + place] += kept[:, row, index]
         return dense

@@ -9,14 +9,25 @@ import pytest
 import torch
 
 from autotune.compile import Compiled, compile_unit
-from kernels.errors import NonFiniteError, ShapeError, SparsityError
+from kernels.errors import NonFiniteError, PackError, ShapeError, SparsityError
 from kernels.gpu import by_name
 from kernels.inputs import GemmInputs, Inputs, Kind, LayerInputs, make_inputs
 from kernels.kernel import Outputs, Prepared
 from kernels.problem import DENSE, DType, Op, Problem, Sparsity
-from kernels.ternary_gemm.decode import GEMM, LAYER, bind, compile_units, decode_weight, fuses, unavailable
+from kernels.ternary_gemm.decode import (
+    GEMM,
+    LAYER,
+    NARROW,
+    NARROW_LAYER,
+    bind,
+    compile_units,
+    decode_weight,
+    fuses,
+    narrow_unavailable,
+    unavailable,
+)
 from kernels.ternary_gemm.decode_config import DecodeConfig, is_sparse, plan, registers, reject
-from kernels.ternary_gemm.decode_estimate import default_config, space
+from kernels.ternary_gemm.decode_estimate import default_config, narrow_config, narrow_space, space
 from tests.kernels.on_device import SIX_EIGHT, TWO_FOUR, assert_all_right, assert_right, assert_same_bits, problems
 
 H200, A100 = by_name("h200"), by_name("a100")
@@ -27,6 +38,10 @@ CONFIGS = (DecodeConfig(4, 4, 2, 4), DecodeConfig(4, 1, 8, 3), DecodeConfig(1, 1
            DecodeConfig(2, 1, 4, 4, 4, 32, group=16, clustered=True), DecodeConfig(1, 4, 2, 3, 8, clustered=True),
            DecodeConfig(1, 4, 2, 3, wgmma=True), DecodeConfig(4, 4, 2, 3, x_kib=32, wgmma=True),
            DecodeConfig(2, 8, 1, 4, 4, group=24, clustered=True, wgmma=True), DecodeConfig(4, 4, 1, 2, 2, eager=False, wgmma=True))
+NARROW_CONFIGS = (DecodeConfig(4, 1, 8, 4, narrow=True), DecodeConfig(4, 4, 2, 3, 1, 32, narrow=True),
+                  DecodeConfig(4, 1, 4, 3, rounds=3, group=16, narrow=True), DecodeConfig(4, 1, 8, 3, rounds=2, narrow=True),
+                  DecodeConfig(4, 2, 4, 3, 2, clustered=True, narrow=True), DecodeConfig(4, 2, 4, 2, 3, 32, narrow=True),
+                  DecodeConfig(4, 8, 1, 3, narrow=True, eager=False))
 SHAPES = ((1, 1152, 896), (7, 130, 64), (9, 7, 128), (16, 2048, 2048), (33, 384, 776), (63, 136, 320), (64, 896, 4864), (1, 520, 12000),
           (0, 64, 128), (5, 200, 2504))
 
@@ -43,6 +58,9 @@ COMPILED = [
     (problem(8192, 28672, 64), DecodeConfig(4, 2, 4, 3, 4, 96, 32, clustered=True), "h200"),
     (problem(57344, 8192, 64), DecodeConfig(4, 8, 1, 4, 1, 128, wgmma=True), "h200"),
     (problem(8192, 8192, 40, DENSE, bias=True), DecodeConfig(2, 4, 2, 4, 2, 64, clustered=True, wgmma=True), "h200"),
+    (problem(57344, 8192, 1), DecodeConfig(4, 1, 8, 4, narrow=True), "h200"),
+    (problem(57344, 8192, 8), DecodeConfig(4, 1, 16, 4, rounds=7, narrow=True), "h200"),
+    (problem(8192, 28672, 16), DecodeConfig(4, 2, 4, 4, 2, 136, clustered=True, narrow=True), "h200"),
     (problem(2560, 2560, 1, op="layer", dtype="fp16"), CONFIGS[3], "a100"),
     (problem(2560, 2560, 1, SIX_EIGHT, op="layer", dtype="fp32"), CONFIGS[2], "b200"),
 ]
@@ -57,7 +75,7 @@ def test_compiles_to_tensor_core_products_without_spills(case: Problem, config: 
     assert isinstance(found, Compiled), found
     assert found.spills == 0
     assert found.instructions[unit.expects[90 if config.wgmma else 80]] > 0
-    assert found.instructions["LDGSTS"] >= config.tiles
+    assert found.instructions["LDGSTS"] >= config.tiles * (3 if config.narrow else 4) // 4
     assert found.registers <= registers(config, case.tokens, is_sparse(case)) + 8
     assert found.shared_bytes == plan(case.out_features, case.in_features, case.tokens, config).shared_kib * 1024
     assert reject(case, profile, config) is None
@@ -121,8 +139,41 @@ def test_the_space_is_refused_with_reasons() -> None:
     assert unavailable(problem(64, 64, 64, DENSE), A100) is None
 
 
+def test_one_and_a_half_bits_are_offered_where_they_pay() -> None:
+    large = problem(57344, 8192, 1)
+    config = narrow_config(large, H200)
+    assert config.narrow
+    assert reject(large, H200, config) is None
+    assert narrow_space.reject(large, H200, config) is None
+    assert not any(config.narrow for config in space.candidates())
+    assert all(config.narrow for config in narrow_space.allowed(large, H200))
+    assert not default_config(large, H200).narrow, "other kernels read the same packed weight"
+    for case in (problem(1, 4, 1), problem(130, 64, 16), problem(2560, 2048, 4), problem(1000, 131072, 9)):
+        assert reject(case, H200, narrow_config(case, H200)) is None
+    for case, gpu, why in ((large.with_(sparsity=DENSE), H200, "2:4"), (large.with_(tokens=17), H200, "16 tokens"), (large, A100, "sm_90"),
+                           (large.with_(op="layer", dtype="int32"), H200, "int32")):
+        assert why in str(narrow_unavailable(case, gpu))
+    assert narrow_unavailable(large, H200) is None
+    for bad in (DecodeConfig(2, 1, 8, 4, narrow=True), DecodeConfig(4, 4, 2, 2, narrow=True, wgmma=True)):
+        assert "1.5 bits" in str(reject(large, H200, bad))
+    assert "1.5 bits" in str(reject(large.with_(sparsity=DENSE), H200, config))
+    assert "1.5 bits" in str(reject(large, by_name("b200"), config))
+    assert (NARROW.name, NARROW.op, NARROW_LAYER.op) == ("decode-narrow", "gemm", "layer")
+
+
+def test_a_weight_in_the_other_layout_is_refused() -> None:
+    w, scale = torch.zeros(64, 128, dtype=torch.int8), torch.ones(1)
+    for narrow in (False, True):
+        weight = decode_weight(w, scale, (64,), TWO_FOUR, narrow)
+        assert weight.weight_bytes == 64 * 128 * (3 if narrow else 4) // 16 + 4 * 64
+        with pytest.raises(PackError, match="bits"):
+            bind(1, weight, None, torch.bfloat16, DecodeConfig(4, 1, 1, 2, narrow=not narrow))
+    with pytest.raises(SparsityError, match="2:4"):
+        decode_weight(w, scale, (64,), DENSE, narrow=True)
+
+
 @pytest.mark.parametrize("tokens", [1, 17, 64])
-@pytest.mark.parametrize("config", CONFIGS, ids=str)
+@pytest.mark.parametrize("config", [*CONFIGS, *NARROW_CONFIGS], ids=str)
 def test_a_plan_covers_all_of_in_features_within_its_budget(config: DecodeConfig, tokens: int) -> None:
     for rows, width in ((2560, 2048), (8192, 28672), (130, 64)):
         found = plan(rows, width, tokens, config)
@@ -177,6 +228,14 @@ def test_a_layer_quantizes_for_itself_where_that_is_cheap() -> None:
                                                        (TWO_FOUR, "bf16", "layer"), (DENSE, "fp16", "layer")])
 def test_exact_on_the_device(config: DecodeConfig, sparsity: Sparsity, dtype: DType, op: Op) -> None:
     cases = (case for case in problems(SHAPES, (sparsity,), dtype, op) if reject(case, H200, config) is None)
+    assert_all_right(GEMM if op == "gemm" else LAYER, cases, config, launches=3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("config", NARROW_CONFIGS, ids=str)
+@pytest.mark.parametrize(("dtype", "op"), [("int32", "gemm"), ("fp32", "gemm"), ("bf16", "layer")])
+def test_one_and_a_half_bits_exact_on_the_device(config: DecodeConfig, dtype: DType, op: Op) -> None:
+    cases = (case for case in problems(SHAPES, (TWO_FOUR,), dtype, op) if reject(case, H200, config) is None)
     assert_all_right(GEMM if op == "gemm" else LAYER, cases, config, launches=3)
 
 

@@ -47,7 +47,7 @@ class Launch:
         float_type = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}.get(fused or "bf16", torch.bfloat16)
         self.x = (torch.randn(tokens, width, generator=generator) * 3).to(float_type)
         self.x_q, self.x_scale = quantize_activation(self.x)
-        self.weight = decode_weight(self.w, self.w_scale, self.splits, sparsity)
+        self.weight = decode_weight(self.w, self.w_scale, self.splits, sparsity, config.narrow)
         self.config, self.tokens, self.rows, self.width, self.kind, self.fused = config, tokens, rows, width, kind, fused
         self.plan = plan(rows, width, tokens, config)
         self.shared = self.plan.shared_kib * 1024
@@ -98,7 +98,7 @@ class Launch:
             row_tile, token, tokens = self.part(place)
             tokens8 = self.plan.tokens8
             machine.run(meet(), [0])
-            _, at = places(c.tiles, tokens8, c.warps_m, c.warps_k, c.depth, c.rounds)
+            _, at = places(c.tiles, tokens8, c.warps_m, c.warps_k, c.depth, c.rounds, c.narrow)
             for i in range(turns(c.splits, c.tiles, c.warps_m, c.warps_k, 1 if self.plan.group == 1 else 8 * tokens8)):
                 machine.run(gather(i, c.splits, c.tiles, tokens8, c.warps_m, c.warps_k, self.kind, True, at),
                             [row_tile, tokens, self.rows, self.y_at + token * self.rows * self.out.element_size(), machine.rank])
@@ -116,16 +116,16 @@ class Launch:
         row_blocks, blocks = self.weight.blocks.shape[:2]
         first = share * found.share
         end = min(first + found.share, blocks)
-        base, at = places(c.tiles, tokens8, c.warps_m, c.warps_k, c.depth, c.rounds)
+        base, at = places(c.tiles, tokens8, c.warps_m, c.warps_k, c.depth, c.rounds, c.narrow)
         copied, at_once = tokens_at_once(found.group, c), 1 if found.group == 1 else c.warps
         columns = found.steps * c.warps_k * 128
         row_bytes, limit = columns + 16, min(end * 128, -(-self.width // 16) * 16)
         x_at = self.x_at + token * self.stride * (self.x.element_size() if self.fused else 1)
         machine.run(declare(c.tiles, tokens8, classes(c.tiles, c.warps_m, c.warps_k)), [0])
-        page = wgmma if c.wgmma else mma
-        machine.run(page.prime(c.tiles, c.depth, c.warps_m, c.warps_k),
+        page, packed = (wgmma, ()) if c.wgmma else (mma, (c.narrow,))
+        machine.run(page.prime(c.tiles, c.depth, c.warps_m, c.warps_k, *packed),
                     [self.w_at, row_tile, row_blocks, blocks, first, end + (rounds - 1) * found.share])
-        machine.run(page.preload(0, early(c.depth), c.tiles, c.warps_k), [0])
+        machine.run(page.preload(0, early(c.depth), c.tiles, c.warps_k, *packed), [0])
 
         def copy(buffer: int, chunk: int) -> None:
             start, turn = first * 128 + chunk * columns, copy_columns(UNROLL, threads, copied)
@@ -139,7 +139,7 @@ class Launch:
                                 [x_at, self.stride, tokens, r, piece, buffer, row_bytes, start, wanted])
 
         if self.fused:
-            machine.run(page.preload(early(c.depth), c.depth, c.tiles, c.warps_k), [0])
+            machine.run(page.preload(early(c.depth), c.depth, c.tiles, c.warps_k, *packed), [0])
             machine.zero(self.zeroed)
             machine.run(barrier(), [0])
             self.quantize(machine, x_at, tokens, at_once, base, row_bytes, first * 128, limit, columns)
@@ -147,7 +147,7 @@ class Launch:
         else:
             copy(0, 0)
             machine.run(close(), [0])
-            machine.run(page.preload(early(c.depth), c.depth, c.tiles, c.warps_k), [0])
+            machine.run(page.preload(early(c.depth), c.depth, c.tiles, c.warps_k, *packed), [0])
             machine.run(bring_scales(), [self.xs_at + 4 * token, tokens])
             machine.zero(self.zeroed)
             machine.run(page.arrived(c.depth - early(c.depth)), [0])
@@ -165,7 +165,7 @@ class Launch:
                     copy(size - buffer, chunk + 1)
                 machine.run(page.aim(tokens8, c.warps_m, base), [buffer] if c.wgmma else [tokens, row_bytes, buffer])
                 for _ in range(found.steps):
-                    machine.run(page.step(c.tiles, tokens8, c.depth, c.warps_k, sparse), [0])
+                    machine.run(page.step(c.tiles, tokens8, c.depth, c.warps_k, sparse, *packed), [0])
             self.finish(machine, place, row_tile + turn, tokens8, at)
 
     def quantize(self, machine: Program, x_at: int, tokens: int, at_once: int, base: int, row_bytes: int, first: int, limit: int,
@@ -247,6 +247,10 @@ CASES = [
     (DecodeConfig(2, 8, 1, 2, splits=2, clustered=True, group=24, wgmma=True), TWO_FOUR, 300, 700, 41),
     (DecodeConfig(1, 4, 2, 3, wgmma=True), DENSE, 64, 777, 18),
     (DecodeConfig(1, 4, 2, 4, splits=2, group=16, wgmma=True), TWO_FOUR, 70, 1100, 33),
+    (DecodeConfig(4, 1, 8, 3, narrow=True), TWO_FOUR, 70, 1540, 1),
+    (DecodeConfig(4, 2, 2, 3, x_kib=32, narrow=True), TWO_FOUR, 200, 2048, 20),
+    (DecodeConfig(4, 1, 4, 3, rounds=2, group=16, narrow=True), TWO_FOUR, 130, 1536, 18),
+    (DecodeConfig(4, 2, 2, 2, splits=2, clustered=True, narrow=True), TWO_FOUR, 130, 1500, 5),
 ]
 
 
@@ -274,7 +278,7 @@ def test_shares_meet_in_any_order_and_leave_zeros(kind: str, order: str) -> None
 
 @pytest.mark.parametrize("kind", ["bf16", "f16", "f32"])
 @pytest.mark.parametrize(("tokens", "changes"), [(1, {}), (5, {"splits": 2}), (11, {"group": 8}), (3, {"splits": 2, "clustered": True}),
-                                                 (1, {"tiles": 4, "rounds": 2, "warps_k": 2})], ids=str)
+                                                 (1, {"tiles": 4, "rounds": 2, "warps_k": 2}), (1, {"tiles": 4, "narrow": True})], ids=str)
 def test_a_layer_quantizes_for_itself(kind: str, tokens: int, changes: dict[str, Any]) -> None:
     config = replace(DecodeConfig(2, 1, 4, 3), **changes)
     rows, width = (100, 1280) if config.rounds > 1 else (40, 1096)

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from kernels.fragments import block_shape
+from kernels.fragments_narrow import narrow_shape
 from kernels.packed import packed_width
 from kernels.problem import Sparsity
-from kernels.storage import FORMATS, fragment_bytes, packed_bytes, total
+from kernels.storage import FORMATS, fragment_bytes, narrow_bytes, packed_bytes, total
 from reference.lifting import lifted_width
 
 SHAPES = ((13824, 2560), (1152, 896), (130, 320), (896, 4864), (1, 8))
@@ -14,16 +17,14 @@ SHAPES = ((13824, 2560), (1152, 896), (130, 320), (896, 4864), (1, 8))
 @pytest.mark.parametrize(("rows", "width"), SHAPES)
 def test_our_layouts_are_as_large_as_what_packs_them(rows: int, width: int) -> None:
     assert packed_bytes(rows, width, 3) == rows * packed_width(width) + 12
-    blocks = 1
-    for size in block_shape(rows, width):
-        blocks *= size
-    assert fragment_bytes(rows, width) == 4 * blocks + 4 * rows
+    assert fragment_bytes(rows, width) == 4 * math.prod(block_shape(rows, width)) + 4 * rows
+    assert narrow_bytes(rows, width, 3) == 4 * math.prod(narrow_shape(rows, width)) + 4 * rows
 
 
 def test_bits_of_a_large_weight() -> None:
     count = 57344 * 8192
     bits = {layout.name: round(8 * layout.nbytes(57344, 8192, 2) / count, 2) for layout in FORMATS}
-    assert bits == {"bf16": 16, "fp8": 8, "int4": 4.12, "2 bits, any": 2, "fragments, 2:4": 2, "fragments, 6:8": 3}
+    assert bits == {"bf16": 16, "fp8": 8, "int4": 4.12, "2 bits, any": 2, "fragments, 2:4": 2, "narrow, 2:4": 1.5, "fragments, 6:8": 3}
 
 
 def test_lifted_weights_have_their_lifted_width() -> None:

@@ -72,6 +72,10 @@ def test_the_memory_roof_counts_only_where_memory_is_needed() -> None:
     assert "memory roof" in str(impossible(case(problem, cache="cold"), quick, H200, {}))
     assert impossible(case(problem), quick, H200, {}) is None
     assert impossible(case(problem, cache="cold"), quick, H200, {"read": 9e12}) is None
+    stored = 4096 * 4096 * 3 // 16
+    assert "memory roof" in str(impossible(case(problem, cache="cold"), result("x", 0.7), H200, {}))
+    assert impossible(case(problem, cache="cold"), result("x", 0.7, weight_bytes=stored), H200, {}) is None
+    assert "memory roof" in str(impossible(case(problem, cache="cold"), result("x", 0.5, weight_bytes=stored), H200, {}))
 
 
 def test_speedups_are_paired() -> None:
