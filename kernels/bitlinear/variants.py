@@ -51,11 +51,15 @@ def choose(problem: Problem, gpu: Gpu, interpreted: bool = False, path: Path | N
     a layer can call, both gradients through workspaces (the faster ones on an H200: docs/kernels-backward.md).
 
     problem: a `step` of training, or a `layer` in evaluation; its dtype is that of the activations. interpreted: only what
-    Triton's interpreter runs. path: another tuned table than the GPU's own.
+    Triton's interpreter runs. path: another tuned table than the GPU's own. Raises UsageError with every reason where none can.
     """
     asked = problem.with_(op="layer" if problem.op == "layer" else "forward")
     known = [kernel for kernel in kernels_for(asked.op) if kernel.name in FORWARD and (kernel.interpreted or not interpreted)]
-    able = [kernel for kernel in known if not FORWARD[kernel.name].refusal(asked, gpu)]
+    refused = {kernel.name: FORWARD[kernel.name].refusal(asked, gpu) for kernel in known}
+    able = [kernel for kernel in known if refused[kernel.name] is None]
+    if not able:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+        raise UsageError(f"no kernel of a BitLinear can do {asked} on {gpu.name}: {reasons}")
     return Choice(chooser.choose(asked, gpu, able, path).kernel.name, "unpack-cublas", "dequantize-cublas")
 
 

@@ -18,6 +18,7 @@ from kernels.bitlinear.plan import Plan
 from kernels.bitlinear.variants import Choice, choose
 from kernels.catalogue import find, kernels_for
 from kernels.choose import rank
+from kernels.errors import UsageError
 from kernels.gpu import GPUS, Gpu, by_name
 from kernels.problem import DENSE, Problem, Sparsity
 from kernels.space import config_to_dict
@@ -50,6 +51,12 @@ def test_ampere_and_ada(gpu: Gpu, empty: Path) -> None:
     assert names == {1: "decode", 16: "decode", 1024: "sparse-mma", 8192: "sparse-mma"}
     assert choose(Problem("layer", 8192, 8192, 1024, SIX), gpu, path=empty).forward == "dense-triton"
     assert choose(Problem("step", 8192, 8192, 8192, HALF), gpu, path=empty).forward == "sparse-mma"
+
+
+def test_too_many_in_features_are_refused_with_every_reason(empty: Path) -> None:
+    for op in ("layer", "step"):
+        with pytest.raises(UsageError, match="no kernel of a BitLinear can do .* on h200: .*dense-triton: in_features 200000 is above 131072"):
+            choose(Problem(op, 8, 200_000, 1, HALF), H200, path=empty)  # type: ignore[arg-type] # both are ops
 
 
 def test_hopper(empty: Path) -> None:
