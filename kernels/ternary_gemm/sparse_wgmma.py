@@ -165,8 +165,10 @@ def out_descriptor(out: torch.Tensor) -> TensorDescriptor:
 
 def bind(x_q: torch.Tensor, x_scale: torch.Tensor, weight: FragmentWeight, bias: torch.Tensor | None, dtype: torch.dtype,
          config: SparseConfig, processors: int, early: bool = False) -> SparseGemm:
-    """The GEMM with its output allocated. x_q: int8 [T, columns], lifted where the weight is. early: the launch asks for its weights before
-    those ahead of it have ended; none that may still be running then writes them. Raises ShapeError before anything runs."""
+    """The GEMM with its output allocated. x_q: int8 [T, columns], lifted where the weight is. early: the launch asks for its weights, their
+    scales and the bias before those ahead of it have ended; none that may still be running then writes them.
+
+    Raises ShapeError before anything runs."""
     rows, device = weight.out_features, weight.blocks.device
     if weight.columns > MAX_IN_FEATURES:
         raise ShapeError(f"{weight.columns} columns; int32 accumulators of 64-fold weights hold at most {MAX_IN_FEATURES}")

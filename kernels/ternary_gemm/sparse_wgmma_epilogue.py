@@ -15,10 +15,11 @@ from kernels.ternary_gemm.sparse_wgmma_split import apart
 
 
 @gluon.constexpr_function
-def bring_scales(tiles, block_t, stages):
+def bring_scales(tiles, block_t, stages, of_tokens=True, of_rows=True):
     """$1 first row of the tile, $2 its first token, $3 tokens, $4 x_scale, $5 row_scale (w_scale / 64), $6 bias.
 
     Each warpgroup copies the scales of its part of the tile to shared memory while the products run; zeros for tokens behind the last.
+    of_tokens, of_rows: what it copies.
     """
     scales = shared_offsets(tiles, block_t, stages)[2]
     text = f"""{{
@@ -34,7 +35,7 @@ def bring_scales(tiles, block_t, stages):
         add.u32 row, row, t;
         mad.wide.u32 rows, row, 4, $5;
         mad.wide.u32 biases, row, 4, $6;"""
-    for first in range(0, block_t, 128):
+    for first in range(0, block_t if of_tokens else 0, 128):
         text += f"""
         setp.lt.u32 mine, t, {block_t - first};
         add.u32 token, t, $2;
@@ -44,7 +45,7 @@ def bring_scales(tiles, block_t, stages):
         selp.b32 token, token, 0, inside;
         mad.wide.u32 from, token, 4, $4;
         @mine cp.async.ca.shared.global [to+{scales + 4 * first}], [from], 4, size;"""
-    for first in range(0, 64 * tiles, 128):
+    for first in range(0, 64 * tiles if of_rows else 0, 128):
         place = scales + 4 * block_t + 4 * first
         text += f"""
         setp.lt.u32 mine, t, {64 * tiles - first};

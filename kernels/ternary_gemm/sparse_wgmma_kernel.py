@@ -111,7 +111,7 @@ def _producer(w_ptr, steps, rounds, row_tiles, token_tiles, row_blocks, TILES: g
 @gluon.jit
 def _consumer(x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, steps, rounds, row_tiles, token_tiles, tokens, out_features,
               TILES: gl.constexpr, BLOCK_T: gl.constexpr, STAGES: gl.constexpr, SPLITS: gl.constexpr, PAIR: gl.constexpr, OUT: gl.constexpr,
-              WIDE: gl.constexpr, KIND: gl.constexpr):
+              WIDE: gl.constexpr, KIND: gl.constexpr, EARLY: gl.constexpr):
     """Both consumer warpgroups: per piece all stages with one product always in flight, then the epilogue."""
     ALL: gl.constexpr = units(TILES, BLOCK_T)
     EMPTY: gl.constexpr = _offset(4, TILES, BLOCK_T, STAGES)
@@ -122,16 +122,27 @@ def _consumer(x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, steps, rounds, row_ti
         gl.inline_asm_elementwise(ready(), "=r,r,~{memory}", [steps], dtype=gl.int32, is_pure=False, pack=1)
     if PAIR > 1:
         gl.inline_asm_elementwise(all_ready(), "=r,r,~{memory}", [steps], dtype=gl.int32, is_pure=False, pack=1)
-    gl.inline_asm_elementwise(depend(), "=r,r,~{memory}", [steps], dtype=gl.int32, is_pure=False, pack=1)
     gl.inline_asm_elementwise(prime(TILES, BLOCK_T, STAGES), "=r,r,~{memory}", [steps], dtype=gl.int32, is_pure=False, pack=1)
+    if EARLY:
+        # Of the first tile: from memory they take as long as a short launch multiplies.
+        tile, _, _ = _piece(0, steps, rounds, SPLITS, PAIR)
+        gl.inline_asm_elementwise(bring_scales(TILES, BLOCK_T, STAGES, of_tokens=False), "=r,r,r,r,l,l,l,~{memory}",
+                                  [tile % row_tiles * (128 * TILES), 0, tokens, x_scale, row_scale, bias], dtype=gl.int32, is_pure=False,
+                                  pack=1)
+    gl.inline_asm_elementwise(depend(), "=r,r,~{memory}", [steps], dtype=gl.int32, is_pure=False, pack=1)
     for index in range(count):
         tile, begin, until = _piece(index, steps, rounds, SPLITS, PAIR)
         gl.assume(until > begin)
         row_tile, token_tile = tile % row_tiles, tile // row_tiles
         row = row_tile * (128 * TILES)
         token = token_tile * BLOCK_T
-        gl.inline_asm_elementwise(bring_scales(TILES, BLOCK_T, STAGES), "=r,r,r,r,l,l,l,~{memory}",
-                                  [row, token, tokens, x_scale, row_scale, bias], dtype=gl.int32, is_pure=False, pack=1)
+        scales = [row, token, tokens, x_scale, row_scale, bias]
+        gl.inline_asm_elementwise(bring_scales(TILES, BLOCK_T, STAGES, of_rows=not EARLY), "=r,r,r,r,l,l,l,~{memory}", scales,
+                                  dtype=gl.int32, is_pure=False, pack=1)
+        if EARLY:  # noqa: SIM102 - the outer one is decided by the compiler, the inner one by the program
+            if index > 0:
+                gl.inline_asm_elementwise(bring_scales(TILES, BLOCK_T, STAGES, of_tokens=False), "=r,r,r,r,l,l,l,~{memory}", scales,
+                                          dtype=gl.int32, is_pure=False, pack=1)
         gl.inline_asm_elementwise(enter(TILES, BLOCK_T, STAGES), "=r,r,~{memory}", [steps], dtype=gl.int32, is_pure=False, pack=1)
         if is_short(TILES, BLOCK_T):
             alone = gl.inline_asm_elementwise(odd(), "=r,r", [until - begin], dtype=gl.int32, is_pure=True, pack=1)
@@ -189,7 +200,7 @@ def sparse_gemm(x_desc, y_desc, w_ptr, x_scale_ptr, row_scale_ptr, bias_ptr, y_p
     row_scale, bias: float32 per output row, readable to the end of the last tile; row_scale holds w_scale / 64. OUT: bf16, f16, f32 or
     s32. WIDE: stores by TMA (out_features a multiple of 8, OUT of 16 bits). KIND: "sparse" (layout fragment24), "dense" (fragment), or
     "wide": bf16 x, described as int8 rows of twice the columns, and layout fragment24-bf16; whole tiles, stores by TMA. EARLY:
-    weights are asked for before the launches before this one have ended, which must not write them.
+    weights, row_scale and bias are asked for before the launches before this one have ended, which must not write them.
     """
     gl.inline_asm_elementwise(declare(TILES, BLOCK_T), "=r,r", [steps], dtype=gl.int32, is_pure=False, pack=1)
     # All shared memory is addressed by asm: one allocation, counted in the 8 bytes of a barrier. The compiler keeps it
@@ -203,6 +214,6 @@ def sparse_gemm(x_desc, y_desc, w_ptr, x_scale_ptr, row_scale_ptr, bias_ptr, y_p
     gl.inline_asm_elementwise(begin(TILES, BLOCK_T, STAGES, PAIR, WIDE), "=r,r,~{memory}", [steps], dtype=gl.int32, is_pure=False, pack=1)
     gl.warp_specialize([
         (_consumer, (x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, steps, rounds, row_tiles, token_tiles, tokens, out_features, TILES,
-                     BLOCK_T, STAGES, SPLITS, PAIR, OUT, WIDE, KIND)),
+                     BLOCK_T, STAGES, SPLITS, PAIR, OUT, WIDE, KIND, EARLY)),
         (_producer, (w_ptr, steps, rounds, row_tiles, token_tiles, row_blocks, TILES, BLOCK_T, STAGES, SPLITS, PAIR, EARLY)),
     ], [PRODUCER_WARPS], [24])
