@@ -79,6 +79,8 @@ CHOSEN = (
     Case("decode", "warpgroups", "gemm", 17, 264, 1152, config=DecodeConfig(2, 4, 2, 4, wgmma=True)),
     Case("decode", "warpgroups-in-chunks", "gemm", 33, 136, 2304, DENSE, DecodeConfig(1, 4, 2, 4, 2, 8, 16, clustered=True, wgmma=True)),
     Case("decode", "quantizes", "layer", 1, 136, 1024, config=DecodeConfig(2, 2, 4, 3, 2)),
+    Case("decode-narrow", "default", "gemm", 7, 136, 776),
+    Case("decode-narrow", "quantizes", "layer", 1, 136, 1024),
     Case("two-pass", "pairs", "prepare", 0, 34, 1032),
     Case("two-pass", "groups-of-eight", "prepare", 0, 34, 1032, SIX_EIGHT),
     Case("activation", "plain", "activation", 7, 0, 1032),
