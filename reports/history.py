@@ -9,8 +9,7 @@ from pathlib import Path
 from kernels.errors import UsageError
 from reports import database, scan
 from reports.changepoints import LEAST_RUN, Change, changes
-from reports.figures import short, times
-from reports.picker import duration
+from reports.figures import times
 from reports.points import Point, moved, point_of
 from reports.sketch import Sketch
 from reports.svg import Figure
@@ -148,6 +147,5 @@ def context(gpu: str, store: Path) -> dict[str, object]:
     return {
         "gpu": ordered[-1].gpu if ordered else gpu, "runs": ordered, "commits": len({run.commit for run in ordered}), "series": found,
         "drawn": drawn, "changed": [one for one in found if one.changes], "longest": max((len(one.points) for one in found), default=0),
-        "enough": 2 * LEAST_RUN, "strip": strip, "short": short, "duration": duration,
-        "source": str(store),
+        "enough": 2 * LEAST_RUN, "strip": strip, "source": str(store),
     }  # fmt: skip

@@ -52,7 +52,6 @@ def render(results: Results, compared: tuple[Results, Results] | None = None) ->
     comparer = Comparer(results)
     groups, cases = tables.groups(comparer), tables.case_rows(comparer)
     answered, run_rows = answers(comparer), provenance.run_rows(results)
-    projected_cases = unmeasured.projected_cases(results)
     context: dict[str, Any] = {
         "answers": answered,
         "picker": picker(answered, list(pairs(results)), results.gpu),
@@ -82,14 +81,22 @@ def render(results: Results, compared: tuple[Results, Results] | None = None) ->
         "published": [(entry, ours_beside(entry, results)) for entry in PUBLISHED],
         "footprint": FOOTPRINT,
         "weight_share": weight_share(results),
-        "projections": unmeasured.projection_figures(results),
-        "projected": [(case, unmeasured.floors(case)) for case in projected_cases],
-        "unprojected": failures.absences(projected_cases),
-        "interpreted": unmeasured.interpreted(results),
-        "unmeasured": unmeasured.kinds(results),
+        **_without_gpu(results),
         "changes": two_runs(*compared) if compared else None,
     }
     return _environment().get_template("page.html").render(context)
+
+
+def _without_gpu(results: Results) -> dict[str, Any]:
+    """What the template of the part without a GPU needs."""
+    cases = unmeasured.projected_cases(results)
+    return {
+        "projections": unmeasured.projection_figures(results),
+        "projected": [(case, unmeasured.floors(case)) for case in cases],
+        "unprojected": failures.absences(cases),
+        "interpreted": unmeasured.interpreted(results),
+        "unmeasured": unmeasured.kinds(results),
+    }
 
 
 def render_history(gpu: str, store: Path) -> str:

@@ -30,7 +30,9 @@ LETTER = 4.9
 def panel(data: Data) -> Panel | None:
     """The samples of the least and most certain cases of each suite, and the conditions around every case in the order of measuring."""
     drawn = [made for suite in SUITES if (made := samples(suite, data))]
-    strip = clock_strip([case for case in data.results.measured if case.record.state == "interleaved"])
+    started = {run.id: run.started for run in data.results.runs}
+    cases = [case for case in data.results.measured if case.record.state == "interleaved"]
+    strip = clock_strip(sorted(cases, key=lambda case: started.get(case.record.run, "")))
     if not drawn and strip is None:
         return None
     html = paragraph(
@@ -66,7 +68,7 @@ def _draw_samples(suite: str, shown: Sequence[Comparison]) -> Figure:
     for share in (-REACH, 0.0, REACH):
         x = _x(share)
         sketch.line([(x, 20), (x, bottom)], "grid")
-        sketch.words(x, bottom + 11, f"{share:+.0%}" if share else "median", size=8.5, colour="muted", anchor="middle")
+        sketch.words(x, bottom + 11, f"{share:+.0%}".replace("-", "−") if share else "median", size=8.5, colour="muted", anchor="middle")
     told = []
     for place, item in enumerate(shown):
         y = 20 + ROW * (place + 0.5)
@@ -104,7 +106,7 @@ def _x(share: float) -> float:
 
 
 def clock_strip(cases: Sequence[Case]) -> Figure | None:
-    """SM clock, power and temperature around each case as three strips; None where nothing was recorded."""
+    """SM clock, power and temperature around each case as three strips, in the order given; None where nothing was recorded."""
     values = {name: [[_seen(case, when, name) for when in SEEN] for case in cases] for name, _ in STRIPS}
     strips = [(name, title) for name, title in STRIPS if any(v is not None for pair in values[name] for v in pair)]
     if not strips or len(cases) < 2:

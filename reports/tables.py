@@ -91,7 +91,6 @@ class KernelRow:
 
     name: str
     ours: bool
-    status: str
     us: float | None
     call_us: float | None
     tops: float | None
@@ -164,7 +163,7 @@ def _kernel_row(case: Case, result: Result, comparison: Comparison) -> KernelRow
     joules = case.joules_per_top(result)
     own_dense = result.kernel in OWN_BASELINES and is_baseline(case.record, result)
     name, ours_ = f"{result.kernel} (our dense kernel)" if own_dense else result.kernel, result.kind == "variant" and not own_dense
-    return KernelRow(name, ours_, result.status, us, call, rate, over, joules, weight, remark)
+    return KernelRow(name, ours_, us, call, rate, over, joules, weight, remark)
 
 
 def _remark(result: Result) -> str:
