@@ -15,6 +15,7 @@ from kernels.bitlinear.pack import Fragments, KernelPack
 from kernels.bitlinear.packs import frozen_pack_of, pack_of
 from kernels.bounds import BOUNDS, bounded
 from kernels.errors import NonFiniteError, UsageError
+from kernels.packed import pack
 from kernels.problem import Sparsity
 from kernels.ternary_gemm.sparse_wgmma import dense_fragment_weight, fragment_weight
 from reference.compare import Tolerance, compare, ulp
@@ -118,6 +119,47 @@ def test_interpreted_fragments_follow_the_weight(kind: Fragments, sparsity: str,
             assert not one.no_bias.any()
         with torch.no_grad():
             weight.mul_(-0.5)
+
+
+@pytest.mark.interpreter
+def test_interpreted_fragments_of_a_packed_weight_follow_its_bytes() -> None:
+    """A state_dict that is loaded changes bytes and scales in place; what was made of them changes in place too, for captured graphs."""
+    ternary = (torch.randn(2, 70, 136).sign() * (torch.arange(136) % 4 < 2)).to(torch.int8)
+    first, second = (pack(one, torch.rand(1), (70,), Sparsity.parse("2:4")) for one in ternary)
+    data, w_scale = first.data.clone(), first.w_scale.clone()
+    before = frozen_pack_of(data, w_scale, (70,), 136, first.sparsity, "sparse")
+    assert isinstance(before, KernelPack)
+    addresses = before.addresses("sparse")
+    data.copy_(second.data)
+    w_scale.copy_(second.w_scale)
+    after = frozen_pack_of(data, w_scale, (70,), 136, first.sparsity, "sparse")
+    assert after is before
+    expected = fragment_weight(ternary[1], second.w_scale, (70,), first.sparsity)
+    assert torch.equal(before.fragments["sparse"].blocks, expected.blocks)
+    assert torch.equal(before.fragments["sparse"].row_scale, expected.row_scale)
+    made = before.fragments["sparse"]
+    assert addresses == before.addresses("sparse") == (made.blocks.data_ptr(), made.row_scale.data_ptr(), before.flags.data_ptr())
+
+
+@pytest.mark.interpreter
+def test_interpreted_biases_follow_whatever_changes_them() -> None:
+    module, x = made((16, 40), "2:4", (), torch.bfloat16, "cpu", ""), torch.randn(3, 40).bfloat16()
+    optimizer = torch.optim.AdamW([module.bias], 0.5, fused=True)
+    module.weight.requires_grad_(False)
+    for _ in range(2):
+        with torch.no_grad():
+            assert torch.equal(module(x), copy.deepcopy(module)(x))
+            module.bias.neg_()
+            assert torch.equal(module(x), copy.deepcopy(module)(x))
+        module(x).sum().backward()
+        optimizer.step()  # which leaves the version of the bias as it is
+        with torch.no_grad():
+            assert torch.equal(module(x), copy.deepcopy(module)(x))
+            module.bias.data.mul_(2)  # leaves no trace either
+            module.repack()
+            assert torch.equal(module(x), copy.deepcopy(module)(x))
+        optimizer.zero_grad()
+    assert module.bias.grad is None
 
 
 @pytest.mark.gpu
