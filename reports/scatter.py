@@ -43,7 +43,7 @@ def panel(data: Data) -> Panel | None:
     html += figures(drawn)
     if strip is not None:
         html += paragraph(
-            "The clock strip: what the driver said before (orange) and after (blue) each case, run after run in the order of measuring."
+            "The clock strip: what the driver said before (orange, long) and after (blue, short) each case, run after run."
         )
         html += wide(strip)
     return Panel("samples", "Samples and clocks", "Samples and clocks", html)
@@ -125,18 +125,18 @@ def clock_strip(cases: Sequence[Case]) -> Figure | None:
         _strip(sketch, values[name], top, low, span, height - 12)
     _suites(sketch, cases, 14 + height * len(strips))
     title = "Clock strip"
-    return sketch.figure("fig-clock-strip", title, f"{title}: around {len(cases)} cases in the order of measuring. {'; '.join(told)}.")
+    return sketch.figure("fig-clock-strip", title, f"{title}: around {len(cases)} cases, run after run. {'; '.join(told)}.")
 
 
 def _strip(sketch: Sketch, pairs: Sequence[Sequence[float | None]], top: float, low: float, span: float, height: float) -> None:
     left, width = STRIP_LEFT, sketch.width - STRIP_LEFT
-    for colour, which in (("s2", 0), ("s1", 1)):
+    for which, (colour, length) in enumerate((("s2", 6.0), ("s1", 3.0))):
         spots = [
             (left + width * (place + 0.5) / len(pairs), top + height - 3 - (value - low) / span * (height - 8))
             for place, pair in enumerate(pairs)
             if (value := pair[which]) is not None
         ]
-        sketch.ticks(spots, 3.2, colour, width=max(1.0, min(2.4, width / len(pairs))), opacity=0.8)
+        sketch.ticks(spots, length, colour, width=max(1.0, min(2.4, width / len(pairs))), opacity=0.8)
     sketch.line([(left, top + height), (sketch.width, top + height)], "grid")
 
 
