@@ -87,6 +87,9 @@ class _Quantizer:
         self.tokens, self.columns, self.padded = tokens, columns, padded_columns(columns)
         self.config = activation_config(columns, tokens)
         self.words = by_words(DTYPES[problem.dtype], columns, None, self.config)
+        self.codes_bytes = tokens * self.padded
+        self.scratch_bytes = self.codes_bytes + 4 * tokens
+        """Of codes, and of codes and scales together."""
         sizes = (columns, self.padded)
         self.usual = activation_launch(self.words, tokens, columns, columns, sizes, None, self.config, device)
 
@@ -99,13 +102,8 @@ class _Quantizer:
 
     def views(self, scratch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """x_q and x_scale in int8 `scratch_bytes`."""
-        end = self.tokens * self.padded
+        end = self.codes_bytes
         return scratch[:end].view(self.tokens, self.padded), scratch[end:].view(torch.float32)
-
-    @property
-    def scratch_bytes(self) -> int:
-        """Of both together."""
-        return self.tokens * (self.padded + 4)
 
 
 def _bind_dense_triton(problem: Problem, gpu: Gpu, device: torch.device, biased: bool) -> Run:
@@ -202,7 +200,8 @@ class Decode:
         quantize, weight = self._quantize, pack.fragments[self._kind]
         scratch, y = x.new_empty(quantize.scratch_bytes, dtype=torch.int8), x.new_empty(shape)
         blocks, scales, flags = pack.addresses(self._kind)
-        codes, place = scratch.data_ptr(), scratch.data_ptr() + quantize.tokens * quantize.padded
+        codes = scratch.data_ptr()
+        place = codes + quantize.codes_bytes
         quantized = (x.data_ptr(), codes, place, None, flags)
         quantize.usual.start(self._index, quantized, lambda: (x, *quantize.views(scratch), None, pack.flags))
         spare = scales if bias is None else bias.data_ptr()

@@ -10,6 +10,7 @@ was made from, which `load_state_dict`, `to` and every other in-place change do,
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Callable, Mapping, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, TypeAlias, TypeVar, cast
@@ -34,9 +35,34 @@ _BIAS: Key = (DENSE, ())
 
 @functools.cache
 def _table() -> MutableMapping[torch.Tensor, dict[Key, Pack]]:
-    """The packs of every weight; the only table of a process. It hears of optimizer steps from its first pack on."""
+    """The packs of every weight; the one that counts. It hears of optimizer steps from its first pack on."""
     register_optimizer_step_post_hook(_stepped)
     return cast("MutableMapping[torch.Tensor, dict[Key, Pack]]", WeakTensorKeyDictionary())
+
+
+@functools.cache
+def _near() -> dict[int, tuple[weakref.ref[torch.Tensor], dict[Key, Pack]]]:
+    """What the table holds, by the id of the tensor: the table itself takes the host several times as long."""
+    return {}
+
+
+def _held(tensor: torch.Tensor) -> dict[Key, Pack]:
+    """The packs of a tensor, to add to."""
+    near, number = _near(), id(tensor)
+    found = near.get(number)
+    if found is not None and found[0]() is tensor:
+        return found[1]
+
+    def forget_it(reference: weakref.ref[torch.Tensor]) -> None:
+        if number in near and near[number][0] is reference:
+            del near[number]
+
+    table = _table()
+    held = table.get(tensor)
+    if held is None:
+        held = table.setdefault(tensor, {})
+    near[number] = weakref.ref(tensor, forget_it), held
+    return held
 
 
 def _stepped(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -81,10 +107,7 @@ def bias_rows(bias: torch.Tensor, use: Use = "eval") -> torch.Tensor:
 
 def _fresh(tensor: torch.Tensor, key: Key, use: Use, make: Callable[[], Pack], fragments: Fragments | None = None) -> Pack:
     """The pack of a tensor under a key, made where there is none, filled where it is stale."""
-    table = _table()
-    held = table.get(tensor)
-    if held is None:
-        held = table.setdefault(tensor, {})
+    held = _held(tensor)
     pack = held.get(key)
     if pack is None or pack.device != tensor.device:
         pack = held[key] = _apart(tensor, make)
@@ -106,10 +129,8 @@ def frozen_pack_of(
 ) -> Pack:
     """The pack of a weight that comes packed (see `PackedTernary`). data: the tensor that holds its bytes and whose life is the pack's.
     Other bytes or scales in the same tensors, as a state_dict brings them, are packed in place. Raises UsageError as `pack_of` does."""
-    table, key = _table(), (sparsity, splits)
-    held = table.get(data)
-    if held is None:
-        held = table.setdefault(data, {})
+    key = (sparsity, splits)
+    held = _held(data)
     stamp = data.data_ptr(), _version(data) + _version(w_scale)
     pack = held.get(key)
     if pack is None or pack.device != data.device or pack.stamp != stamp:
