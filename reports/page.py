@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from reports import (
     breakeven,
+    ceilings,
     compiled,
     failures,
     gate_limits,
@@ -41,7 +42,7 @@ from reports.svg import DARK, LIGHT
 from reports.two_runs import two_runs
 
 PANELS: tuple[PanelFunction, ...] = (
-    power_panel.panel, operands.panel, layers.panel, model_step.panel, learning_panel.panel,
+    ceilings.panel, power_panel.panel, operands.panel, layers.panel, model_step.panel, learning_panel.panel,
     breakeven.panel, memory.panel, scatter.panel, gate_limits.panel, landscape.panel, compiled.panel,
 )  # fmt: skip
 """The sections that are a module each, in the order of the page; one without data is left out."""
