@@ -41,6 +41,11 @@ STREAMED, STREAMED_BY_SPECIALISTS = 0.65, 0.75
 """Shares of the bandwidth at 1 token on the H200: dense-triton 0.67 on 57344x8192 and 0.43 on 8192x28672, decode 0.79 and 0.87."""
 
 
+WHOLE_TILE = 64
+"""Tokens of a tile below which a kernel of many tokens reaches less of its share, in proportion: dense-triton in tiles of 32 and 64 took 7.3
+and 9.1 us at 2560x2560, 13.1 and 17.0 at 8192x8192, decode 4.5 and 12.5 at 32 tokens (6:8 layers, H200, 2026-11-22)."""
+
+
 @dataclass(frozen=True)
 class Estimate:
     """us: to rank by. wall: "arithmetic" or "memory". instructions: by which the products are expected to be made, "library" where a
@@ -88,7 +93,8 @@ def estimate(kernel: Kernel, problem: Problem, gpu: Gpu, config: Config) -> Esti
     specialist = kernel.unavailable(problem.with_(tokens=MANY_TOKENS), gpu) is not None
     tile = getattr(getattr(config, "tile", config), "block_t", 1)
     rounded = problem.with_(tokens=-(-problem.tokens // tile) * tile)
-    arithmetic = sum(_seconds(name, rounded, gpu, specialist) for name in instructions) / len(instructions)
+    narrow = 1.0 if specialist or tile <= 1 else min(1.0, tile / WHOLE_TILE)
+    arithmetic = sum(_seconds(name, rounded, gpu, specialist) for name in instructions) / len(instructions) / narrow
     lifted = any(".SP" in name for name in instructions) and problem.sparsity.lifted
     memory = _bytes(problem, lifted) / gpu.bandwidth / (STREAMED_BY_SPECIALISTS if specialist else STREAMED)
     wall = "arithmetic" if arithmetic > memory else "memory"

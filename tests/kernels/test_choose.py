@@ -6,7 +6,18 @@ from typing import Any
 
 import pytest
 
-from kernels.choose import ELSEWHERE, LIBRARY, SHARES, SPECIALISTS, STREAMED, STREAMED_BY_SPECIALISTS, able, estimate, rank
+from kernels.choose import (
+    ELSEWHERE,
+    LIBRARY,
+    SHARES,
+    SPECIALISTS,
+    SPECIALISTS_ELSEWHERE,
+    STREAMED,
+    STREAMED_BY_SPECIALISTS,
+    able,
+    estimate,
+    rank,
+)
 from kernels.gpu import Gpu, by_name
 from kernels.kernel import CompileUnit, Kernel
 from kernels.problem import DENSE, Problem, Sparsity
@@ -81,6 +92,14 @@ def test_specialists_reach_less_of_the_rate() -> None:
 def test_tiles_are_paid_for_whole() -> None:
     wide = kernel("x", {80: "IMMA", 90: "IGMMA"}, tile=128)
     assert us(wide, LAYER.with_(tokens=4097)) == pytest.approx(us(wide, LAYER.with_(tokens=4224)))
+
+
+def test_narrow_tiles_reach_less_of_their_share() -> None:
+    narrow, whole = (kernel("x", {80: "IMMA", 90: "IGMMA"}, tile=tile) for tile in (16, 64))
+    assert us(narrow, LAYER) == pytest.approx(4 * us(whole, LAYER))
+    few = kernel("x", {80: "IMMA", 90: "IGMMA"}, tile=16, most_tokens=64)
+    least = 2 * 57344 * 8192 * 64 / (1979e12 * SPECIALISTS_ELSEWHERE) * 1e6
+    assert us(few, Problem("gemm", 57344, 8192, 64, DENSE)) == pytest.approx(least), "what is made for few tokens is measured with them"
 
 
 def test_equal_ones_stay_in_the_catalogues_order() -> None:
