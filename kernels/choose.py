@@ -42,8 +42,8 @@ STREAMED, STREAMED_BY_SPECIALISTS = 0.65, 0.75
 
 
 WHOLE_TILE = 64
-"""Tokens of a tile below which a kernel of many tokens reaches less of its share, in proportion: dense-triton in tiles of 32 and 64 took 7.3
-and 9.1 us at 2560x2560, 13.1 and 17.0 at 8192x8192, decode 4.5 and 12.5 at 32 tokens (6:8 layers, H200, 2026-11-22)."""
+"""Tokens of a tile below which a kernel of many tokens reaches less of its share, in proportion: dense-triton in tiles of 32 and 64 took
+7.3 and 9.1 us at 2560x2560, 13.1 and 17.0 at 8192x8192, decode 4.5 and 12.5 at 32 tokens (6:8 layers, H200, 2026-11-22)."""
 
 
 @dataclass(frozen=True)
