@@ -75,13 +75,13 @@ def pack_blocks(
 def unpack_fragments(packed: torch.Tensor, out_features: int, in_features: int) -> torch.Tensor:
     """The int8 weight [out_features, in_features] again. Raises ShapeError where the sizes do not fit, PackError for illegal codes."""
     _check(packed, out_features, in_features)
-    row, value, meta = _places(packed.device)
+    row, quad, meta = _places(packed.device)
     words = packed.view(packed.shape[0], packed.shape[1], THREADS, 2, 2)
     kept = torch.zeros((*packed.shape[:2], 2, ROWS, STEP // 2), dtype=torch.int8, device=packed.device)
     position = torch.zeros((*packed.shape[:2], 2, ROWS, STEP // 4), dtype=torch.int8, device=packed.device)
     for j in range(4):
         for b in range(4):
-            kept[:, :, :, row[:, j], value[:, 4 * j + b]] = _decode(words[..., 0], j, b).transpose(2, 3)
+            kept[:, :, :, row[:, j], 4 * quad[:, j] + b] = _decode(words[..., 0], j, b).transpose(2, 3)
     for group in range(8):
         nibble = (words[..., 1] >> (4 * group)) & 15
         position[:, :, :, meta[:, 0], meta[:, 1] + group] = nibble.to(torch.int8).transpose(2, 3)
@@ -98,11 +98,11 @@ def unpack_fragments(packed: torch.Tensor, out_features: int, in_features: int) 
 def unpack_dense_fragments(packed: torch.Tensor, out_features: int, in_features: int) -> torch.Tensor:
     """The int8 weight [out_features, in_features] of the dense layout. Raises as `unpack_fragments`."""
     _check(packed, out_features, in_features)
-    row, value, _ = _places(packed.device)
+    row, quad, _ = _places(packed.device)
     dense = torch.zeros((*packed.shape[:2], 4, ROWS, STEP // 2), dtype=torch.int8, device=packed.device)
     for j in range(4):
         for b in range(4):
-            dense[:, :, :, row[:, j], value[:, 4 * j + b]] = _decode(packed, j, b).transpose(2, 3)
+            dense[:, :, :, row[:, j], 4 * quad[:, j] + b] = _decode(packed, j, b).transpose(2, 3)
     whole = dense.permute(0, 3, 1, 2, 4).reshape(packed.shape[0] * ROWS, packed.shape[1] * COLUMNS)
     return whole[:out_features, :in_features].contiguous()
 
@@ -121,48 +121,59 @@ def _decode(words: torch.Tensor, j: int, b: int) -> torch.Tensor:
 
 
 def _places(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Per thread: row of each register [128, 4], kept value of each register's byte [128, 16], row and first group of its metadata."""
-    thread = torch.arange(THREADS, device=device)
-    w, g, q = thread // 32, thread % 32 // 4, thread % 4
-    row = torch.stack([16 * w + g + 8 * (j & 1) for j in range(4)], 1)
-    value = torch.stack([4 * q + b + 16 * (j >> 1) for j in range(4) for b in range(4)], 1)
-    return row, value, torch.stack([16 * w + g + 8 * (q & 1), 8 * (q >> 1)], 1)
+    """Per thread: row of each register [128, 4], its first kept value in fours [128, 4], row and first group of its metadata [128, 2]."""
+    thread, j = torch.arange(THREADS, device=device)[:, None], torch.arange(4, device=device)
+    top, q = 16 * (thread // 32) + thread % 32 // 4, thread % 4
+    return top + 8 * (j & 1), q + 4 * (j >> 1), torch.cat([top + 8 * (q & 1), 8 * (q >> 1)], 1)
+
+
+def _group(codes: int) -> int:
+    """Of four 2-bit codes: the two kept ones in bytes 0 and 1, their positions in byte 2, in byte 3 whether there are more non-zeros.
+
+    Non-zeros are kept before zeros, each by position; the two that come first are kept, in the order of their positions.
+    """
+    each = [codes >> 2 * place & 3 for place in range(4)]
+    first, second = sorted(sorted(range(4), key=lambda place: (not each[place], place))[:2])
+    return each[first] | each[second] << 8 | (first | second << 2) << 16 | (each.count(0) < 2) << 24
+
+
+_GROUPS = tuple(map(_group, range(256)))
+
+
+def _quads(weight: torch.Tensor) -> torch.Tensor:
+    """Four neighbours of a row as 2-bit codes in the bytes of a word: int32 [blocks, ROWS, width, COLUMNS / 4]."""
+    words = weight.contiguous().view(torch.int32) & 0x03030303
+    return words.view(weight.shape[0] // ROWS, ROWS, weight.shape[1] // COLUMNS, COLUMNS // 4)
+
+
+def _shifted(registers: torch.Tensor) -> torch.Tensor:
+    """The word of four registers [..., 4] whose bytes hold 2-bit codes: those of the first come on top."""
+    down = torch.arange(6, -1, -2, dtype=torch.int32, device=registers.device)
+    return (registers << down).sum(-1, dtype=torch.int32)
 
 
 def _pack_rows(weight: torch.Tensor) -> torch.Tensor:
     """Blocks of a weight whose sizes are whole blocks."""
-    blocks, width = weight.shape[0] // ROWS, weight.shape[1] // COLUMNS
-    groups = weight.view(blocks, ROWS, width, 2, STEP // 4, 4)
-    filled = groups != 0
-    if bool((filled.sum(-1, dtype=torch.int8) > 2).any()):
+    quads = _quads(weight)
+    codes = (quads | quads >> 6 | quads >> 12 | quads >> 18) & 0xFF
+    groups = torch.tensor(_GROUPS, dtype=torch.int32, device=weight.device)[codes.long()]
+    if bool((groups >> 24).any()):
         raise SparsityError("w_ternary has a group of 4 with more than 2 non-zeros along in_features; 2:4 allows 2")
-    # Non-zeros first, then zeros, each by position; the two that come first are kept, in the order of their positions.
-    rank = torch.arange(4, device=weight.device) - 4 * filled.to(torch.int64)
-    place = rank.argsort(-1)[..., :2].sort(-1).values
-    kept = groups.gather(-1, place).flatten(-2).to(torch.int32) & 3
-    nibble = (place[..., 0] | place[..., 1] << 2).to(torch.int64)
-    row, value, meta = _places(weight.device)
-    words = torch.zeros((blocks, width, THREADS, 2, 2), dtype=torch.int64, device=weight.device)
-    kept, nibble = kept.permute(0, 2, 3, 1, 4), nibble.permute(0, 2, 3, 1, 4)
-    for j in range(4):
-        for b in range(4):
-            code = kept[:, :, :, row[:, j], value[:, 4 * j + b]].to(torch.int64)
-            words[..., 0] |= (code << (8 * b + 6 - 2 * j)).transpose(2, 3)
-    for group in range(8):
-        words[..., 1] |= (nibble[:, :, :, meta[:, 0], meta[:, 1] + group] << (4 * group)).transpose(2, 3)
-    return as_int32(words).view(blocks, width, THREADS, WORDS)
+    groups = groups.unflatten(-1, (2, STEP // 4)).permute(0, 2, 3, 1, 4)
+    row, quad, meta = _places(weight.device)
+    first, second = groups[:, :, :, row, 2 * quad], groups[:, :, :, row, 2 * quad + 1]
+    kept = _shifted(first & 0x0303 | (second & 0x0303) << 16)
+    eight = torch.arange(8, dtype=torch.int32, device=weight.device)
+    nibbles = groups[:, :, :, meta[:, :1], meta[:, 1:] + eight] >> 16 & 15
+    positions = (nibbles << 4 * eight).sum(-1, dtype=torch.int32)
+    return torch.stack([kept, positions], -1).transpose(2, 3).reshape(*groups.shape[:2], THREADS, WORDS)
 
 
 def _pack_dense_rows(weight: torch.Tensor) -> torch.Tensor:
     """Blocks of a weight whose sizes are whole blocks, in the dense layout."""
-    blocks, width = weight.shape[0] // ROWS, weight.shape[1] // COLUMNS
-    codes = (weight.view(blocks, ROWS, width, 4, STEP // 2).to(torch.int64) & 3).permute(0, 2, 3, 1, 4)
-    row, value, _ = _places(weight.device)
-    words = torch.zeros((blocks, width, THREADS, WORDS), dtype=torch.int64, device=weight.device)
-    for j in range(4):
-        for b in range(4):
-            words |= (codes[:, :, :, row[:, j], value[:, 4 * j + b]] << (8 * b + 6 - 2 * j)).transpose(2, 3)
-    return as_int32(words)
+    quads = _quads(weight).unflatten(-1, (WORDS, STEP // 8)).permute(0, 2, 3, 1, 4)
+    row, quad, _ = _places(weight.device)
+    return _shifted(quads[:, :, :, row, quad]).transpose(2, 3)
 
 
 def as_int32(words: torch.Tensor) -> torch.Tensor:
