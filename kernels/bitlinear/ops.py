@@ -49,7 +49,8 @@ def _forward(x: torch.Tensor, pack: Pack, bias: torch.Tensor | None, layer: Laye
         codes_of(x_q, problem.in_features).copy_(codes)
         x_scale.copy_(scales)
         y = _multiply(None, x_q, x_scale, pack, bias, layer, use)
-    return y if shape is None else y.view(shape), x_q, x_scale
+    # Not a view to autograd: past the dispatcher it would be one, and one that was made without gradients refuses to be changed in place.
+    return y if shape is None else torch.ops.aten._unsafe_view.default(y, shape), x_q, x_scale
 
 
 def _multiply(x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, pack: Pack, bias: torch.Tensor | None,

@@ -172,6 +172,15 @@ def test_the_choice_is_among_what_a_layer_can_call_and_the_catalogue_holds() -> 
         assert choose(step.with_(tokens=0), gpu).forward in offered
 
 
+def test_past_the_dispatcher_y_is_like_any_other() -> None:
+    module, x = make(bias=False), torch.randn(2, 3, 48)
+    with torch.no_grad():
+        y = ops.evaluate(x, module.weight, None, "2:4", module.splits, "")
+        assert torch.equal(y, module(x))
+    y.mul_(torch.ones(24, requires_grad=True))
+    assert y.requires_grad
+
+
 def test_the_cpu_warns_once() -> None:
     ops._warn_of_cpu.cache_clear()
     with warnings.catch_warnings(record=True) as caught:
