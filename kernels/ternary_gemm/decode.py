@@ -261,8 +261,8 @@ def compile_units(problem: Problem, config: DecodeConfig) -> Sequence[CompileUni
 
 
 NARROW_TOKENS = 16
-"""Most tokens for which 1.5 bits a weight are offered. An H200 took 0.78 and 0.89 of the time of 2 bits for 57344×8192 and 8192×28672 at
-one token, 0.82 and 0.89 at eight, but 1.08 for 10240×8192 and 1.32 for 13824×2560: it is a kernel of its own, for the largest layers."""
+"""Most tokens for which 1.5 bits a weight are offered. An H200 took 0.78 of the time of 2 bits for 57344×8192 at one token and 0.88 at 16,
+0.89 and 1.00 for 8192×28672, but 1.08 for 10240×8192 and 1.32 for 13824×2560 at one: it is a kernel of its own, for the largest layers."""
 
 
 def narrow_unavailable(problem: Problem, gpu: Gpu) -> str | None:

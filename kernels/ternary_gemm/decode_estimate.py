@@ -20,7 +20,11 @@ AXES = {
     "tiles": (1, 2, 4), "warps_m": (1, 2, 4, 8), "warps_k": (16, 8, 4, 2, 1), "depth": (8, 4, 3, 2), "splits": (1, 2, 3, 4, 8),
     "x_kib": (96, 136), "group": (16, 32, 64), "rounds": (1, 2, 3, 7), "clustered": (False, True), "wgmma": (False, True),
 }
-NARROW_AXES = {**AXES, "tiles": (4,), "wgmma": (False,), "narrow": (True,)}
+NARROW_AXES = {**AXES, "tiles": (4,), "rounds": (1,), "wgmma": (False,), "narrow": (True,)}
+NARROW_SHAPES = frozenset({
+    (4, 1, 4, 4), (4, 1, 8, 3), (4, 1, 8, 4), (4, 1, 16, 4), (4, 2, 8, 3), (4, 2, 8, 4), (4, 4, 4, 3), (4, 8, 2, 3), (4, 8, 2, 4),
+})
+"""As `SHAPES`, at 1.5 bits a weight: of 70 times."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def _candidates(narrow: bool = False) -> tuple[DecodeConfig, ...]:
         rounds = found.rounds == 1 or (found.tiles == 4 and found.warps_m == 1 and found.splits == 1)
         fast = not found.wgmma or found.rounds == 1
         meets = found.splits in CLUSTERS if found.clustered else found.splits <= 4
-        shapes = GROUP_SHAPES if found.wgmma else SHAPES
+        shapes = GROUP_SHAPES if found.wgmma else NARROW_SHAPES if found.narrow else SHAPES
         return (found.tiles, found.warps_m, found.warps_k, found.depth) in shapes and rounds and meets and fast
 
     return tuple(filter(good, ConfigSpace(DecodeConfig, NARROW_AXES if narrow else AXES).candidates()))
@@ -117,7 +121,7 @@ did not run at once on 132."""
 def residents(found: Plan, config: DecodeConfig, sparse: bool) -> int:
     """Programs that fit a multiprocessor at once."""
     by_registers = REGISTERS // (32 * config.warps * (registers(config, found.group, sparse) + 7 & ~7))
-    return max(1, min(227 // (found.shared_kib + 1), by_registers, 64 // config.warps))
+    return max(1, min(228 // (found.shared_kib + 1), by_registers, 64 // config.warps))
 
 
 def _busy(found: Plan, config: DecodeConfig, places: int, programs: int, gpu: Gpu, sparse: bool) -> float:
@@ -146,8 +150,11 @@ def estimate(problem: Problem, gpu: Gpu, config: DecodeConfig) -> float:
     capacity = max(1, int(sms * places * USABLE[found.cluster]) // found.cluster * found.cluster)
     waves, rest = divmod(found.programs, capacity)
     whole = _busy(found, config, places, capacity if waves else rest, gpu, sparse)
-    whole *= waves + (rest / capacity) ** LAST_WAVE if waves else 1
-    whole += (WAVE if found.cluster == 1 else CLUSTER_WAVE) * min(waves, 4)
+    if config.narrow and found.group == 1:  # programs of several on a multiprocessor begin while others multiply
+        whole = whole * max(1.0, found.programs / capacity) + WAVE / places * waves
+    else:
+        whole *= waves + (rest / capacity) ** LAST_WAVE if waves else 1
+        whole += (WAVE if found.cluster == 1 else CLUSTER_WAVE) * min(waves, 4)
     activations = found.group * found.share * COLUMNS / found.chunks
     begin = BEGIN + 1e6 * activations * min(places, max(1.0, found.programs / sms)) / (PORT * CLOCK)
     sums = meet = 0.0
