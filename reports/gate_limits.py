@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from reports.figures import WIDTH, heading
 from reports.load import accepted_path
 from reports.panel import Data, Panel, figures, folded, paragraph, table
+from reports.provenance import CARD
 from reports.svg import MARKERS, SERIES, Figure, draw
 from suites.calibration import FOUND, MEASURABLE, Calibration, Noise, calibration_file, read
 
@@ -37,7 +38,7 @@ def made(file: Path) -> Panel | None:
         "the number of cases accounted for (Holm)."
     )
     html += paragraph(told(calibration)) + figures([curve(calibration)]) + _checks(calibration) + _suites(noises) + _every(noises)
-    code, card = f"commit {calibration.commit[:12]}, method {calibration.method}", calibration.uuid or "unknown"
+    code, card = f"commit {calibration.commit[:12]}, method {calibration.method}", (calibration.uuid or "unknown")[:CARD]
     where = f"Calibrated {calibration.date[:16].replace('T', ' ')} at {code}, card {card}."
     return Panel("gate", "What the gate can tell from noise", "Gate", html + paragraph(where, "note"))
 
@@ -47,7 +48,7 @@ def told(calibration: Calibration) -> str:
     checks, sharp = calibration.checks, _measurable(calibration.noises)
     cases = len({noise.key for noise in calibration.noises})
     every = len(calibration.noises)
-    said = f"{sharp} of {every} kernels in {cases} cases are measurable: a slowdown of {MEASURABLE:.0%} is found with {FOUND:.0%}."
+    said = f"{sharp} of {every} kernels in {cases} cases are measurable: {FOUND:.0%} of slowdowns by {MEASURABLE:.0%} are found."
     if not checks.get("power"):
         return f"{said} Too few processes took part to say how often it cries wolf."
     found = ", ".join(f"{name} in {share:.1%}" for name, share in checks.get("power_measurable", {}).items())
