@@ -3,7 +3,7 @@
     from autotune.speed import compare; print("\\n".join(compare("h200")))
 
 The pipeline compiles on all cores while the GPU checks and times, and ends with the finals; its wall time is that of a process of its own,
-interpreter and imports included. (Another process has imported torch and triton before, so that their files are in memory, as they
+interpreter and imports included. (Another process has imported the same modules before, so that their files are in memory, as they
 are for what is done one by one.) One by one means: the first launch compiles, then the same check and the same timing, then the next
 candidate; a random sample is done so, from an empty cache, and the rest extrapolated from its mean.
 """
@@ -71,7 +71,7 @@ def compare(gpu: str, serial_seconds: float = 30.0) -> list[str]:
     with TemporaryDirectory() as name:
         folder = Path(name)
         code = f"from autotune.run import leave; from autotune.speed import pipeline; leave(pipeline({gpu!r}, {name!r}))"
-        subprocess.run([sys.executable, "-c", "import torch, triton"], check=False, capture_output=True)
+        subprocess.run([sys.executable, "-c", f"import torch, triton, autotune.candidate, {CATALOGUE}"], check=False, capture_output=True)
         started = time.monotonic()
         done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
         wall = time.monotonic() - started

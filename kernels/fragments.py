@@ -159,7 +159,7 @@ def _pack_rows(weight: torch.Tensor) -> torch.Tensor:
     groups = torch.tensor(_GROUPS, dtype=torch.int32, device=weight.device)[codes.long()]
     if bool((groups >> 24).any()):
         raise SparsityError("w_ternary has a group of 4 with more than 2 non-zeros along in_features; 2:4 allows 2")
-    groups = groups.unflatten(-1, (2, STEP // 4)).permute(0, 2, 3, 1, 4)
+    groups = groups.view(*groups.shape[:3], 2, STEP // 4).permute(0, 2, 3, 1, 4)
     row, quad, meta = _places(weight.device)
     first, second = groups[:, :, :, row, 2 * quad], groups[:, :, :, row, 2 * quad + 1]
     kept = _shifted(first & 0x0303 | (second & 0x0303) << 16)
@@ -171,7 +171,8 @@ def _pack_rows(weight: torch.Tensor) -> torch.Tensor:
 
 def _pack_dense_rows(weight: torch.Tensor) -> torch.Tensor:
     """Blocks of a weight whose sizes are whole blocks, in the dense layout."""
-    quads = _quads(weight).unflatten(-1, (WORDS, STEP // 8)).permute(0, 2, 3, 1, 4)
+    quads = _quads(weight)
+    quads = quads.view(*quads.shape[:3], WORDS, STEP // 8).permute(0, 2, 3, 1, 4)
     row, quad, _ = _places(weight.device)
     return _shifted(quads[:, :, :, row, quad]).transpose(2, 3)
 
