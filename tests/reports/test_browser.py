@@ -64,7 +64,7 @@ CARD = "article.answer:not([hidden])"
 QUESTIONS = {  # of a first-time reader, and where they are answered; on a phone the last two are one click away
     "which kernel": f"{CARD} .fastest",
     "how much faster": f"{CARD} .huge",
-    "than what": f"{CARD} .bars .theirs th",
+    "than what": f"{CARD} .rivals",
     "how sure": f"{CARD} .sure",
     "on which GPU": ".kicker",
     "how do I run it": f"{CARD} .run code",
