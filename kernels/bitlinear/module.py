@@ -82,8 +82,8 @@ class BitLinear(nn.Linear):
         self._sparsity = str(parsed)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        # FSDP puts the gathered weight here before each use, its values changed behind its version counter.
-        if name == "weight" and isinstance(value, torch.Tensor):
+        # FSDP puts the gathered weight and bias here before each use, their values changed behind their version counters.
+        if name in ("weight", "bias") and isinstance(value, torch.Tensor):
             packs.forget(value)
         super().__setattr__(name, value)
 

@@ -160,6 +160,14 @@ def test_interpreted_biases_follow_whatever_changes_them() -> None:
             assert torch.equal(module(x), copy.deepcopy(module)(x))
         optimizer.zero_grad()
     assert module.bias.grad is None
+    gathered = torch.nn.Parameter(module.bias.detach().clone())
+    module.bias = gathered
+    with torch.no_grad():
+        module(x)
+        with torch.autograd._unsafe_preserve_version_counter(gathered):
+            gathered.neg_()
+        module.bias = gathered  # as FSDP does after it has gathered it anew
+        assert torch.equal(module(x), copy.deepcopy(module)(x))
 
 
 @pytest.mark.gpu
