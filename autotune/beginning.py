@@ -65,8 +65,11 @@ class Beginning:
         self.wanted = arguments.answerable(arguments.problems(options, arguments.shapes(options)))
         claimed = next((gpu for gpu in GPUS if gpu.name == options.gpu and not options.profile), None)
         device, cache = f"cuda:{options.device[0] if options.device else 0}", str(options.cache.resolve()) if options.cache else None
-        opening = "autotune.candidate:ready", (device, cache)
-        self._slot = LocalSlot(device, (waking("autotune.candidate"), opening, waking(around.functions, around.catalogue)))
+        first = [waking("autotune.candidate"), ("autotune.candidate:ready", (device, cache)), waking(around.functions, around.catalogue)]
+        if claimed is not None and self.wanted:
+            case = around.catalogue, self.wanted[0], claimed, tuple(options.kernel or ()), device
+            first.append(("autotune.candidate:foresee", case))
+        self._slot = LocalSlot(device, first)
         stack.callback(self._slot.close)
         self.pool = stack.enter_context(CompilePool(claimed or unlisted(options.gpu), cache=cache))
         if around.warm and self._local:

@@ -6,6 +6,7 @@ import functools
 import statistics
 import threading
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from autotune.compile import use_cache
 from autotune.job import COPIES, Job
 from autotune.measure import FULL, Plan, bind, copies_needed, interleaved
 from kernels.errors import Failure, TerSparseError
+from kernels.gpu import Gpu
 from kernels.inputs import Inputs, Weights, clone, make_inputs, make_weights
 from kernels.judge import judge, poison
 from kernels.kernel import Kernel, Prepared
@@ -50,6 +52,26 @@ def ready(device: str, cache: str | None) -> threading.Thread | None:
     thread = threading.Thread(target=open_libraries, daemon=True)
     thread.start()
     return thread
+
+
+def foresee(catalogue: str, problem: Problem, gpu: Gpu, names: Sequence[str], device: str) -> threading.Thread | None:
+    """Begin what the first candidate of this problem would wait for, and return the thread that does it; None as for `ready`."""
+    if not device.startswith("cuda:"):
+        return None
+    thread = threading.Thread(target=prepare_case, args=(catalogue, problem, gpu, names, device), daemon=True)
+    thread.start()
+    return thread
+
+
+def prepare_case(catalogue: str, problem: Problem, gpu: Gpu, names: Sequence[str], device: str) -> None:
+    """Make the inputs, and the hashes by which Triton's cache knows these kernels (0.2 s for one with many parts)."""
+    if device.startswith("cuda:"):
+        torch.cuda.set_device(device)
+    _inputs(problem, device, 0)
+    for kernel in import_module(catalogue).kernels_for(problem.op):
+        if kernel.name in names:
+            for unit in kernel.compile_units(problem, kernel.default_config(problem, gpu)):
+                getattr(unit.function, "cache_key", None)
 
 
 def evaluate(job: Job, config: Mapping[str, Any]) -> float | Failure:

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import importlib
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -99,7 +100,7 @@ class Worker:
         self.close()
         self._channel, theirs = Pipe()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115  closed in close(), it outlives this function
-        code = _SERVE.format(path=sys.path, handle=theirs.fileno(), parent=os.getpid(), first=self._first, nice=self._nice,
+        code = _SERVE.format(path=sys.path, handle=theirs.fileno(), parent=os.getpid(), first=pickle.dumps(self._first), nice=self._nice,
                             device=self._device)
         self._child = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, pass_fds=[theirs.fileno()],
@@ -170,8 +171,8 @@ def waking(*modules: str) -> Job:
     return "autotune.worker:wake", (modules,)
 
 
-def serve(handle: int, parent: int, first: Sequence[Job] = (), nice: int = 0, device: str = "") -> None:
-    """The child's side: answers jobs until the parent closes the channel; exits, too, when the parent is gone."""
+def serve(handle: int, parent: int, first: bytes, nice: int, device: str) -> None:
+    """The child's side: answers jobs until the parent closes the channel or is gone. first: the pickled jobs that come before those."""
     channel = Connection(handle)
     threading.Thread(target=_follow, args=(parent,), daemon=True).start()
     if device.startswith("cuda:"):
@@ -179,7 +180,7 @@ def serve(handle: int, parent: int, first: Sequence[Job] = (), nice: int = 0, de
     os.nice(nice)
     channel.send(("ready", None))
     begun = []
-    for name, arguments in first:
+    for name, arguments in pickle.loads(first):
         with contextlib.suppress(ImportError):  # the first call that needs the module will say so
             begun.append(_function(name)(*arguments))
     for thread in begun:

@@ -9,8 +9,11 @@ import torch
 
 from autotune import candidate
 from autotune.job import COPIES
+from kernels.gpu import by_name
 from kernels.inputs import make_inputs
 from kernels.problem import Op, Problem, Sparsity
+
+CASE = Problem("gemm", 128, 256, 8, Sparsity(2, 4))
 
 
 @pytest.mark.parametrize("op", ["gemm", "layer", "prepare", "activation", "forward", "input-grad", "weight-grad"])
@@ -39,3 +42,16 @@ def test_a_layers_weight_is_made_once_for_its_tokens() -> None:
 def test_only_cuda_devices_are_opened_ahead() -> None:
     assert candidate.ready("cpu", None) is None
     assert COPIES > 1
+    assert candidate.foresee("kernels.catalogue", CASE, by_name("h200"), (), "cpu") is None
+
+
+@pytest.mark.compile
+def test_the_first_cases_inputs_and_hashes_are_made_ahead() -> None:
+    from kernels.ternary_gemm.sparse_wgmma_kernel import sparse_gemm
+
+    candidate._inputs.cache_clear()
+    sparse_gemm.hash = None
+    candidate.prepare_case("kernels.catalogue", CASE, by_name("h200"), ("sparse-wgmma",), "cpu")
+    assert sparse_gemm.hash is not None
+    candidate._inputs(CASE, "cpu", 0)
+    assert (candidate._inputs.cache_info().misses, candidate._inputs.cache_info().hits) == (1, 1)
