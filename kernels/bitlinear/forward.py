@@ -181,7 +181,7 @@ class Decode:
         split = found.splits > 1 and not config.clustered
         self._workspace = _meeting(tokens * rows, found.row_tiles * found.groups if split else 0, zeroed=True)
         self._quantize, self._index = _Quantizer(problem, device), device.index or 0
-        self.able = not split and self._quantize.words
+        self.able = self._quantize.words
         """Whether `lean` can."""
 
     def __call__(self, x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, pack: KernelPack,
@@ -199,15 +199,15 @@ class Decode:
         take the host."""
         quantize, weight = self._quantize, pack.fragments[self._kind]
         scratch, y = x.new_empty(quantize.scratch_bytes, dtype=torch.int8), x.new_empty(shape)
-        blocks, scales, flags = pack.addresses(self._kind)
+        (blocks, scales, flags), (sums, counters) = pack.addresses(self._kind), self._workspace(weight.blocks)
         codes = scratch.data_ptr()
         place = codes + quantize.codes_bytes
         quantized = (x.data_ptr(), codes, place, None, flags)
         quantize.usual.start(self._index, quantized, lambda: (x, *quantize.views(scratch), None, pack.flags))
         spare = scales if bias is None else bias.data_ptr()
-        self._lean.start(self._index, (codes, place, blocks, scales, spare, y.data_ptr(), blocks, blocks), lambda: (
-            *quantize.views(scratch), weight.blocks, weight.row_scale, weight.row_scale if bias is None else bias, y, weight.blocks,
-            weight.blocks))  # fmt: skip
+        addresses = (codes, place, blocks, scales, spare, y.data_ptr(), sums.data_ptr(), counters.data_ptr())
+        self._lean.start(self._index, addresses, lambda: (
+            *quantize.views(scratch), weight.blocks, weight.row_scale, weight.row_scale if bias is None else bias, y, sums, counters))
         return y
 
 
