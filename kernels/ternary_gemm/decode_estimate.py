@@ -58,11 +58,18 @@ GROUP_SHAPES = frozenset({
 })
 """tiles, warps_m, warps_k, depth of programs that came first or second somewhere among 953 times on an H200, by `mma.sp` and by warpgroups:
 what else fits an estimate that is 14 % off is more likely wrong than good."""
+MANY = 32
+MANY_SHAPES = GROUP_SHAPES | {(1, 4, 4, 8), (1, 4, 8, 2), (2, 4, 4, 4), (2, 8, 2, 4)}
+"""The same for more tokens than these, with shapes of a further 244 times at 64 (2560×2560: 3.29 µs by 1, 4, 4, 8 in place of 3.48)."""
 GROUP_TOKENS = 2
 """Fewest tokens for which warpgroups are tried: for one they came first nowhere."""
 SMALLEST = DecodeConfig(1, 4, 1, 4, x_kib=48)
 """Where none of `SHAPES` is allowed: up to 128 rows of up to 128 in_features (one block, for one warp), or long rows where shared memory is
 99 KiB."""
+
+
+def _shape(config: DecodeConfig) -> tuple[int, int, int, int]:
+    return config.tiles, config.warps_m, config.warps_k, config.depth
 
 
 @functools.cache
@@ -72,8 +79,7 @@ def _candidates(narrow: bool = False) -> tuple[DecodeConfig, ...]:
         rounds = found.rounds == 1 or (found.tiles == 4 and found.warps_m == 1 and found.splits == 1)
         fast = not found.wgmma or found.rounds == 1
         meets = found.splits in CLUSTERS if found.clustered else found.splits <= 4
-        shapes = GROUP_SHAPES if found.wgmma else NARROW_SHAPES if found.narrow else SHAPES
-        return (found.tiles, found.warps_m, found.warps_k, found.depth) in shapes and rounds and meets and fast
+        return _shape(found) in (MANY_SHAPES if found.wgmma else NARROW_SHAPES if found.narrow else SHAPES) and rounds and meets and fast
 
     return tuple(filter(good, ConfigSpace(DecodeConfig, NARROW_AXES if narrow else AXES).candidates()))
 
@@ -85,7 +91,9 @@ def _estimated(case: _Case) -> dict[DecodeConfig, float]:
     sizes = (case.problem.out_features, case.problem.in_features, case.problem.tokens)
     distinct: dict[tuple[Plan, DecodeConfig], DecodeConfig] = {}
     for config in _candidates(case.narrow):
-        useful = (config.group == 64 or config.group < sizes[2]) and (sizes[2] >= GROUP_TOKENS or not config.wgmma)
+        useful = config.group == 64 or config.group < sizes[2]
+        if config.wgmma:
+            useful &= sizes[2] >= GROUP_TOKENS and (sizes[2] > MANY or _shape(config) in GROUP_SHAPES)
         if useful and reject(case.problem, gpu, config) is None:
             distinct.setdefault((plan(*sizes, config), replace(config, x_kib=0)), config)
     allowed = distinct.values() or (replace(SMALLEST, tiles=4, warps_m=1, narrow=True) if case.narrow else SMALLEST,)
@@ -113,6 +121,10 @@ CLUSTER, LARGER, CLUSTER_SUM, MEMORY, MEMORY_SUMS = 0.95, 0.55, 2.9e-4, 1.2, 1.4
 meeting in memory, and sums of all programs a microsecond there."""
 QUANTIZE, ACTIVATION, LAUNCH = 0.55, 0.017, 1.3
 """Microseconds of a layer's own quantization, of each activation a thread; of `activation` before it (1.0 to 1.5 were measured)."""
+AHEAD, ALONE, LATENCY, EXPOSED = 0.6, 0.4, 1.2, 0.8
+"""Of launches of warpgroups: what shows of memory and L2 where all weights are asked for before the wait for the launch ahead; programs a
+multiprocessor from which activations come slower; microseconds of a copy that refills the ring, and how much shows of what the steps before
+do not hide. Fitted to 393 times at more than 32 tokens, and counted there."""
 USABLE = {1: 1.0, 2: 1.0, 4: 0.96, 8: 0.91}
 """Of the multiprocessors, by programs of a cluster: they have to be neighbours. 32 clusters of 4, or 16 of 8, one program a multiprocessor,
 did not run at once on 132."""
@@ -124,8 +136,9 @@ def residents(found: Plan, config: DecodeConfig, sparse: bool) -> int:
     return max(1, min(228 // (found.shared_kib + 1), by_registers, 64 // config.warps))
 
 
-def _busy(found: Plan, config: DecodeConfig, places: int, programs: int, gpu: Gpu, sparse: bool) -> float:
-    """Microseconds that so many programs, at most `places` a multiprocessor, take: memory, L2 port, products; the slowest counts most."""
+def _busy(found: Plan, config: DecodeConfig, places: int, programs: int, gpu: Gpu, sparse: bool, ahead: bool) -> float:
+    """Microseconds that so many programs, at most `places` a multiprocessor, take: memory, L2 port, products; the slowest counts most.
+    ahead: all weights were asked for before."""
     sms, tokens8, products = max(1, gpu.sms), found.tokens8, 2 if sparse else 4
     steps = found.chunks * found.steps * found.rounds
     weights, activations = config.rows * found.share * (24 if config.narrow else 32) * found.rounds, found.group * found.share * COLUMNS
@@ -139,6 +152,8 @@ def _busy(found: Plan, config: DecodeConfig, places: int, programs: int, gpu: Gp
         latency = steps * (GROUP_STEP + config.tiles * products * tokens8 * GROUP_LATENCY)
     else:
         issued, latency = busiest * config.warps * steps * config.tiles * (UNPACK + PRODUCTS * products / 2 * tokens8), 0.0
+    if ahead:
+        memory, port = AHEAD * memory, AHEAD * port
     return 1e6 * float(sum(part**4 for part in (memory, port, issued / CLOCK, latency / CLOCK)) ** 0.25)
 
 
@@ -149,14 +164,18 @@ def estimate(problem: Problem, gpu: Gpu, config: DecodeConfig) -> float:
     places = residents(found, config, sparse)
     capacity = max(1, int(sms * places * USABLE[found.cluster]) // found.cluster * found.cluster)
     waves, rest = divmod(found.programs, capacity)
-    whole = _busy(found, config, places, capacity if waves else rest, gpu, sparse)
+    many = config.wgmma and problem.tokens > MANY
+    # As `decode_kernel.early` has it.
+    ahead = many and not waves and found.chunks * found.steps <= config.depth - config.depth // 3
+    whole = _busy(found, config, places, capacity if waves else rest, gpu, sparse, ahead)
     if config.narrow and found.group == 1:  # programs of several on a multiprocessor begin while others multiply
         whole = whole * max(1.0, found.programs / capacity) + WAVE / places * waves
     else:
         whole *= waves + (rest / capacity) ** LAST_WAVE if waves else 1
         whole += (WAVE if found.cluster == 1 else CLUSTER_WAVE) * min(waves, 4)
     activations = found.group * found.share * COLUMNS / found.chunks
-    begin = BEGIN + 1e6 * activations * min(places, max(1.0, found.programs / sms)) / (PORT * CLOCK)
+    alone = ALONE if many else 1.0
+    begin = BEGIN + 1e6 * activations * min(places, max(alone, found.programs / sms)) / (PORT * CLOCK)
     sums = meet = 0.0
     if not config.wgmma:
         # Weights arrive on behind the sums of all row tiles but the last, where there are enough of them.
@@ -170,7 +189,17 @@ def estimate(problem: Problem, gpu: Gpu, config: DecodeConfig) -> float:
     if problem.op == "layer":
         fused = quantizes(found, problem.in_features, config)
         begin += QUANTIZE + ACTIVATION * problem.in_features / (32 * config.warps) if fused else LAUNCH
-    return float(begin + whole + sums + meet + (found.chunks - 1) * CHUNK)
+    time = begin + whole + sums + meet + (found.chunks - 1) * CHUNK
+    if many:
+        time += _refills(found, config, time, min(places, max(1.0, found.programs / sms)))
+    return float(time)
+
+
+def _refills(found: Plan, config: DecodeConfig, time: float, together: float) -> float:
+    """Microseconds that a program waits for steps that its ring does not hold from the start, in a launch that else takes `time`."""
+    steps = found.chunks * found.steps
+    hidden = config.depth * max(0.3, time - 2.5) / steps
+    return EXPOSED * max(0.0, LATENCY - hidden) * ceil(max(0, steps - config.depth) / config.depth) / together
 
 
 def default_config(problem: Problem, gpu: Gpu) -> DecodeConfig:
@@ -185,14 +214,14 @@ def narrow_config(problem: Problem, gpu: Gpu) -> DecodeConfig:
 
 @functools.lru_cache(maxsize=4096)
 def _default(case: _Case) -> DecodeConfig:
-    """Of the best and what comes within 0.1 % of it: two steps a warp at least, then most warps along in_features, then the shortest ring
-    (of what was timed for one token, 3.5 % above the best in the mean; with most warps first 4.9)."""
+    """Of the best and what comes within 0.1 % of it: two steps a warp at least, then most warps along in_features, then most warps, then
+    the shortest ring (for one token 1.8 % above the best that was timed in the mean of 19 problems)."""
     estimated, problem = _estimated(case), case.problem
     least = next(iter(estimated.values()))
 
-    def merit(config: DecodeConfig) -> tuple[bool, int, int]:
+    def merit(config: DecodeConfig) -> tuple[bool, int, int, int]:
         found = plan(problem.out_features, problem.in_features, problem.tokens, config)
-        return found.chunks * found.steps * found.rounds >= 2, config.warps_k, -config.depth
+        return found.chunks * found.steps * found.rounds >= 2, config.warps_k, config.warps, -config.depth
 
     return max((config for config, time in estimated.items() if time <= 1.001 * least), key=merit)
 

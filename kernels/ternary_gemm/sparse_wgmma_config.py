@@ -147,8 +147,8 @@ FEW_MERGE, FEW_MERGE_ROWS = {2: 0.1, 4: 1.15, 8: 3.0}, 0.2
 for each. Fitted to 122 timings at 12 layers, T = 64, cold, both kinds (H200, 2026-11-22): 6.7 % mean error; what is chosen by them is the
 best config that was timed in 23 of 24 cases, and 0.8 % above it in one."""
 CLIPPED = 0.25
-"""µs that a stage takes at least where tokens do not fill the tile (TMA clips the box) and every multiprocessor has a program: with 32
-tokens 0.21 to 0.30 where 64 took 0.16, half of that with half as many programs."""
+"""µs that a stage takes at least where half of a tile's tokens or more are missing (TMA clips the box) and every multiprocessor has a
+program: with 32 tokens 0.21 to 0.30 where 64 took 0.16, half of that with half as many programs; 48 and 56 took as long as 64."""
 
 LONG_US = 100.0
 """A launch that takes longer runs in pairs: 8192 × 8192 × 8192 sustained, 128 × 256: 2,267 TOPS and 0.290 J per 10¹² operations, without
@@ -169,7 +169,7 @@ def estimated_us(problem: Problem, gpu: Gpu, config: SparseConfig) -> float:
         return stages * step + pieces * rest + MERGE[config.splits]
     kind = "dense" if problem.sparsity == DENSE else "sparse"
     busy = plan.programs * config.splits * config.pair / sms
-    step = max(FEW_STAGE[kind].get(config.tiles, math.inf), CLIPPED * busy if tokens % config.block_t else 0.0)
+    step = max(FEW_STAGE[kind].get(config.tiles, math.inf), CLIPPED * busy if tokens <= config.block_t // 2 else 0.0)
     read = problem.out_features * steps * STAGE_COLUMNS / 4 / min(gpu.bandwidth, 1e13) * 1e6
     merge = FEW_MERGE[config.splits] + FEW_MERGE_ROWS * config.tiles if part else 0.0
     return float(FEW_LAUNCH + math.hypot((stages * step) ** 2, read**2) ** 0.5 + pieces * (FEW_TILE + FEW_ROWS * config.tiles) + merge)
