@@ -147,8 +147,8 @@ def compile_units(problem: Problem, config: MmaConfig) -> Sequence[CompileUnit]:
 
 space = ConfigSpace(
     MmaConfig,
-    {"warps_n": (1, 2, 4), "warps_t": (1, 2, 4), "tiles_n": (1, 2, 4, 8), "tiles_t": (1, 2, 4, 8), "stages": (3, 4, 6), "per_sm": (1, 2),
-     "band": (0, BAND), "splits": (1, 2, 4, 8)},
+    {"warps_n": (1, 2, 4), "warps_t": (1, 2, 4), "tiles_n": (1, 2, 4, 5, 6, 8), "tiles_t": (1, 2, 4, 6, 7, 8), "stages": (3, 4, 6),
+     "per_sm": (1, 2), "band": (0, BAND), "splits": (1, 2, 4, 8)},
     reject,
 )
 

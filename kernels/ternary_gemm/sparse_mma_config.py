@@ -15,14 +15,19 @@ REGISTER_FILE, MOST_REGISTERS = 65_536, 255
 BLOCK_RESERVE = 1024
 """Shared memory that the driver keeps for itself in every block."""
 LINE_BYTES = 64
-"""What the kernel allocates behind the ring of stages."""
+"""What the kernel allocates behind the ring of stages and the exchange."""
 PORT_BYTES = 128
 """Bytes that shared memory moves in a clock."""
-PRODUCT_SHARE, PORT_SHARE, SHORTEST_STAGE = {1: 0.67, 2: 0.64}, {1: 0.57, 2: 0.68}, 380
-"""Of the tensor cores' and of shared memory's rate that the main loops of eight warps reach in one and in two programs of a multiprocessor,
-and clocks of a stage with few products."""
+UNPACKING, STAGE_CLOCKS, SHORTEST_STAGE = 8, 89, 380
+"""Clocks of a warp beside its products: for every 16 rows × 64 columns, and for every stage; and of a stage with few products."""
+TWO_PROGRAMS = 1.07
+"""How much longer a stage takes where two programs share a multiprocessor."""
+PORT_SHARE = {1: 0.6, 2: 0.68}
+"""Of shared memory's rate what the main loops reach in one and in two programs of a multiprocessor."""
 ENOUGH_WARPS, FEW_SHARE = 8, 0.73
-"""Warps of a multiprocessor that reach those shares, and what fewer reach of them: four in one program took 1.37 times as long as eight."""
+"""Warps of a multiprocessor that reach these clocks, and what fewer reach of them: four in one program took 1.37 times as long as eight."""
+EPILOGUE = 7
+"""Outputs of a multiprocessor's tiles in a clock."""
 RING_BYTES = 100 << 10
 """Where a default's ring has enough stages: 512 × 64 took 2 % longer with six (144 KiB) than with four, on an H200."""
 BAND = 16
@@ -57,7 +62,7 @@ class MmaConfig:
     @property
     def shared_bytes(self) -> int:
         """Of a program."""
-        return self.tile.stage_bytes * self.stages + LINE_BYTES
+        return self.tile.stage_bytes * self.stages + self.tile.exchange_bytes + LINE_BYTES
 
     @property
     def register_limit(self) -> int:
@@ -68,8 +73,7 @@ class MmaConfig:
     def registers(self) -> int:
         """About what a thread needs."""
         tile = self.tile
-        copies = 3 * tile.token_copies + 2 * tile.word_copies
-        return tile.accumulators + 8 * tile.tiles_t + 4 * tile.tiles_n + copies + (40 if self.splits == 1 else 72)
+        return tile.accumulators + 8 * tile.tiles_t + 2 * tile.word_copies + (51 if self.splits == 1 else 83)
 
     @property
     def options(self) -> dict[str, int]:
@@ -100,8 +104,10 @@ def reject(problem: Problem, gpu: Gpu, config: MmaConfig) -> str | None:
     tile, threads = config.tile, config.tile.threads
     if threads not in (128, 256):
         return f"{threads} threads: 128 or 256 fill the four partitions of a multiprocessor"
-    if tile.block_n % 64 or 2 * tile.block_n % threads:
-        return f"{tile.block_n} weight rows: whole blocks of 64, and enough for {threads} threads to copy, are needed"
+    if tile.block_n % 64:
+        return f"{tile.block_n} weight rows: whole blocks of 64 are needed"
+    if (tile.tiles_n in (5, 6)) != (tile.tiles_t in (6, 7)):
+        return f"{tile.tiles_n} row tiles by {tile.tiles_t} token tiles: 5 and 6 go with 6 and 7, where they unpack less for a product"
     if config.registers > config.register_limit:
         return f"needs about {config.registers} registers a thread, {config.register_limit} are there"
     needed = config.per_sm * (config.shared_bytes + BLOCK_RESERVE) - BLOCK_RESERVE
@@ -150,8 +156,8 @@ def blocks(problem: Problem) -> int:
 
 
 _DEFAULTS = (
-    (4, 2, 8, 4), (2, 4, 8, 4), (2, 2, 8, 4), (4, 2, 4, 4), (2, 2, 4, 4), (4, 1, 4, 4), (4, 1, 2, 4), (4, 1, 1, 4), (4, 1, 4, 2),
-    (4, 1, 2, 2), (4, 1, 1, 2), (4, 1, 4, 1), (4, 1, 2, 1), (4, 1, 1, 1),
+    (4, 2, 5, 7), (4, 2, 6, 6), (4, 2, 5, 6), (4, 2, 8, 4), (2, 4, 8, 4), (2, 2, 8, 4), (4, 2, 4, 4), (2, 2, 4, 4), (4, 1, 4, 4),
+    (4, 1, 2, 4), (4, 1, 1, 4), (4, 1, 4, 2), (4, 1, 2, 2), (4, 1, 1, 2), (4, 1, 4, 1), (4, 1, 2, 1), (4, 1, 1, 1),
 )
 
 
@@ -177,10 +183,12 @@ def estimated_clocks(problem: Problem, gpu: Gpu, config: MmaConfig) -> float:
 
 
 def _part_clocks(problem: Problem, gpu: Gpu, config: MmaConfig, programs: int) -> float:
-    """Clocks of a part where so many programs share a multiprocessor: its stages, each the slower of tensor cores and shared memory, then
+    """Clocks of a part where so many programs share a multiprocessor: its stages, each the slower of its warps and of shared memory, then
     what it leaves in device memory and the epilogue."""
     tile, area = config.tile, config.tile.block_n * config.tile.block_t
     share = 1.0 if programs * tile.threads // 32 >= ENOUGH_WARPS else FEW_SHARE
-    stage = 2 * programs * max(config.product_clocks(gpu) / PRODUCT_SHARE[programs], config.port_clocks / PORT_SHARE[programs]) / share
+    warp = 2 * tile.tiles_n * (tile.tiles_t * instruction_clocks(gpu) + UNPACKING) + STAGE_CLOCKS
+    taken = programs * tile.threads / 128 * warp * (TWO_PROGRAMS if programs > 1 else 1.0)
+    stage = max(taken, 2 * programs * config.port_clocks / PORT_SHARE[programs]) / share
     meeting = 0.0 if config.splits == 1 else 2500 + area / 16 * (1 + config.splits)
-    return math.ceil(blocks(problem) / config.splits) * max(SHORTEST_STAGE, stage) + area * programs / 6 + meeting
+    return math.ceil(blocks(problem) / config.splits) * max(SHORTEST_STAGE, stage) + area * programs / EPILOGUE + meeting

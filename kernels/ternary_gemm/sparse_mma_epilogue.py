@@ -1,7 +1,7 @@
 """The PTX of the `mma.sp` GEMM's epilogue: accumulators scaled in float32, rounded once, stored.
 
 Operands of every block: $1 first row of the tile, $2 its first token, $3 tokens, $4 out_features, $5 x_scale, $6 row_scale (w_scale / 64),
-$7 bias, $8 y, $9 a free slot of the ring. Accumulators are 64 times the sums. In row tile m and token tile j a thread holds four values:
+$7 bias, $8 y. Accumulators are 64 times the sums. In row tile m and token tile j a thread holds four values:
 its row and the one 8 below (i >> 1), tokens 8j + 2q and the next (i & 1), with q = lane % 4.
 """
 
@@ -11,15 +11,18 @@ from triton.experimental import gluon
 
 from kernels.ternary_gemm.sparse_mma_ptx import DONE
 
+SCALES_AHEAD = 4
+"""Token tiles whose scales are loaded before they are needed."""
+
 
 @gluon.constexpr_function
 def places(tile):
     """Opens the block: warp; first, the warp's first row; row, the thread's; from, the warp's first token; left, the tokens from the
-    thread's first one on; x, the scales of its tokens, all at once for their latency, those behind the last not read."""
+    thread's first one on; x, the scales of its first tokens, `SCALES_AHEAD` token tiles at once for their latency."""
     text = f"""{{
         .reg .b32 t, warp, lane, first, row, from, left, o<4>;
         .reg .b64 px, pr, py, pe;
-        .reg .f32 f<4>, x<{2 * tile.tiles_t}>, s<{2 * tile.exchange_tiles}>, b<{2 * tile.exchange_tiles}>;
+        .reg .f32 f<4>, x<{2 * min(tile.tiles_t, SCALES_AHEAD)}>, s<{2 * tile.exchange_tiles}>, b<{2 * tile.exchange_tiles}>;
         .reg .pred p, q;
         mov.u32 t, %tid.x;
         and.b32 lane, t, 31;
@@ -34,13 +37,28 @@ def places(tile):
         mad.lo.u32 t, t, 2, from;
         sub.s32 left, $3, t;
         mad.wide.u32 px, t, 4, $5;"""
-    for j in range(tile.tiles_t):
-        for i in range(2):
-            text += f"""
-        setp.gt.s32 p, left, {8 * j + i};
-        mov.f32 x{2 * j + i}, 0f00000000;
-        @p ld.global.nc.f32 x{2 * j + i}, [px+{32 * j + 4 * i}];"""
+    return text + "".join(token_scales(tile, place) for place in range(min(tile.tiles_t, SCALES_AHEAD)))
+
+
+@gluon.constexpr_function
+def token_scales(tile, place):
+    """x: scales of the thread's tokens in the token tile that comes at that place, counted over all passes; those behind the last are not
+    read. Nothing behind the last place, nor where all fit the registers and are there."""
+    if place >= max(SCALES_AHEAD, tile.tiles_t * (tile.tiles_n // tile.exchange_tiles)) or place >= tile.tiles_t <= SCALES_AHEAD:
+        return ""
+    text = ""
+    for i in range(2):
+        text += f"""
+        setp.gt.s32 p, left, {8 * (place % tile.tiles_t) + i};
+        mov.f32 {scale_of(tile, place, i)}, 0f00000000;
+        @p ld.global.nc.f32 {scale_of(tile, place, i)}, [px+{32 * (place % tile.tiles_t) + 4 * i}];"""
     return text
+
+
+@gluon.constexpr_function
+def scale_of(tile, place, i):
+    """The register of a token's scale in the token tile at that place."""
+    return f"x{2 * (place % min(tile.tiles_t, SCALES_AHEAD)) + i}"
 
 
 @gluon.constexpr_function
@@ -55,33 +73,37 @@ def row_scales(start, count):
 
 
 @gluon.constexpr_function
-def scaled(tile, m, j, at):
-    """f0 … f3: the values of row tile m, scales in s and b from `at` on, and token tile j."""
-    text = ""
+def scaled(tile, start, m, j):
+    """f0 … f3: the values of row tile start + m, of a pass that begins with row tile `start`, and token tile j."""
+    text, place = "", start // tile.exchange_tiles * tile.tiles_t + j
     for i in range(4):
         text += f"""
-        cvt.rn.f32.s32 f{i}, acc{4 * (m * tile.tiles_t + j) + i};
-        mul.f32 f{i}, f{i}, x{2 * j + (i & 1)};
-        fma.rn.f32 f{i}, f{i}, s{2 * at + (i >> 1)}, b{2 * at + (i >> 1)};"""
+        cvt.rn.f32.s32 f{i}, acc{4 * ((start + m) * tile.tiles_t + j) + i};
+        mul.f32 f{i}, f{i}, {scale_of(tile, place, i & 1)};
+        fma.rn.f32 f{i}, f{i}, s{2 * m + (i >> 1)}, b{2 * m + (i >> 1)};"""
     return text
 
 
 @gluon.constexpr_function
-def epilogue(tile, half):
+def epilogue(tile, half, stages):
     """16 bits a value (`half`: bf16 or f16), out_features a multiple of 8: exchanged within the warp, stored 16 bytes a thread.
 
-    Eight tokens at a time: each 8 × 8 piece is transposed in registers, written to the warp's part of the free slot and read back in rows.
+    Eight tokens at a time: each 8 × 8 piece is transposed in registers, written to the warp's part of the exchange and read back in rows.
+    A token's rows take `chunks` lanes of `span`.
     """
     count, pitch = tile.exchange_tiles, tile.exchange_pitch
     chunks = 2 * count
-    rows = min(8, 32 // chunks)
+    span = 1 << (chunks - 1).bit_length()
+    rows = min(8, 32 // span)
     text = places(tile) + f"""
         .reg .b32 write, read, chunk;
+        .reg .pred real;
         mov.u32 write, global_smem;
-        mad.lo.u32 write, $9, {tile.stage_bytes}, write;
+        add.u32 write, write, {tile.stage_bytes * stages};
         mad.lo.u32 write, warp, {8 * pitch}, write;
-        and.b32 chunk, lane, {chunks - 1};
-        shr.u32 t, lane, {chunks.bit_length() - 1};
+        and.b32 chunk, lane, {span - 1};
+        setp.lt.u32 real, chunk, {chunks};
+        shr.u32 t, lane, {span.bit_length() - 1};
         and.b32 t, t, 7;
         mad.lo.u32 read, t, {pitch}, write;
         mad.lo.u32 read, chunk, 16, read;
@@ -97,25 +119,24 @@ def epilogue(tile, half):
         shl.b64 py, py, 1;
         add.u64 py, py, $8;
         mul.wide.u32 pe, $4, {2 * rows};
-        sub.s32 from, $3, from;
-        bar.sync 0;"""  # other warps may still be reading the last stage's tokens, where this exchanges
+        sub.s32 from, $3, from;"""
     for start in range(0, tile.tiles_n, count):
         text += row_scales(start, count) + f"""
         add.u32 t, first, {16 * start};
-        setp.lt.u32 q, t, $4;
+        setp.lt.and.u32 q, t, $4, real;
         add.u64 pr, py, {32 * start};"""
         for j in range(tile.tiles_t):
             for m in range(count):
-                text += scaled(tile, start + m, j, m)
+                text += scaled(tile, start, m, j)
                 for h in range(2):
                     text += f"""
         cvt.rn.{half}x2.f32 o{h}, f{2 * h + 1}, f{2 * h};
         movmatrix.sync.aligned.m8n8.trans.b16 o{h}, o{h};
         st.shared.b32 [write+{32 * m + 16 * h}], o{h};"""
-            text += "\nbar.warp.sync 0xFFFFFFFF;"
+            text += token_scales(tile, start // count * tile.tiles_t + j + SCALES_AHEAD) + "\nbar.warp.sync 0xFFFFFFFF;"
             for i in range(8 // rows):
                 text += f"""
-        ld.shared.v4.b32 {{o0, o1, o2, o3}}, [read+{pitch * rows * i}];
+        @real ld.shared.v4.b32 {{o0, o1, o2, o3}}, [read+{pitch * rows * i}];
         setp.gt.and.s32 p, from, {8 * j + rows * i}, q;
         @p st.global.v4.b32 [pr], {{o0, o1, o2, o3}};
         add.u64 pr, pr, pe;"""
@@ -143,7 +164,7 @@ def plain_epilogue(tile, kind):
         for j in range(tile.tiles_t):
             text += f"\nmul.wide.u32 pe, $4, {size};\nadd.u64 pe, pe, pt;"
             for m in range(tile.exchange_tiles):
-                text += scaled(tile, start + m, j, m)
+                text += scaled(tile, start, m, j)
                 for i in range(4):
                     below = 16 * (start + m) + 8 * (i >> 1)
                     target = f"[{'pe' if i & 1 else 'pt'}+{below * size}]"
@@ -155,4 +176,5 @@ def plain_epilogue(tile, kind):
                     else:
                         text += f"\ncvt.rn.{kind}.f32 v, f{i};\n@p st.global.b16 {target}, v;"
             text += f"\nmul.wide.u32 pe, $4, {8 * size};\nadd.u64 pt, pt, pe;"
+            text += token_scales(tile, start // tile.exchange_tiles * tile.tiles_t + j + SCALES_AHEAD)
     return text + f"\n{DONE}\n}}"

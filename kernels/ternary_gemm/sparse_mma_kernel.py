@@ -68,14 +68,14 @@ def _meet(sums_ptr, counts_ptr, work, TILE: gl.constexpr, STAGES: gl.constexpr, 
 
 
 @gluon.jit
-def _store(x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, row, token, tokens, out_features, slot, TILE: gl.constexpr, OUT: gl.constexpr,
-           WIDE: gl.constexpr):
+def _store(x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, row, token, tokens, out_features, TILE: gl.constexpr, STAGES: gl.constexpr,
+           OUT: gl.constexpr, WIDE: gl.constexpr):
     """A tile's epilogue."""
     operands = [row * _size("block_n", TILE), token * _size("block_t", TILE), tokens, out_features,
                 x_scale_ptr.to(gl.int64, bitcast=True), row_scale_ptr.to(gl.int64, bitcast=True), bias_ptr.to(gl.int64, bitcast=True),
-                y_ptr.to(gl.int64, bitcast=True), slot]
-    text: gl.constexpr = epilogue(TILE, OUT) if WIDE else plain_epilogue(TILE, OUT)
-    gl.inline_asm_elementwise(text, "=r,r,r,r,r,l,l,l,l,r,~{memory}", operands, dtype=gl.int32, is_pure=False, pack=1)
+                y_ptr.to(gl.int64, bitcast=True)]
+    text: gl.constexpr = epilogue(TILE, OUT, STAGES) if WIDE else plain_epilogue(TILE, OUT)
+    gl.inline_asm_elementwise(text, "=r,r,r,r,r,l,l,l,l,~{memory}", operands, dtype=gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit(do_not_specialize=("steps", "works", "row_tiles", "token_tiles", "band", "row_blocks", "tokens", "out_features", "x_stride",
@@ -130,11 +130,10 @@ def sparse_mma_gemm(x_ptr, w_ptr, x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, s
             ahead_step += 1
             before = at
             at = following
-        # The last stage's slot is read no more, and filled again behind the next barrier: the epilogue exchanges in it.
         row, token = _place(work // SPLITS, row_tiles, token_tiles, band)
         whole = True
         if SPLITS > 1:
             whole = _meet(sums_ptr, counts_ptr, work, TILE, STAGES, SPLITS)
         if whole:
-            _store(x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, row, token, tokens, out_features, before, TILE, OUT, WIDE)
+            _store(x_scale_ptr, row_scale_ptr, bias_ptr, y_ptr, row, token, tokens, out_features, TILE, STAGES, OUT, WIDE)
         gl.inline_asm_elementwise(zero(TILE), "=r,r", [steps], dtype=gl.int32, is_pure=False, pack=1)

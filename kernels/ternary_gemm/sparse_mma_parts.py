@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from triton.experimental import gluon
 
-from kernels.ternary_gemm.sparse_mma_ptx import DONE
+from kernels.ternary_gemm.sparse_mma_ptx import DONE, shared_bytes
 
 
 @gluon.constexpr_function
@@ -37,9 +37,9 @@ def deposit(tile, stages):
         mov.u32 line, global_smem;
         bar.sync 0;
         @first atom.add.acq_rel.gpu.global.u32 old, [counter], 1;
-        @first st.shared.b32 [line+{tile.stage_bytes * stages}], old;
+        @first st.shared.b32 [line+{shared_bytes(tile, stages)}], old;
         bar.sync 0;
-        ld.shared.b32 $0, [line+{tile.stage_bytes * stages}];
+        ld.shared.b32 $0, [line+{shared_bytes(tile, stages)}];
         }}"""
 
 

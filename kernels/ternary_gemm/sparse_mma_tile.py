@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 STAGE_COLUMNS = 128
 """Columns of a stage."""
-EXCHANGED_ROWS = 64
+EXCHANGED_ROWS = 80
 """Weight rows of a warp that the epilogue exchanges at once, at most."""
 
 
@@ -37,7 +38,7 @@ class Tile:
     @property
     def exchange_tiles(self) -> int:
         """Row tiles of a warp that the epilogue exchanges at once."""
-        return min(self.tiles_n, EXCHANGED_ROWS // 16)
+        return max(count for count in range(1, EXCHANGED_ROWS // 16 + 1) if self.tiles_n % count == 0)
 
     @property
     def exchange_pitch(self) -> int:
@@ -46,8 +47,13 @@ class Tile:
 
     @property
     def stage_bytes(self) -> int:
-        """Shared memory of a stage; the epilogue uses a free one for its exchange."""
-        return max(STAGE_COLUMNS * self.block_t + 32 * self.block_n, self.threads // 4 * self.exchange_pitch)
+        """Shared memory of a stage."""
+        return STAGE_COLUMNS * self.block_t + 32 * self.block_n
+
+    @property
+    def exchange_bytes(self) -> int:
+        """Shared memory in which the epilogue exchanges eight tokens of every warp's rows, in whole lines of 64 bytes."""
+        return math.ceil(self.threads // 4 * self.exchange_pitch / 64) * 64
 
     @property
     def accumulators(self) -> int:
@@ -56,10 +62,10 @@ class Tile:
 
     @property
     def token_copies(self) -> int:
-        """16-byte chunks of activations that a thread copies for a stage (with less than one, threads behind the last row copy none)."""
-        return max(1, 8 * self.block_t // self.threads)
+        """16-byte chunks of activations that a thread copies for a stage, at most."""
+        return math.ceil(8 * self.block_t / self.threads)
 
     @property
     def word_copies(self) -> int:
-        """16-byte chunks of packed words that a thread copies for a stage."""
-        return 2 * self.block_n // self.threads
+        """16-byte chunks of packed words that a thread copies for a stage, at most."""
+        return math.ceil(2 * self.block_n / self.threads)

@@ -28,12 +28,12 @@ class WarpMachine(Machine):
         guard = np.ones(self.threads, bool)
         if line.startswith("@"):
             predicate, rest = line[1:].split(None, 1)
-            guard = self.registers[predicate]
+            guard = ~self.registers[predicate[1:]] if predicate.startswith("!") else self.registers[predicate]
         else:
             rest = line
         opcode, _, text = rest.partition(" ")
         operands = split_operands(text)
-        if opcode.startswith("bar.warp.sync"):
+        if opcode.startswith(("bar.warp.sync", "mbarrier", "bra")):
             return
         if opcode.startswith("cp.async.cg"):
             self._copy(operands, guard)

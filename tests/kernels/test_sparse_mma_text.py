@@ -12,7 +12,7 @@ import torch
 from kernels.problem import Sparsity
 from kernels.ternary_gemm.sparse_mma_epilogue import epilogue, plain_epilogue
 from kernels.ternary_gemm.sparse_mma_parts import collect, deposit
-from kernels.ternary_gemm.sparse_mma_ptx import declare, fill, point, prime, stage, zero
+from kernels.ternary_gemm.sparse_mma_ptx import declare, fill, point, prime, shared_bytes, stage, zero
 from kernels.ternary_gemm.sparse_mma_tile import Tile
 from kernels.ternary_gemm.sparse_wgmma import fragment_weight, padded_rows
 from reference.lifting import lift_activation
@@ -53,7 +53,7 @@ class Run:
         x = lift_activation(self.x, sparsity.m) if sparsity.lifted else self.x
         self.width = -(-x.shape[1] // 16) * 16
         x = torch.nn.functional.pad(x, (0, self.width - x.shape[1]), value=77)
-        self.memory = Memory(tile.stage_bytes * stages + 64)
+        self.memory = Memory(shared_bytes(tile, stages) + 64)
         self.at = {"x": self.memory.add(x), "w": self.memory.add(self.weight.blocks), "x_scale": self.memory.add(self.x_scale),
                    "row_scale": self.memory.add(self.weight.row_scale), "bias": self.memory.add(padded_rows(self.bias, rows))}
         self.late, self.patch = late, patch
@@ -111,14 +111,13 @@ class Run:
                 self.machine.run(stage(self.tile, self.stages), [at, following, before, *self._advance()])
                 before, at = at, following
             if self.parts == 1 or self._meet(work):
-                text = epilogue(self.tile, kind) if wide else plain_epilogue(self.tile, kind)
+                text = epilogue(self.tile, kind, self.stages) if wide else plain_epilogue(self.tile, kind)
                 token, row = (index * size for index, size in zip(divmod(work // self.parts, self.row_tiles),
                                                                   (self.tile.block_t, self.tile.block_n), strict=True))
-                self.machine.run(text, [row, token, self.tokens, self.rows, self.at["x_scale"], self.at["row_scale"], self.at["bias"], y,
-                                        before])
+                self.machine.run(text, [row, token, self.tokens, self.rows, self.at["x_scale"], self.at["row_scale"], self.at["bias"], y])
             self.machine.run(zero(self.tile), [])
         end = y + out.numel() * out.element_size()
-        line = self.tile.stage_bytes * self.stages + 64
+        line = shared_bytes(self.tile, self.stages) + 64
         for first, behind in ((line, self.at["sums"]), (self.at["counts"], y)):
             assert np.array_equal(self.machine.memory[first:behind], untouched[first:behind]), "an input was overwritten, or a count left"
         assert np.array_equal(self.machine.memory[end:], untouched[end:]), "something was written behind the output"
@@ -136,8 +135,9 @@ CASES = [
     (Tile(4, 1, 1, 1), 6, 70, 96, 9, Sparsity(6, 8)),
     (Tile(4, 1, 1, 1), 3, 70, 612, 9, Sparsity(2, 4), 3),
     (Tile(4, 2, 2, 1), 3, 128, 60, 17, Sparsity(4, 6)),
+    (Tile(4, 2, 5, 3), 4, 336, 264, 50, Sparsity(2, 4)),
 ]
-IDS = ["256x128", "128x32", "64x8", "64x8-3-parts", "128x16"]
+IDS = ["256x128", "128x32", "64x8", "64x8-3-parts", "128x16", "320x48"]
 
 
 @pytest.mark.parametrize("late", [False, True], ids=["early", "late"])
@@ -147,10 +147,11 @@ def test_raw_accumulators_are_exact(case: tuple[Any, ...], late: bool, monkeypat
     assert torch.equal(run.output("s32", wide=False).long(), accumulate(run.x, run.w))
 
 
-WIDE = [(Tile(2, 4, 8, 1), 136), (Tile(4, 1, 2, 2), 200), (Tile(4, 1, 1, 1), 72), (Tile(1, 4, 4, 1), 64)]
+WIDE = [(Tile(2, 4, 8, 1), 136), (Tile(4, 1, 6, 2), 400), (Tile(4, 1, 5, 5), 328), (Tile(4, 1, 2, 2), 200), (Tile(4, 1, 1, 1), 72),
+        (Tile(1, 4, 4, 1), 64)]
 
 
-@pytest.mark.parametrize(("tile", "rows"), WIDE, ids=["256x32", "128x16", "64x8", "64x32"])
+@pytest.mark.parametrize(("tile", "rows"), WIDE, ids=["256x32", "384x16", "320x40", "128x16", "64x8", "64x32"])
 def test_wide_stores_give_the_reference(tile: Tile, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tile, 3, True, monkeypatch, rows, 192, tile.block_t + 3, Sparsity(2, 4))
     found = run.output("bf16", wide=True)
