@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 
@@ -36,7 +37,7 @@ def time_us(result: Result) -> float | None:
     if result.blocks:
         calls = sum(block["calls"] for block in result.blocks)
         return sum(block["seconds"] for block in result.blocks) / calls * 1e6 if calls else None
-    return float(np.median(result.samples_us)) if result.samples_us else None
+    return median(result.samples_us) if result.samples_us else None
 
 
 def joules_per_call(result: Result) -> float | None:
