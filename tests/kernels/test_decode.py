@@ -37,7 +37,8 @@ CONFIGS = (DecodeConfig(4, 4, 2, 4), DecodeConfig(4, 1, 8, 3), DecodeConfig(1, 1
            DecodeConfig(4, 1, 2, 4, rounds=2, group=16), DecodeConfig(4, 2, 4, 3, 2, clustered=True),
            DecodeConfig(2, 1, 4, 4, 4, 32, group=16, clustered=True), DecodeConfig(1, 4, 2, 3, 8, clustered=True),
            DecodeConfig(1, 4, 2, 3, wgmma=True), DecodeConfig(4, 4, 2, 3, x_kib=32, wgmma=True),
-           DecodeConfig(2, 8, 1, 4, 4, group=24, clustered=True, wgmma=True), DecodeConfig(4, 4, 1, 2, 2, eager=False, wgmma=True))
+           DecodeConfig(2, 8, 1, 4, 4, group=24, clustered=True, wgmma=True), DecodeConfig(4, 4, 1, 2, 2, eager=False, wgmma=True),
+           DecodeConfig(1, 4, 8, 2, group=16, wgmma=True), DecodeConfig(1, 4, 4, 8, group=32, wgmma=True))
 NARROW_CONFIGS = (DecodeConfig(4, 1, 8, 4, narrow=True), DecodeConfig(4, 4, 2, 3, 1, 32, narrow=True),
                   DecodeConfig(4, 1, 4, 3, rounds=3, group=16, narrow=True), DecodeConfig(4, 1, 8, 3, rounds=2, narrow=True),
                   DecodeConfig(4, 2, 4, 3, 2, clustered=True, narrow=True), DecodeConfig(4, 2, 4, 2, 3, 32, narrow=True),
