@@ -47,8 +47,10 @@ def mma_reject(problem: Problem, gpu: Gpu, config: MmaConfig) -> str | None:
     """The same of `sparse-mma`: threads, whole blocks, registers, shared memory."""
     del problem
     tile, threads = config.tile, config.tile.threads
-    if threads not in (128, 256) or tile.block_n % 64 or 2 * tile.block_n % threads:
+    if threads not in (128, 256) or tile.block_n % 64:
         return f"{threads} threads for {tile.block_n} rows"
+    if (tile.tiles_n in (5, 6)) != (tile.tiles_t in (6, 7)):
+        return f"{tile.tiles_n} row tiles by {tile.tiles_t} token tiles: 5 and 6 go with 6 and 7"
     if config.registers > config.register_limit:
         return f"needs about {config.registers} registers a thread, {config.register_limit} are there"
     if config.per_sm * (config.shared_bytes + BLOCK_RESERVE) - BLOCK_RESERVE > gpu.shared_bytes:
@@ -82,7 +84,8 @@ _WGMMA = ConfigSpace(
 )
 _MMA = ConfigSpace(
     MmaConfig,
-    {"warps_n": (1, 2, 4), "warps_t": (1, 2, 4), "tiles_n": (1, 2, 4, 8), "tiles_t": (1, 2, 4), "stages": (3, 4, 6), "per_sm": (1, 2)},
+    {"warps_n": (1, 2, 4), "warps_t": (1, 2, 4), "tiles_n": (1, 2, 4, 5, 6, 8), "tiles_t": (1, 2, 4, 6, 7, 8), "stages": (3, 4, 5, 6),
+     "per_sm": (1, 2)},
     mma_reject,
 )
 _DENSE = ConfigSpace(
