@@ -44,7 +44,7 @@ NARROW_CONFIGS = (DecodeConfig(4, 1, 8, 4, narrow=True), DecodeConfig(4, 4, 2, 3
                   DecodeConfig(4, 2, 4, 3, 2, clustered=True, narrow=True), DecodeConfig(4, 2, 4, 2, 3, 32, narrow=True),
                   DecodeConfig(4, 8, 1, 3, narrow=True, eager=False))
 SHAPES = ((1, 1152, 896), (7, 130, 64), (9, 7, 128), (16, 2048, 2048), (33, 384, 776), (63, 136, 320), (64, 896, 4864), (1, 520, 12000),
-          (0, 64, 128), (5, 200, 2504))
+          (0, 64, 128), (5, 200, 2504), (20, 600, 1024))
 
 
 def problem(out_features: int, in_features: int, tokens: int, sparsity: Sparsity = TWO_FOUR, op: Any = "gemm", **changes: Any) -> Problem:
