@@ -38,7 +38,7 @@ from autotune.session import Outcome, Tuner, all_known, sources
 from autotune.task import of_job
 from autotune.tuning import Tools
 from autotune.usage import Usage
-from kernels.errors import UsageError
+from kernels.errors import OutputError, UsageError
 from kernels.gpu import Gpu, choose
 
 TURN_US = 1000.0
@@ -187,9 +187,15 @@ def _line(outcome: Outcome) -> str:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process at once: everything is written, and Python would take torch's modules apart for half a second."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    """End this process at once: everything is written, and Python would take torch's modules apart for half a second.
+
+    Where nobody reads the output any more (`| head`), success becomes an OutputError's code.
+    """
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        code = code or OutputError.exit_code
     os._exit(code)
 
 

@@ -123,14 +123,19 @@ class Tuner:
                     self._keep(outcome, made)
                 yield outcome
         finally:
-            self._write()
-            self.tools.stop.set()
-            for thread, slot in zip(threads, slots, strict=True):
-                while thread.is_alive():
-                    slot.kill()
-                    thread.join(0.1)
-                slot.close()
-            ahead.join()
+            try:
+                self._write()
+            finally:  # whatever keeps the table from being written does not keep the slots
+                self._end(threads, slots)
+                ahead.join()
+
+    def _end(self, threads: Sequence[threading.Thread], slots: Sequence[Slot]) -> None:
+        self.tools.stop.set()
+        for thread, slot in zip(threads, slots, strict=True):
+            while thread.is_alive():
+                slot.kill()
+                thread.join(0.1)
+            slot.close()
 
     def _ahead(self, jobs: Sequence[Job]) -> None:
         """A thread that hands the first candidates of the coming cases to the compiling processes, as long as these have little to do."""
@@ -164,8 +169,13 @@ class Tuner:
                modules: tuple[str, ...]) -> None:
         """A slot's thread: one case after the other, when its process has imported the modules."""
         lost = 0
-        with contextlib.suppress(SlotLost, TerSparseError):  # the first case will say so
+        try:
             slot.call(*waking(*modules), WAKE_SECONDS)
+        except (SlotLost, TerSparseError):
+            pass  # the first case will say so
+        except BaseException as error:  # as below
+            self._done.put(error)
+            return
         with contextlib.suppress(Stopped):
             while lost < LOST_IN_A_ROW and not self.tools.stop.is_set():
                 try:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from autotune.command import guarded
 from kernels.errors import UsageError
-from kernels.gpu import Gpu
+from kernels.gpu import GPUS, Gpu, choose
 from suites import catalogue
 from suites.arguments import choose_gpu, parser, selection
 from suites.command import INCONCLUSIVE, USAGE, Reporting
@@ -35,11 +35,13 @@ def main(
 def _main(arguments: tuple[str, ...], detect: Callable[[int], Gpu | None], lab: Lab | None, build_report: Reporting) -> int:
     args = parser().parse_args(arguments)
     cases = catalogue.plan(selection(args))
-    if args.list:
-        print("\n".join(catalogue.listing(cases)))
-        return 0
     if args.device < 0:
         raise UsageError(f"--device {args.device}: allowed are 0 and up")
+    if args.list:
+        listed = args.gpu in ("auto", *(gpu.name for gpu in GPUS))
+        choose(args.gpu, args.profile, None if listed else detect(args.device))  # any other name may be the device's own
+        print("\n".join(catalogue.listing(cases)))
+        return 0
     found = detect(args.device)
     if found is None and args.device > 0 and detect(0) is not None:
         raise UsageError(f"--device {args.device}: this machine has no such device; its first one is 0")

@@ -3,11 +3,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kernels.errors import UsageError
+from kernels.gpu import by_name
 from suites.arguments import parser, selection
 from suites.case import Case
 from suites.catalogue import SUITES, Selection, listing, plan
@@ -117,6 +119,24 @@ def test_list_prints_the_cases_and_their_counts(capsys: pytest.CaptureFixture[st
     assert lines[0] == "square/square/64x64/gemm 64x64 T=64 2:4/hot/interleaved"
     assert lines[-2:] == ["square: 4 cases", "in all: 4 cases"]
     assert lines == listing(plan(Selection(suites=("square",), tokens=(64, 128))))
+
+
+@pytest.mark.parametrize(("extra", "says"), [
+    (("--gpu", "z80"), "unknown GPU 'z80'"), (("--profile", "z80"), "unknown GPU 'z80'"), (("--device", "-1"), "allowed are 0 and up"),
+    (("--gpu", "h200", "--profile", "h100"), "name two GPUs"),
+])
+def test_list_checks_the_names_that_a_run_would(extra: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--suite", "square", "--list", *extra], detect=lambda index: None) == 2
+    out, error = capsys.readouterr()
+    assert says in error
+    assert not out
+
+
+def test_list_takes_the_device_s_own_name_and_needs_no_device(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--suite", "square", "--list", "--gpu", "nvidia-x1"], detect=lambda index: replace(by_name("h100"), name="nvidia-x1")) == 0
+    assert main(["--suite", "square", "--list", "--gpu", "nvidia-x1", "--profile", "h100"], detect=lambda index: None) == 0
+    assert main(["--suite", "square", "--list", "--gpu", "h200", "--state", "sustained"], detect=lambda index: None) == 0
+    assert capsys.readouterr().out.count("in all: ") == 3
 
 
 def test_planning_and_judging_need_no_torch(repository: Path) -> None:
