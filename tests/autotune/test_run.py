@@ -17,7 +17,7 @@ from autotune.command import parse_shape
 from autotune.lock import FolderLock
 from autotune.options import parse_budget
 from autotune.run import main
-from kernels.errors import UsageError
+from kernels.errors import OutputError, UsageError
 from kernels.gpu import Gpu, by_name
 
 TINY = ["--gpu", "h200", "--op", "gemm", "--shape", "24x16", "--tokens", "128", "--sparsity", "2:4"]
@@ -200,3 +200,21 @@ def test_values_are_parsed() -> None:
     assert [parse_budget(text) for text in ("90s", "10m", "1.5h", "40")] == [(90, None), (600, None), (5400, None), (None, 40)]
     with pytest.raises(UsageError):
         parse_shape("0x16")
+
+
+@pytest.mark.parametrize(("read", "code", "seen"), [(True, 0, 0), (True, 4, 4), (False, 0, OutputError.exit_code), (False, 4, 4)])
+def test_leaving_writes_what_was_printed_and_keeps_the_code(read: bool, code: int, seen: int, repository: Path) -> None:
+    line = [sys.executable, "-c", f"import sys; from autotune.run import leave; print('told'); sys.stdin.read(); leave({code})"]
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # as output to a pipe is
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(line, cwd=repository, env=buffered, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    assert child.stdin
+    assert child.stdout
+    assert child.stderr
+    if not read:
+        child.stdout.close()
+    child.stdin.close()
+    assert not child.stderr.read()
+    assert child.wait(30) == seen
+    assert not read or child.stdout.read() == "told\n"
+    child.stderr.close()
