@@ -15,7 +15,6 @@ from importlib import import_module
 from pathlib import Path
 
 from autotune import options as arguments
-from autotune import tuned
 from autotune.conditions import library_versions
 from autotune.early import Forecast, Plan
 from autotune.executor import LocalSlot, Slot, local_slots
@@ -25,6 +24,7 @@ from autotune.tuning import TRIAL_SECONDS
 from autotune.worker import waking
 from kernels.errors import Failure, NoGpu
 from kernels.gpu import GPUS, Gpu, choose, unlisted
+from kernels.tuned import path_of
 
 BRIEF_SECONDS = 8.0
 """A budget that gives a case less time on its device makes a brief run, see `autotune.tuning.Tools`."""
@@ -77,7 +77,7 @@ class Beginning:
         if around.warm and claimed is not None and not options.resume and not options.compile_only:
             brief = budget.seconds is not None and budget.seconds < BRIEF_SECONDS * len(self.wanted)
             evaluations = math.inf if budget.evaluations is None else budget.evaluations
-            table = around.table or tuned.path_of(claimed)
+            table = around.table or path_of(claimed)
             plan = Plan(options, self.wanted, claimed, around.catalogue, table, self.pool.processes, brief, evaluations)
             stack.callback(Forecast(plan, self.pool).close)
         if around.warm:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from autotune import plan
-from autotune.table import REACH, Entry
 from kernels.problem import Problem
+from kernels.tuned_table import REACH, Entry
 
 
 @dataclass(frozen=True)

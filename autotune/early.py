@@ -23,8 +23,8 @@ from autotune.clock import CudaClock
 from autotune.compile import pickled
 from autotune.pool import CompilePool
 from autotune.search import strategy
-from autotune.session import all_known
 from autotune.task import of_job
+from autotune.tuned import all_known
 from autotune.tuning import ahead
 from autotune.worker import Worker
 from kernels.errors import Failure, TerSparseError

@@ -14,10 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autotune import landscape, tuned
+from autotune import landscape
 from autotune.command import Parser, guarded
+from autotune.table import read
 from kernels.errors import OutputError, RecordError, UsageError
 from kernels.gpu import by_name
+from kernels.tuned import path_of
+from kernels.tuned_table import Entry
 
 VERSION = "1.0.0"
 INVALIDITY = {
@@ -52,7 +55,7 @@ def of_landscapes(found: Iterable[landscape.Landscape]) -> Iterator[dict[str, An
         yield from (result(point, time, about, timestamp=own.date) for point, time in zip(own.points, own.times, strict=True))
 
 
-def of_table(entries: Iterable[tuned.Entry], gpu: str) -> Iterator[dict[str, Any]]:
+def of_table(entries: Iterable[Entry], gpu: str) -> Iterator[dict[str, Any]]:
     """The winners of a tuned table."""
     for entry in entries:
         about = {
@@ -124,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _main(argv: Sequence[str]) -> int:
     args = parser().parse_args(argv)
     gpu = by_name(args.gpu)
-    entries = tuned.read(tuned.path_of(gpu))
+    entries = read(path_of(gpu))
     if args.journal:
         rows = [row for path in args.journal for row in of_journal(path)]
     else:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.search import Maker, Point, nearest
-from autotune.tuned import shape_distance
+from autotune.table import shape_distance
 from kernels.errors import Failure, RecordError
 
 SCHEMA = "tersparse-landscape/1"

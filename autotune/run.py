@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import NoReturn
 
 from autotune import options as arguments
-from autotune import tuned
 from autotune.beginning import BRIEF_SECONDS, Beginning, Surroundings
 from autotune.clock import Clock, CudaClock
 from autotune.command import guarded, parse_shape
@@ -34,12 +33,16 @@ from autotune.live import view
 from autotune.lock import FolderLock
 from autotune.pool import CompilePool
 from autotune.search import Budget, strategy
-from autotune.session import Outcome, Tuner, all_known, sources
+from autotune.session import Outcome, Tuner
+from autotune.table import key_of, problem_of
 from autotune.task import of_job
+from autotune.tuned import all_known, sources
 from autotune.tuning import Tools
 from autotune.usage import Usage
 from kernels.errors import OutputError, UsageError
 from kernels.gpu import Gpu, choose
+from kernels.tuned import path_of, verdict
+from kernels.tuned_table import read_table
 
 TURN_US = 1000.0
 
@@ -100,7 +103,7 @@ def _compile(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, pool: C
 
 def _tune(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, around: Surroundings, budget: Budget, begun: Beginning) -> int:
     slots = begun.slots(gpu)
-    folder, table = around.runs / f"tune-{gpu.name}", around.table or tuned.path_of(gpu)
+    folder, table = around.runs / f"tune-{gpu.name}", around.table or path_of(gpu)
     versions, known = around.versions(), all_known(table)
     if options.cache and options.cache.is_dir():
         print(f"{settle_cache(options.cache.resolve())} compiled kernels in {options.cache}")
@@ -120,7 +123,7 @@ def _tune(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, around: Su
         tools.evaluations = math.inf if budget.evaluations is None else budget.evaluations
         usage = Usage(_command(options), len(jobs), len(slots), tools)
         if options.resume:
-            usage.earlier(tuned.read_table(table).made)
+            usage.earlier(read_table(table).made)
         stack.callback(usage.write, folder / "last.json")
         for outcome in Tuner(tools, table, versions, known, partial(usage.add, told=arguments.whole(options))).run(jobs, slots, budget):
             shown.say(f"[{len(usage.outcomes)}/{len(jobs)}, {shown.left()}] {_line(outcome)}")
@@ -129,22 +132,22 @@ def _tune(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, around: Su
 
 def _left(jobs: Sequence[Job], table: Path, versions: Mapping[str, str | None]) -> list[Job]:
     """The cases that the table has no usable entry for yet, of these libraries."""
-    entries = tuned.read_table(table)
+    entries = read_table(table)
     done = {entry.key: entry.source for entry in (*entries.entries, *entries.stays)
             if all(entry.versions.get(name) == versions.get(name) for name in ("triton", "driver"))}
     return [job for job in jobs
-            if done.get(tuned.key_of(job.find(), job.problem)) != sources(job.catalogue)[job.kernel, job.problem.op]]
+            if done.get(key_of(job.find(), job.problem)) != sources(job.catalogue)[job.kernel, job.problem.op]]
 
 
 def _coverage(options: argparse.Namespace, around: Surroundings) -> int:
     """Print what the table covers of every suite by entries that apply; exit code 4 where something is missing."""
     gpu, kernels_for = choose(options.gpu, options.profile, None), import_module(around.catalogue).kernels_for
-    table = tuned.read_table(around.table or tuned.path_of(gpu))
+    table = read_table(around.table or path_of(gpu))
     kernels = {(kernel.name, kernel.op): kernel for op in arguments.TOKENS for kernel in kernels_for(op)}
     usable, stale = [], Counter[str]()
     for entry in (*table.entries, *table.stays):
         kernel = kernels.get((entry.kernel, entry.op))
-        reason = tuned.verdict(entry, kernel, tuned.problem_of(entry), gpu) if kernel else "there is no such kernel"
+        reason = verdict(entry, kernel, problem_of(entry), gpu) if kernel else "there is no such kernel"
         if reason is None:
             usable.append(entry)
         else:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import functools
 import math
 import queue
 import statistics
@@ -12,20 +11,20 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from autotune import tuned
 from autotune.executor import Slot, SlotLost
 from autotune.job import Job
 from autotune.search import Budget
+from autotune.table import key_of
 from autotune.task import Task, of_job, starts
-from autotune.tuned import Entry
+from autotune.tuned import sources, write
 from autotune.tuning import Found, Stopped, Tools, Tuning
 from autotune.worker import waking
 from kernels.errors import Failure, TerSparseError
-from kernels.problem import Op
+from kernels.tuned import source_hash
+from kernels.tuned_table import Entry, read_table
 
 WAKE_SECONDS = 120.0
 BACKLOG, CASES_AHEAD = 4, 100
@@ -231,7 +230,7 @@ class Tuner:
             return None
         stays = Entry(
             job.kernel, problem.op, problem.out_features, problem.in_features, problem.tokens, str(problem.sparsity), problem.dtype,
-            config={}, us=default_us or 0.0, default_us=default_us, source=tuned.source_hash(job.find()), versions=self.versions,
+            config={}, us=default_us or 0.0, default_us=default_us, source=source_hash(job.find()), versions=self.versions,
             date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(), memory_gb=task.gpu.memory_gb,
             evaluated=(found.evaluated, found.of),
         )
@@ -243,7 +242,7 @@ class Tuner:
 
     def _keep(self, outcome: Outcome, made: Mapping[str, Any] | None) -> None:
         """Note what takes the place of what stands in the table; write it unless writing would take more than a small part of the time."""
-        self._fresh[tuned.key_of(outcome.job.find(), outcome.job.problem)] = outcome.entry
+        self._fresh[key_of(outcome.job.find(), outcome.job.problem)] = outcome.entry
         self._catalogue, self._made = outcome.job.catalogue, made or self._made
         if outcome.entry is not None:
             self._found.append(outcome.entry)
@@ -254,26 +253,13 @@ class Tuner:
         """Put the outcomes since the last time into the table. What no kernel's source of today would ever apply goes from it."""
         if not self._fresh:
             return
-        started, table, known = time.monotonic(), tuned.read_table(self.table), sources(self._catalogue)
+        started, table, known = time.monotonic(), read_table(self.table), sources(self._catalogue)
         kept = [other for other in (*table.entries, *table.stays)
                 if other.key not in self._fresh and other.source == known.get((other.kernel, other.op))]
-        tuned.write(self.table, [*kept, *filter(None, self._fresh.values())], self._made or table.made)
+        write(self.table, [*kept, *filter(None, self._fresh.values())], self._made or table.made)
         self._fresh.clear()
         self._due = time.monotonic() + WRITE_SHARE * (time.monotonic() - started)
 
 
-@functools.cache
-def sources(catalogue: str) -> dict[tuple[str, str], str]:
-    """The hash of the source of every kernel of a catalogue, by its name and op."""
-    kernels_for = import_module(catalogue).kernels_for
-    return {(kernel.name, op): tuned.source_hash(kernel) for op in get_args(Op) for kernel in kernels_for(op)}
-
-
 def _rounded(microseconds: float | None) -> float | None:
     return None if microseconds is None else round(microseconds, 3)
-
-
-def all_known(table: Path) -> list[Entry]:
-    """The entries of that table, then those of every other GPU's."""
-    others = [path for path in sorted(tuned.FOLDER.glob("*.json")) if path.resolve() != table.resolve()]
-    return [entry for path in (table, *others) for entry in tuned.read(path)]

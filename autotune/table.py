@@ -14,12 +14,7 @@ from typing import Any
 from kernels.errors import OutputError
 from kernels.kernel import Kernel
 from kernels.problem import Problem, Sparsity
-from kernels.tuned_table import REACH as REACH
-from kernels.tuned_table import SCHEMA as SCHEMA
-from kernels.tuned_table import Entry as Entry
-from kernels.tuned_table import Table as Table
-from kernels.tuned_table import layer_of as layer_of
-from kernels.tuned_table import read_table as read_table
+from kernels.tuned_table import SCHEMA, Entry, read_table
 
 
 def key_of(kernel: Kernel, problem: Problem) -> tuple[str, str, int, int, int, str, str]:

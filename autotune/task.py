@@ -11,15 +11,16 @@ from functools import lru_cache, partial
 from importlib import import_module
 from typing import Any
 
-from autotune import tuned
 from autotune.job import Job
 from autotune.prune import bound_us
 from autotune.search import Point, nearest
-from autotune.tuned import Entry
+from autotune.table import shape_distance
 from kernels.gpu import Gpu
 from kernels.kernel import CompileUnit
 from kernels.problem import Op
 from kernels.space import Config, config_to_dict
+from kernels.tuned import source_hash
+from kernels.tuned_table import Entry
 
 NEIGHBOURS = 3
 """So many nearest tuned shapes lend their winners as starts."""
@@ -87,7 +88,7 @@ def of_job(job: Job, versions: Mapping[str, str | None], known: Sequence[Entry] 
         rejected[_NUMBER.sub("#", reason)] += count
     configs = list(dict.fromkeys(allowed))
     points = tuple(config_to_dict(config) for config in configs)
-    source = tuned.source_hash(kernel)
+    source = source_hash(kernel)
     return Task(
         label=f"{kernel.name} {problem}",
         identity=(kernel.name, str(problem), source, dict(versions), job.clock.name),
@@ -117,7 +118,7 @@ def winners(job: Job, known: Sequence[Entry], count: int = NEIGHBOURS) -> list[P
 
     def away(entry: Entry) -> tuple[bool, float]:
         other = (entry.out_features, entry.in_features, entry.tokens)
-        return entry.sparsity != str(problem.sparsity), tuned.shape_distance(shape, other)
+        return entry.sparsity != str(problem.sparsity), shape_distance(shape, other)
 
     own = [entry for entry in known if (entry.kernel, entry.op) == (job.kernel, problem.op) and not entry.stays]
     return [entry.config for entry in sorted(own, key=away)[:count]]

@@ -1,34 +1,22 @@
-"""Tuned configs as the tuner writes and explains them; they are read by `kernels.tuned`, whose names are here too."""
+"""Tuned configs as the tuner writes, knows and explains them; they are looked up by `kernels.tuned`."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from autotune.table import Entry as Entry
-from autotune.table import Table as Table
-from autotune.table import key_of as key_of
-from autotune.table import layer_of as layer_of
-from autotune.table import problem_of as problem_of
-from autotune.table import read as read
-from autotune.table import read_table as read_table
-from autotune.table import shape_distance as shape_distance
+from autotune.landscape import carried, committed
+from autotune.table import read
 from autotune.table import write as write_table
 from kernels.gpu import Gpu
 from kernels.kernel import Kernel
-from kernels.problem import Problem
+from kernels.problem import Op, Problem
 from kernels.space import config_to_dict
-from kernels.tuned import FOLDER as FOLDER
-from kernels.tuned import forget as forget
-from kernels.tuned import installed as installed
-from kernels.tuned import lookup as lookup
-from kernels.tuned import major as major
-from kernels.tuned import of_layer as of_layer
-from kernels.tuned import path_of as path_of
-from kernels.tuned import source_hash as source_hash
-from kernels.tuned import table as table
-from kernels.tuned import verdict as verdict
+from kernels.tuned import FOLDER, forget, lookup, of_layer, path_of, source_hash, verdict
+from kernels.tuned_table import Entry
 
 
 def write(path: Path, entries: Iterable[Entry], made: Mapping[str, Any] | None = None) -> None:
@@ -37,10 +25,21 @@ def write(path: Path, entries: Iterable[Entry], made: Mapping[str, Any] | None =
     forget()
 
 
+@functools.cache
+def sources(catalogue: str) -> dict[tuple[str, str], str]:
+    """The hash of the source of every kernel of a catalogue, by its name and op."""
+    kernels_for = import_module(catalogue).kernels_for
+    return {(kernel.name, op): source_hash(kernel) for op in get_args(Op) for kernel in kernels_for(op)}
+
+
+def all_known(table: Path) -> list[Entry]:
+    """The entries of that table, then those of every other GPU's."""
+    others = [path for path in sorted(FOLDER.glob("*.json")) if path.resolve() != table.resolve()]
+    return [entry for path in (table, *others) for entry in read(path)]
+
+
 def explain(kernel: Kernel, problem: Problem, gpu: Gpu, path: Path | None = None) -> str:
     """Lines that say which config `lookup` gives for a problem, why not another, and what carrying it over is expected to lose."""
-    from autotune.landscape import carried, committed  # which needs this module
-
     config, source = lookup(kernel, problem, gpu, path)
     lines = [f"{kernel} for {problem} on {gpu.name}: {source} {config_to_dict(config)}"]
     found = of_layer(kernel, problem, path or path_of(gpu))

@@ -142,7 +142,8 @@ _GROUPS = tuple(map(_group, range(256)))
 
 def _quads(weight: torch.Tensor) -> torch.Tensor:
     """Four neighbours of a row as 2-bit codes in the bytes of a word: int32 [blocks, ROWS, width, COLUMNS / 4]."""
-    words = weight.contiguous().view(torch.int32) & 0x03030303
+    rows = weight.reshape(-1)  # of no elements any strides are contiguous, and a view would look at them
+    words = rows.view(torch.int32) & 0x03030303
     return words.view(weight.shape[0] // ROWS, ROWS, weight.shape[1] // COLUMNS, COLUMNS // 4)
 
 

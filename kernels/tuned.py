@@ -75,7 +75,7 @@ def of_layer(kernel: Kernel, problem: Problem, path: Path) -> list[Entry]:
 
 @functools.cache
 def _answers(gpu: str, path: Path | None) -> dict[object, tuple[Config, str]]:
-    """What was looked up before, by everything that the answer depends on; emptied with `table` by `write`."""
+    """What was looked up before, by everything that the answer depends on; emptied with `table` by `forget`."""
     del gpu, path
     return {}
 

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from autotune import tuned
 from autotune.coverage import coverage, told_of
 from autotune.landscape import Landscape, committed
 from autotune.quality import FEW, SEEDS, SHARES, SHOWN, WAYS, Searched
 from autotune.quality import read as read_quality
 from autotune.quality import table as table_of
+from kernels import tuned
+from kernels.tuned_table import Table, read_table
 from reports.figures import WIDTH, heading, ratio_axis, slug
 from reports.load import Results
 from reports.panel import Data, Panel, figures, paragraph, table
@@ -43,7 +44,7 @@ def panel(data: Data) -> Panel | None:
 
 def gained(results: Results) -> Markup | None:
     """Tuned against default over the committed table, per kernel, and how many results ran with it; None without a table."""
-    found = tuned.read_table(tuned.FOLDER / f"{results.gpu}.json")
+    found = read_table(tuned.FOLDER / f"{results.gpu}.json")
     entries = [entry for entry in found.entries if entry.default_us]
     if not entries and not found.stays:
         return None
@@ -69,7 +70,7 @@ def gained(results: Results) -> Markup | None:
     return paragraph(about) + table("Tuned against default", head, rows) + covered(found)
 
 
-def covered(found: tuned.Table) -> Markup:
+def covered(found: Table) -> Markup:
     """How much of what the suites measure the table holds an answer for, and what it took to make it."""
     rows = [[one.suite, f"{one.problems - len(one.missing)} of {one.problems}", one.tuned, one.stays]
             for one in coverage((*found.entries, *found.stays))]

@@ -12,12 +12,12 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from autotune.tuned import lookup
 from autotune.worker import Worker
 from kernels.errors import Failure
 from kernels.gpu import Gpu
 from kernels.kernel import CompileUnit, Kernel
 from kernels.problem import Op, Problem
+from kernels.tuned import lookup
 from suites.case import Case
 
 TOKENS = 256

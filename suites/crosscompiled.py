@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from autotune.compile import Compiled, compile_all
-from autotune.tuned import lookup
 from kernels.errors import Failure
 from kernels.gpu import Gpu
 from kernels.kernel import CompileUnit, Kernel
 from kernels.occupancy import occupancy
 from kernels.problem import Op
 from kernels.space import Config, config_to_dict
+from kernels.tuned import lookup
 from suites.case import Case
 from suites.floors import compulsory_bytes
 from suites.predicted import Prediction, predict

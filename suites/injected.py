@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from autotune.measure import Plan, interleaved
-from autotune.tuned import lookup
 from kernels.errors import Failure, UsageError
 from kernels.gpu import Gpu
 from kernels.inputs import Inputs, make_inputs
 from kernels.kernel import Kernel, Outputs, Prepared
 from kernels.problem import Problem
 from kernels.space import Config
+from kernels.tuned import lookup
 from suites.case import Case
 from suites.executor import DeviceArguments, Local, on_device
 from suites.record import CaseRecord

@@ -11,7 +11,6 @@ import torch
 
 from autotune.clock import Timer
 from autotune.measure import Plan, Samples, bind, copies_needed
-from autotune.tuned import lookup
 from kernels.errors import Failure
 from kernels.gpu import Gpu
 from kernels.inputs import Inputs
@@ -19,6 +18,7 @@ from kernels.judge import judge, poison
 from kernels.kernel import Kernel, Outputs, Prepared
 from kernels.problem import Problem
 from kernels.space import Config, NoConfig, config_to_dict
+from kernels.tuned import lookup
 from suites.bench import Bench, Copies, Fault, MarkedTimer, as_failure
 from suites.case import Case
 from suites.floors import compulsory_bytes

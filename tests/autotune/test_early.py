@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from autotune import early
 from autotune import options as arguments
 from autotune.beginning import Beginning, Surroundings
 from autotune.clock import CudaClock
@@ -22,6 +21,7 @@ from autotune.journal import Journal, PoisonList
 from autotune.pool import NICE, CompilePool
 from autotune.search import Budget, strategy
 from autotune.task import of_job
+from autotune.tuned import all_known
 from autotune.tuning import Tools, Tuning
 from autotune.worker import Worker, waking
 from kernels.errors import Failure
@@ -68,7 +68,7 @@ def own_units(plan: Plan, folder: Path) -> Iterator[tuple[int, bytes]]:
     journal, poison = Journal(folder / "journal.jsonl", False), PoisonList(folder / "poison.jsonl")
     tools = Tools(journal, poison, pool, search, brief=plan.brief, evaluations=plan.evaluations)
     for number, job in enumerate(arguments.jobs(plan.options, plan.wanted, H200, CudaClock(), plan.catalogue)):
-        Tuning(of_job(job, {}, early.all_known(plan.table)), tools, number).compile_ahead()
+        Tuning(of_job(job, {}, all_known(plan.table)), tools, number).compile_ahead()
     yield from pool.units
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from autotune import tuned
 from autotune.beginning import Surroundings
 from autotune.clock import FakeClock
 from autotune.run import main
+from autotune.table import read
 from kernels.gpu import by_name
 from tests.autotune import scripted
 
@@ -55,7 +55,7 @@ def test_a_thousand_candidates_with_faults_and_hangs(tmp_path: Path, capsys: pyt
     faults = sum(scripted.fault(config) is not None for config in allowed)
     assert faults == 50
     assert f"({faults} candidates failed" in capsys.readouterr().out
-    (entry,) = tuned.read(tmp_path / "h200.json")
+    (entry,) = read(tmp_path / "h200.json")
     best = min((config for config in allowed if not scripted.fault(config)), key=scripted.cost)
     assert dict(entry.config) == best
     assert entry.evaluated == (990, 990)

@@ -10,11 +10,12 @@ from autotune import tuned
 from autotune.beginning import Surroundings
 from autotune.explain import ESTIMATED, TUNED, choose, explain
 from autotune.run import main
-from autotune.tuned import Entry, source_hash
 from kernels.errors import UsageError
 from kernels.gpu import by_name
 from kernels.kernel import CompileUnit, Kernel
 from kernels.problem import Problem, Sparsity
+from kernels.tuned import source_hash
+from kernels.tuned_table import Entry
 from tests.autotune import fakes
 
 H200 = by_name("h200")

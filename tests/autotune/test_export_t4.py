@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from autotune import export_t4, landscape, tuned
+from autotune import export_t4, landscape
 from autotune.journal import Journal, outcome_to_plain
+from autotune.table import read
 from kernels.errors import Failure
 from kernels.gpu import by_name
+from kernels.tuned import path_of
 
 WORDS = {"timeout", "compile", "runtime", "correctness", "constraints", "correct"}
 
@@ -39,7 +41,7 @@ def test_the_committed_results(tmp_path: Path) -> None:
     data = json.loads((tmp_path / "t4.json").read_text())
     conforms(data)
     expected = [own for own in landscape.committed() if own.gpu == "h200"]
-    entries = tuned.read(tuned.path_of(by_name("h200")))
+    entries = read(path_of(by_name("h200")))
     assert len(data["results"]) == sum(len(own.times) for own in expected) + len(entries)
     assert data["results"][0]["configuration"] == dict(expected[0].points[0])
     assert data["results"][0]["times"]["runtimes"] == [expected[0].times[0] / 1e3]

@@ -21,10 +21,10 @@ from autotune.coverage import coverage
 from autotune.pool import CompilePool, cores
 from autotune.predict import MODELS, likely
 from autotune.run import main
-from autotune.table import Entry, Table, read_table
 from kernels import catalogue
 from kernels.gpu import by_name
 from kernels.problem import DENSE, Problem, Sparsity
+from kernels.tuned_table import Entry, Table, read_table
 from reports.landscape import covered
 
 H200 = by_name("h200")

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from autotune import tuned
 from autotune.beginning import Surroundings
 from autotune.clock import FakeClock
 from autotune.command import parse_shape
 from autotune.lock import FolderLock
 from autotune.options import parse_budget
 from autotune.run import main
+from autotune.table import read
 from kernels.errors import OutputError, UsageError
 from kernels.gpu import Gpu, by_name
 
@@ -42,7 +42,7 @@ def journal(folder: Path) -> list[dict[str, object]]:
 
 def test_the_fastest_right_config_is_stored_and_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "--kernel", "good", "default-wins") == 0
-    (entry,) = tuned.read(tmp_path / "h200.json")
+    (entry,) = read(tmp_path / "h200.json")
     assert (entry.kernel, entry.tokens, dict(entry.config)) == ("good", 128, {"tile": 64, "how": "right"})
     assert entry.us == pytest.approx(10, rel=0.05)
     assert entry.default_us == pytest.approx(20, rel=0.05)
@@ -57,7 +57,7 @@ def test_the_fastest_right_config_is_stored_and_explained(tmp_path: Path, capsys
 
 def test_faults_cost_one_candidate_each(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "--kernel", "faulty", trial_seconds=3.0) == 0
-    (entry,) = tuned.read(tmp_path / "h200.json")
+    (entry,) = read(tmp_path / "h200.json")
     assert dict(entry.config) == {"tile": 64, "how": "right"}
     stages = [row["value"]["stage"] for row in journal(tmp_path) if isinstance(row["value"], dict)]  # type: ignore[call-overload, index]
     assert stages == ["timeout", "launch", "refused"]
@@ -66,14 +66,14 @@ def test_faults_cost_one_candidate_each(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_wrong_numbers_are_never_timed_and_exit_3(tmp_path: Path) -> None:
     assert run(tmp_path, "--kernel", "liar") == 3
-    (entry,) = tuned.read(tmp_path / "h200.json")
+    (entry,) = read(tmp_path / "h200.json")
     assert entry.config["how"] == "right"
 
 
 def test_nothing_measurable_exits_4(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, catalogue="tests.autotune.hopeless") == 4
     assert "no candidate could be measured" in capsys.readouterr().out
-    assert tuned.read(tmp_path / "h200.json") == ()
+    assert read(tmp_path / "h200.json") == ()
 
 
 def test_budget_resume_and_a_journal_cut_in_the_middle(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -85,7 +85,7 @@ def test_budget_resume_and_a_journal_cut_in_the_middle(tmp_path: Path, capsys: p
     (tmp_path / "h200.json").unlink()
     assert run(tmp_path, "--kernel", "good", "--resume") == 0
     assert len(journal(tmp_path)) == lines, "nothing was measured again"
-    assert len(tuned.read(tmp_path / "h200.json")) == 1
+    assert len(read(tmp_path / "h200.json")) == 1
     file = tmp_path / "runs/tune-h200/journal.jsonl"
     file.write_bytes(file.read_bytes()[:-10])
     assert run(tmp_path, "--kernel", "good", "--resume") == 0
@@ -98,12 +98,12 @@ def test_budget_resume_and_a_journal_cut_in_the_middle(tmp_path: Path, capsys: p
 
 def test_evaluations_are_a_budget_and_end_in_finals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(tmp_path, "--kernel", "good", "--budget", "2", "--search", "exhaustive") == 0
-    (entry,) = tuned.read(tmp_path / "h200.json")
+    (entry,) = read(tmp_path / "h200.json")
     assert entry.evaluated == (2, 3)
     assert entry.chance == 1.0
     assert "[2 of 3]" in capsys.readouterr().out
     assert run(tmp_path, "--kernel", "good", "--budget", "1") == 0
-    assert tuned.read(tmp_path / "h200.json") == (), "nothing but the default was tried, and it stays"
+    assert read(tmp_path / "h200.json") == (), "nothing but the default was tried, and it stays"
 
 
 def test_two_tuners_do_not_share_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,8 +202,8 @@ def test_values_are_parsed() -> None:
         parse_shape("0x16")
 
 
-@pytest.mark.parametrize(("read", "code", "seen"), [(True, 0, 0), (True, 4, 4), (False, 0, OutputError.exit_code), (False, 4, 4)])
-def test_leaving_writes_what_was_printed_and_keeps_the_code(read: bool, code: int, seen: int, repository: Path) -> None:
+@pytest.mark.parametrize(("heard", "code", "seen"), [(True, 0, 0), (True, 4, 4), (False, 0, OutputError.exit_code), (False, 4, 4)])
+def test_leaving_writes_what_was_printed_and_keeps_the_code(heard: bool, code: int, seen: int, repository: Path) -> None:
     line = [sys.executable, "-c", f"import sys; from autotune.run import leave; print('told'); sys.stdin.read(); leave({code})"]
     buffered = {**os.environ, "PYTHONUNBUFFERED": ""}  # as output to a pipe is
     pipe = subprocess.PIPE
@@ -211,10 +211,10 @@ def test_leaving_writes_what_was_printed_and_keeps_the_code(read: bool, code: in
     assert child.stdin
     assert child.stdout
     assert child.stderr
-    if not read:
+    if not heard:
         child.stdout.close()
     child.stdin.close()
     assert not child.stderr.read()
     assert child.wait(30) == seen
-    assert not read or child.stdout.read() == "told\n"
+    assert not heard or child.stdout.read() == "told\n"
     child.stderr.close()

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from autotune import tuned
-from autotune.table import SCHEMA, Table, read_table
-from autotune.tuned import Entry, explain, lookup, read, source_hash, write
+from autotune.table import read
+from autotune.tuned import explain, write
 from kernels.errors import OutputError, RecordError
 from kernels.gpu import by_name
 from kernels.problem import Problem, Sparsity
+from kernels.tuned import FOLDER, lookup, major, source_hash
+from kernels.tuned_table import SCHEMA, Entry, Table, read_table
 from tests.autotune import fakes
 
 H200 = by_name("h200")
@@ -94,8 +95,8 @@ def test_another_triton_or_driver_or_memory_is_stale_and_named(path: Path, monke
         write(path, [entry(512, 64, **changes)])
         assert found(path, 512) == (32, "default")
         assert reason in explain(GOOD, PROBLEM, H200, path)
-    assert tuned.major("580.159.04") == "580"
-    assert tuned.major(None) is None
+    assert major("580.159.04") == "580"
+    assert major(None) is None
 
 
 def test_a_lookup_is_a_dictionary_read() -> None:
@@ -184,6 +185,6 @@ def test_the_hash_follows_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_committed_tables_are_valid() -> None:
-    for file in tuned.FOLDER.glob("*.json"):
+    for file in FOLDER.glob("*.json"):
         assert by_name(file.stem)
         read(file)

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from autotune import explain, tuned
-from autotune.table import Entry
 from kernels import chooser
 from kernels.bitlinear import BitLinear, freeze, known
 from kernels.bitlinear.forward import FORWARD, bind, config_of
@@ -22,6 +21,8 @@ from kernels.errors import UsageError
 from kernels.gpu import GPUS, Gpu, by_name
 from kernels.problem import DENSE, Problem, Sparsity
 from kernels.space import config_to_dict
+from kernels.tuned import forget, source_hash
+from kernels.tuned_table import Entry
 
 HALF, SIX, H200 = Sparsity(2, 4), Sparsity(6, 8), by_name("h200")
 pytestmark = pytest.mark.filterwarnings("ignore:BitLinear runs on the CPU")
@@ -69,7 +70,7 @@ def test_hopper(empty: Path) -> None:
 
 def entry(name: str, us: float, tokens: int, config: dict[str, Any]) -> Entry:
     kernel = find(name, "layer")
-    return Entry(name, "layer", 8192, 8192, tokens, "2:4", "bf16", config, us, us + 1, tuned.source_hash(kernel), date="2026-11-22")
+    return Entry(name, "layer", 8192, 8192, tokens, "2:4", "bf16", config, us, us + 1, source_hash(kernel), date="2026-11-22")
 
 
 def test_the_tuned_table_decides_where_it_compares_and_stale_entries_do_not(empty: Path) -> None:
@@ -91,13 +92,13 @@ def test_a_launch_takes_the_tuned_config(monkeypatch: pytest.MonkeyPatch, empty:
     other = config_to_dict(another)
     tuned.write(empty, [entry("decode", 9.0, 16, other)])
     monkeypatch.setattr("kernels.tuned.path_of", lambda gpu: empty)
-    tuned.forget()
+    forget()
     try:
         assert config_to_dict(config_of("decode", problem, H200)) == other
         assert config_to_dict(config_of("decode", problem.with_(tokens=1), H200)) != other
     finally:
         monkeypatch.undo()
-        tuned.forget()
+        forget()
 
 
 def test_a_plan_of_an_h200_without_one(monkeypatch: pytest.MonkeyPatch) -> None:

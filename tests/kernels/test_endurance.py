@@ -7,7 +7,6 @@ import time
 import pytest
 import torch
 
-from autotune.tuned import lookup
 from kernels.catalogue import KERNELS, find, kernels_for
 from kernels.gpu import Gpu, by_name, detect
 from kernels.inputs import GemmInputs
@@ -17,6 +16,7 @@ from kernels.space import NoConfig
 from kernels.sparse_backward.int8_grad import Int8GradConfig
 from kernels.ternary_gemm.sparse_mma_config import MmaConfig
 from kernels.ternary_gemm.sparse_wgmma_config import SparseConfig
+from kernels.tuned import lookup
 from suites.ahead import compilations, compile_ahead
 from suites.case import Case
 from suites.catalogue import Selection, plan

@@ -11,6 +11,7 @@ from markupsafe import escape
 from autotune import landscape as recorded
 from autotune import quality, tuned
 from kernels.problem import Problem
+from kernels.tuned_table import Entry
 from reports import landscape
 from reports.compare import Comparer
 from reports.load import Case, Results
@@ -41,8 +42,8 @@ def test_without_data_there_is_no_panel() -> None:
 
 
 def test_gains_are_those_of_the_table(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tuned, "FOLDER", tmp_path)
-    entry = tuned.Entry("k", "gemm", 8, 8, 8, "2:4", "bf16", {"n": 1}, 10.0, 20.0, "0")
+    monkeypatch.setattr("kernels.tuned.FOLDER", tmp_path)
+    entry = Entry("k", "gemm", 8, 8, 8, "2:4", "bf16", {"n": 1}, 10.0, 20.0, "0")
     stays = replace(entry, tokens=32, config={}, us=20.0)
     alone = replace(stays, kernel="j")
     tuned.write(tmp_path / "h200.json", [entry, replace(entry, tokens=16, default_us=80.0), stays, alone])

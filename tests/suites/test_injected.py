@@ -11,7 +11,6 @@ import torch
 from autotune.clock import FakeCall, FakeClock
 from autotune.compile import Compiled, compile_unit
 from autotune.conditions import FakeMonitor
-from autotune.tuned import lookup
 from kernels.catalogue import find
 from kernels.errors import UsageError
 from kernels.gpu import by_name
@@ -20,6 +19,7 @@ from kernels.kernel import Kernel, Outputs, Prepared
 from kernels.problem import Problem, Sparsity
 from kernels.space import Config, config_to_dict
 from kernels.ternary_gemm import dense_triton
+from kernels.tuned import lookup
 from suites.bench import Bench
 from suites.case import Case
 from suites.injected import Slowed, SlowedCase, delayed, delayed_source, function_of, injectable, slowed
