@@ -6,10 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from autotune import tuned
-from kernels.chooser import ESTIMATED as ESTIMATED
-from kernels.chooser import TUNED as TUNED
-from kernels.chooser import Choice as Choice
-from kernels.chooser import choose as choose
+from kernels.chooser import TUNED, Choice, choose
 from kernels.errors import UsageError
 from kernels.gpu import Gpu
 from kernels.kernel import Kernel

@@ -7,7 +7,7 @@ the tile of its config (`block_t`, its own or its `tile`'s, where it has one), a
   share of it that kernels with this instruction reach (`SHARES`; `SPECIALISTS` for kernels of few tokens);
 * memory: the compulsory bytes at the datasheet's bandwidth times `STREAMED`, or `STREAMED_BY_SPECIALISTS`.
 
-It ranks kernels; its microseconds are no prediction. Where several variants were tuned, their times decide (`autotune.explain`).
+It ranks kernels; its microseconds are no prediction. Where several variants were tuned, their times decide (`kernels.chooser`).
 """
 
 from __future__ import annotations

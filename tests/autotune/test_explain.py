@@ -8,8 +8,9 @@ import pytest
 
 from autotune import tuned
 from autotune.beginning import Surroundings
-from autotune.explain import ESTIMATED, TUNED, choose, explain
+from autotune.explain import explain
 from autotune.run import main
+from kernels.chooser import ESTIMATED, TUNED, choose
 from kernels.errors import UsageError
 from kernels.gpu import by_name
 from kernels.kernel import CompileUnit, Kernel
