@@ -68,6 +68,8 @@ def _main(arguments: tuple[str, ...], detect: Callable[[int], Gpu | None], labor
         raise UsageError(f"--processes {args.processes}: the spread between processes needs at least {FEWEST_PROCESSES}")
     if args.cases < 0 or args.inject < 0:
         raise UsageError("--cases and --inject: allowed are 0 and up")
+    if args.device < 0:
+        raise UsageError(f"--device {args.device}: allowed are 0 and up")
     if args.show:
         return _show(args)
     asked = selection(args)

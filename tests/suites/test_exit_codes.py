@@ -76,7 +76,7 @@ def test_they_are_all_here() -> None:
 
 @pytest.mark.parametrize(("arguments", "code"), [
     (("suites.run", "--list", "--suite", "prefill", "--quick"), GOOD), (("suites.run", "--suite", "nothing"), USAGE),
-    (("suites.calibrate", "--processes", "2"), USAGE),
+    (("suites.calibrate", "--processes", "2"), USAGE), (("suites.calibrate", "--device", "-1"), USAGE),
     (("suites.run", "--require-gpu", "--gpu", "h200"), NO_GPU), (("suites.calibrate", "--gpu", "h200"), NO_GPU),
 ])
 def test_commands_that_measure(arguments: tuple[str, ...], code: int, repository: Path) -> None:
