@@ -22,7 +22,7 @@ from autotune.pool import CompilePool
 from autotune.search import Budget
 from autotune.tuning import TRIAL_SECONDS
 from autotune.worker import waking
-from kernels.errors import Failure, NoGpu
+from kernels.errors import Failure, NoGpu, UsageError
 from kernels.gpu import GPUS, Gpu, choose, unlisted
 from kernels.tuned import path_of
 
@@ -98,7 +98,11 @@ class Beginning:
     def _found(self) -> Gpu | None:
         if self._around.detect is not None:
             return self._around.detect()
-        return next(iter(self._asked()), None)
+        models = self._asked()
+        for index in self._options.device or ():
+            if models and not 0 <= index < len(models):
+                raise UsageError(f"--device {index}: this machine has devices 0 to {len(models) - 1}")
+        return models[(self._options.device or [0])[0]] if models else None
 
     def _asked(self) -> list[Gpu]:
         """The GPUs of this machine, from the process of the first, which must wait for its driver anyway."""

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from autotune.task import of_job
 from autotune.tuned import all_known
 from autotune.tuning import Tools, Tuning
 from autotune.worker import Worker, waking
-from kernels.errors import Failure
+from kernels.errors import Failure, UsageError
 from kernels.gpu import by_name
 from kernels.kernel import CompileUnit
 
@@ -138,9 +139,29 @@ def test_the_first_devices_process_is_the_one_that_was_begun() -> None:
     assert (first.device, second.device) == ("cuda:0", "cuda:1")
 
 
-def test_everything_starts_before_the_catalogue_is_imported(tmp_path: Path) -> None:
-    from contextlib import ExitStack
+@pytest.mark.parametrize(("device", "found"), [((), "a100"), (("--device", "1"), "h200"), (("--device", "0", "1"), "a100")])
+def test_the_gpu_of_a_run_is_that_of_the_device_that_was_named(device: tuple[str, ...], found: str, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        begun = mixed(device, found, tmp_path, stack)
+        assert begun.machine().name == found
+        assert begun.slots(by_name(found))[0].device == f"cuda:{device[1] if device else 0}"
 
+
+@pytest.mark.parametrize("index", ["-1", "2"])
+def test_a_device_that_is_not_there_is_a_usage_error(index: str, tmp_path: Path) -> None:
+    with ExitStack() as stack, pytest.raises(UsageError, match=f"--device {index}: this machine has devices 0 to 1"):
+        mixed(("--device", index), "h200", tmp_path, stack).machine()
+
+
+def mixed(device: tuple[str, ...], claimed: str, folder: Path, stack: ExitStack) -> Beginning:
+    """Of a run on a machine with an A100 and an H200."""
+    options = arguments.parser().parse_args(["--gpu", claimed, *SPARSE[:8], *device])
+    begun = Beginning(options, Surroundings(catalogue="tests.autotune.fakes", table=folder / "t.json", warm=False), stack, Budget())
+    begun._models = [by_name("a100"), H200]
+    return begun
+
+
+def test_everything_starts_before_the_catalogue_is_imported(tmp_path: Path) -> None:
     options = arguments.parser().parse_args(["--gpu", "h200", *SPARSE, "--budget", "3"])
     around = Surroundings(catalogue="autotune.wide", table=tmp_path / "table.json", functions="tests.autotune.scripted")
     before = threading.active_count()
