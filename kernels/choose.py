@@ -5,7 +5,9 @@ the tile of its config (`block_t`, its own or its `tile`'s, where it has one), a
 
 * arithmetic: operations (lifted where the instruction is sparse, tokens rounded up to the tile) at the datasheet's rate times the
   share of it that kernels with this instruction reach (`SHARES`; `SPECIALISTS` for kernels of few tokens);
-* memory: the compulsory bytes at the datasheet's bandwidth times `STREAMED`, or `STREAMED_BY_SPECIALISTS`.
+* memory: the compulsory bytes at the datasheet's bandwidth times `STREAMED`, or `STREAMED_BY_SPECIALISTS`,
+
+and what a launch takes that has next to nothing to do, `START_US` or `SPECIALISTS_START_US`.
 
 It ranks kernels; its microseconds are no prediction. Where several variants were tuned, their times decide (`kernels.chooser`).
 """
@@ -29,9 +31,12 @@ SHARES: Mapping[tuple[str, int], float] = {
 """Share of the datasheet's dense or sparse rate by instruction and architecture, in whole GEMMs on an H200 (2026-11-22): wgmma.sp 2,147 of
 3,958 TOPS, dense-triton by wgmma 0.50 of 1,979 at 8,192 tokens (median), mma.sp 1,151 of 3,958 at 8192^3; the others are assumed."""
 
-SPECIALISTS: Mapping[tuple[str, int], float] = {("IMMA.SP", 90): 0.17, ("IMMA", 90): 0.22}
+SPECIALISTS: Mapping[tuple[str, int], float] = {("IMMA.SP", 90): 0.17, ("IMMA", 90): 0.22, ("IGMMA.SP", 90): 0.18}
 """The same of kernels of few tokens: decode at 64 tokens did 834 and 546 TOPS by mma.sp, an earlier version 456 and 411 by mma
-(57344x8192, 8192x28672)."""
+(57344x8192, 8192x28672). That by wgmma.sp, and the two starts, are set on the choices at 64 tokens (docs/gpus.md)."""
+
+START_US, SPECIALISTS_START_US = 3.2, 2.0
+"""Microseconds: 2048x2048 at one token took sparse-wgmma 3.5, dense-wgmma 3.8, dense-triton 4.2, decode 2.2 to 3.7 (H200, 2026-11-22)."""
 
 ELSEWHERE, SPECIALISTS_ELSEWHERE, LIBRARY = 0.60, 0.30, 0.80
 """Shares where nobody measured: on the H200 a GEMM by mma.sp and decode at 64 tokens reach 0.62 and 0.32 of what the instruction does from
@@ -98,7 +103,8 @@ def estimate(kernel: Kernel, problem: Problem, gpu: Gpu, config: Config) -> Esti
     lifted = any(".SP" in name for name in instructions) and problem.sparsity.lifted
     memory = _bytes(problem, lifted) / gpu.bandwidth / (STREAMED_BY_SPECIALISTS if specialist else STREAMED)
     wall = "arithmetic" if arithmetic > memory else "memory"
-    return Estimate(kernel, config, 1e6 * max(arithmetic, memory), wall, instructions, specialist)
+    start = SPECIALISTS_START_US if specialist else START_US
+    return Estimate(kernel, config, start + 1e6 * max(arithmetic, memory), wall, instructions, specialist)
 
 
 def _instructions(kernel: Kernel, problem: Problem, gpu: Gpu, config: Config) -> tuple[str, ...]:

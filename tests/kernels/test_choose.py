@@ -12,6 +12,8 @@ from kernels.choose import (
     SHARES,
     SPECIALISTS,
     SPECIALISTS_ELSEWHERE,
+    SPECIALISTS_START_US,
+    START_US,
     STREAMED,
     STREAMED_BY_SPECIALISTS,
     able,
@@ -53,7 +55,9 @@ def names(problem: Problem, gpu: Gpu, kernels: tuple[Kernel, ...] = ALL) -> list
 
 
 def us(one: Kernel, problem: Problem, gpu: Gpu = H200) -> float:
-    return estimate(one, problem, gpu, one.default_config(problem, gpu)).us
+    """Microseconds behind the start."""
+    found = estimate(one, problem, gpu, one.default_config(problem, gpu))
+    return found.us - (SPECIALISTS_START_US if found.specialist else START_US)
 
 
 def test_the_instruction_decides_where_arithmetic_does() -> None:
@@ -100,6 +104,12 @@ def test_narrow_tiles_reach_less_of_their_share() -> None:
     few = kernel("x", {80: "IMMA", 90: "IGMMA"}, tile=16, most_tokens=64)
     least = 2 * 57344 * 8192 * 64 / (1979e12 * SPECIALISTS_ELSEWHERE) * 1e6
     assert us(few, Problem("gemm", 57344, 8192, 64, DENSE)) == pytest.approx(least), "what is made for few tokens is measured with them"
+
+
+def test_a_start_is_what_next_to_nothing_takes() -> None:
+    tiny = Problem("gemm", 64, 64, 1, HALF)
+    times = [estimate(one, tiny, H200, one.default_config(tiny, H200)).us for one in (DENSE_TILES, FEW)]
+    assert times == pytest.approx([START_US, SPECIALISTS_START_US], rel=0.01)
 
 
 def test_equal_ones_stay_in_the_catalogues_order() -> None:
