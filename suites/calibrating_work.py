@@ -29,7 +29,7 @@ from suites.injected import SLOWED, SlowedCase, injectable
 from suites.on_gpu import Lab
 from suites.record import RunRecord
 from suites.resampling import INJECTED
-from suites.session import ROOT, commit_of, now, run_id
+from suites.session import ROOT, commit_of, run_id, stamp
 from suites.store import Writer
 
 FIRST = CONFIRMED + FEWEST
@@ -184,7 +184,7 @@ class Calibrating:
         commit, dirty = commit_of(ROOT, self.args.commit)
         fake = self.laboratory is not None
         return RunRecord(
-            f"{run_id(self.gpu.name)}/{label}", self.gpu.name, now().isoformat(timespec="seconds"), commit, dirty, METHOD,
+            f"{run_id(self.gpu.name)}/{label}", self.gpu.name, stamp(), commit, dirty, METHOD,
             "fake" if fake else "cuda-graph", {} if fake else conditions.device_facts(self.args.device), conditions.library_versions(),
             self.arguments,
         )

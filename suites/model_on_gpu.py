@@ -18,7 +18,7 @@ from suites.model_child import Child, ProcessChild, Spec
 from suites.model_record import FILE, METHOD, ModelCase, ModelResult, ModelRun, append, ratio
 from suites.model_run import FULL, QUICK, ModelPlan, Setting
 from suites.model_variants import OURS, RIVALS
-from suites.session import ROOT, commit_of, now, run_id
+from suites.session import ROOT, commit_of, now, run_id, stamp
 
 RUNS = Path("runs")
 
@@ -39,7 +39,7 @@ def measure(args: argparse.Namespace, arguments: tuple[str, ...], gpu: Gpu, want
         raise UsageError(f"{path.parent} already holds results; name another folder")
     identity, (commit, dirty) = run_id(gpu.name), commit_of(ROOT, args.commit)
     append(path, ModelRun(
-        identity, gpu.name, now().isoformat(timespec="seconds"), commit, dirty, METHOD,
+        identity, gpu.name, stamp(), commit, dirty, METHOD,
         {} if lab else conditions.device_facts(args.device), conditions.library_versions(), shareable(arguments),
     ))
     lab = lab or ModelLab(lambda spec: ProcessChild(spec, args.timeout), conditions.nvml_monitor(args.device))

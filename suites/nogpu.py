@@ -15,7 +15,7 @@ from suites import crosscompiled, interpreted, projected
 from suites.case import Case
 from suites.command import INCONCLUSIVE, WRONG, Reporting, accepted_file, first_that_applies
 from suites.record import CaseRecord, RunRecord, read
-from suites.session import ROOT, commit_of, now, only, run_id
+from suites.session import ROOT, commit_of, only, run_id, stamp
 from suites.store import Writer
 
 
@@ -39,7 +39,7 @@ def run(
     with Writer(path) as writer:
         head_commit, dirty = commit_of(ROOT, commit)
         writer.write(RunRecord(
-            identity, gpu.name, now().isoformat(timespec="seconds"), head_commit, dirty, "roofline/1", "none",
+            identity, gpu.name, stamp(), head_commit, dirty, "roofline/1", "none",
             versions=library_versions(), arguments=arguments, evidence="projected",
         ))
         for what, records in (

@@ -28,7 +28,7 @@ from suites.gate import decided
 from suites.judging import Judge
 from suites.progress import Reporter, phases, table
 from suites.record import CaseRecord, Record, RoofRecord, RunRecord, latest, read
-from suites.session import ROOT, Outcome, Session, commit_of, now, only, run_id
+from suites.session import ROOT, Outcome, Session, commit_of, only, run_id, stamp
 from suites.store import Writer
 
 
@@ -129,7 +129,7 @@ def _head(args: argparse.Namespace, arguments: tuple[str, ...], gpu: Gpu, identi
     commit, dirty = commit_of(ROOT, args.commit)
     fake = isinstance(executor, Local)
     return RunRecord(
-        identity, gpu.name, now().isoformat(timespec="seconds"), commit, dirty, METHOD, "fake" if fake else "cuda-graph",
+        identity, gpu.name, stamp(), commit, dirty, METHOD, "fake" if fake else "cuda-graph",
         {} if fake else conditions.device_facts(args.device), conditions.library_versions(), arguments,
     )
 

@@ -152,6 +152,11 @@ def now() -> datetime:
     return datetime.now(timezone.utc)
 
 
+def stamp() -> str:
+    """The time as a record holds it: ISO 8601, UTC, with microseconds, for of two runs in one second the gate asks which was first."""
+    return now().isoformat(timespec="microseconds")
+
+
 def run_id(gpu: str) -> str:
     """An identifier for a run: time, GPU and four random digits."""
     return f"{now():%Y%m%dT%H%M%SZ}-{gpu}-{uuid.uuid4().hex[:4]}"
