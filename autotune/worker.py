@@ -23,6 +23,8 @@ from autotune.failures import failure_of, one_line, poisons_device
 from kernels.errors import Failure, TerSparseError
 
 START_SECONDS = 120.0
+DYING_SECONDS = 30.0
+"""A child that has hung up is given so long to end: the driver takes a context down meanwhile."""
 Job: TypeAlias = tuple[str, tuple[Any, ...]]
 """("module:name" of a function, its arguments)."""
 _SERVE = "import sys; sys.path[:] = {path!r}; from autotune.worker import serve; serve({handle}, {parent}, {first!r}, {nice}, {device!r})"
@@ -79,7 +81,7 @@ class Worker:
                 self.close()
                 yield Failure("timeout", f"no answer within {limit:g} s; killed")
                 return
-            kind, value = self._channel.recv()
+            kind, value = self._read()
             if kind == "imported":
                 limit = timeout
                 continue
@@ -92,6 +94,15 @@ class Worker:
                 self.close()
             if kind in ("fatal", "failed"):
                 return
+
+    def _read(self) -> tuple[str, Any]:
+        """The child's next message. Raises EOFError where it has died, also in the middle of one."""
+        assert self._channel is not None
+        try:
+            kind, value = self._channel.recv()
+        except OSError:
+            raise EOFError from None
+        return kind, value
 
     def begin(self) -> None:
         """Start the child where there is none, and do not wait for it."""
@@ -115,7 +126,7 @@ class Worker:
             if not self._channel.poll(START_SECONDS):
                 self.close()
                 return Failure("timeout", f"the worker process did not start within {START_SECONDS:g} s")
-            self._channel.recv()
+            self._read()
             self._ready = True
         return None
 
@@ -123,7 +134,11 @@ class Worker:
         """What the dead child died of, with the last line it wrote."""
         assert self._child is not None
         assert self._log is not None
-        code = self._child.wait()
+        try:
+            code = self._child.wait(DYING_SECONDS)
+        except subprocess.TimeoutExpired:  # it closed its end, or hangs in its own end
+            self.close()
+            return Failure("launch", "the worker process hung up and did not end; killed")
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
         self.close()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from autotune import worker as workers
 from autotune.worker import Worker
 from kernels.errors import Failure, ShapeError
 
@@ -75,6 +76,23 @@ def test_a_cuda_fault_costs_the_child(worker: Worker) -> None:
     first = worker.call(JOBS + "process", (), 30)
     assert worker.call(JOBS + "cuda_fault", (), 30) == Failure("launch", "CUDA error: an illegal memory access was encountered")
     assert worker.call(JOBS + "process", (), 30) != first
+
+
+def test_a_death_in_the_middle_of_an_answer_is_a_failure(worker: Worker) -> None:
+    assert worker.call(JOBS + "half_an_answer", (), 30) == Failure("launch", "the worker process exited with status 9")
+    assert worker.call(JOBS + "add", (2, 2), 30) == 4
+
+
+def test_a_child_that_hangs_up_and_stays_is_killed(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "DYING_SECONDS", 0.5)
+    worker.call(JOBS + "add", (1, 1), 30)
+    child = worker.call(JOBS + "process", (), 30)
+    started = time.monotonic()
+    failure = worker.call(JOBS + "leave_but_stay", (100.0,), 30)
+    assert failure == Failure("launch", "the worker process hung up and did not end; killed")
+    assert time.monotonic() - started < 50
+    assert not alive(child)
+    assert worker.call(JOBS + "add", (2, 2), 30) == 4
 
 
 def test_environment_reaches_only_the_child() -> None:
