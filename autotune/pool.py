@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -40,7 +41,8 @@ class CompilePool:
 
     gpu: may be set until something is submitted. processes: how many; by default one per core. cache: folder of Triton's cache, by default
     Triton's own. busy: seconds that they compiled, together.
-    seconds: the most one compilation may take; less once it is known what is usual (see `limit`).
+    seconds: the most one compilation may take; less once it is known what is usual (see `limit`). Where the system grants no process, the
+    compilation's result is that OSError.
     """
 
     def __init__(self, gpu: Gpu, processes: int | None = None, cache: str | None = None, seconds: float = UNIT_SECONDS) -> None:
@@ -103,7 +105,8 @@ class CompilePool:
 
     def _work(self, worker: Worker) -> None:
         with worker:
-            worker.call(*waking(), WAKE_SECONDS)  # up, so that the time it takes to start is nobody's compilation
+            with contextlib.suppress(OSError):  # no process to be had: told by the first compilation
+                worker.call(*waking(), WAKE_SECONDS)  # up, so that the time it takes to start is nobody's compilation
             while not self._stop.is_set():
                 try:
                     _, _, key = self._waiting.get(timeout=0.2)
@@ -114,7 +117,11 @@ class CompilePool:
                         continue
                     self._begun.add(key)
                 started = time.monotonic()
-                result = self._compiled(worker, key)
+                try:
+                    result = self._compiled(worker, key)
+                except OSError as error:  # raised again where the compilation is waited for
+                    self._known[key].set_exception(error)
+                    continue
                 if self._stop.is_set():
                     return
                 with self._lock:

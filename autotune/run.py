@@ -127,7 +127,7 @@ def _tune(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, around: Su
         stack.callback(usage.write, folder / "last.json")
         for outcome in Tuner(tools, table, versions, known, partial(usage.add, told=arguments.whole(options))).run(jobs, slots, budget):
             shown.say(f"[{len(usage.outcomes)}/{len(jobs)}, {shown.left()}] {_line(outcome)}")
-    return _verdict(usage.outcomes, usage)
+    return _verdict(jobs, usage)
 
 
 def _left(jobs: Sequence[Job], table: Path, versions: Mapping[str, str | None]) -> list[Job]:
@@ -164,16 +164,15 @@ def _command(options: argparse.Namespace) -> str:
     return " ".join(["python -m autotune.run", *words])
 
 
-def _verdict(outcomes: Sequence[Outcome], usage: Usage) -> int:
-    """Print the sum and give the exit code."""
+def _verdict(jobs: Sequence[Job], usage: Usage) -> int:
+    """Print the sum, with the cases that have no result, and give the exit code."""
+    outcomes = usage.outcomes
     won = sum(outcome.entry is not None and not outcome.entry.stays for outcome in outcomes)
-    wrong, complete = sum(outcome.wrong for outcome in outcomes), sum(outcome.complete for outcome in outcomes)
-    missing = usage.cases - complete
-    missed = [f"{outcome.job.kernel} {outcome.job.problem}" for outcome in outcomes if not outcome.complete]
-    if missed:
+    wrong, done = sum(outcome.wrong for outcome in outcomes), {id(outcome.job) for outcome in outcomes if outcome.complete}
+    if missed := [f"{job.kernel} {job.problem}" for job in jobs if id(job) not in done]:
         print(f"not tuned: {', '.join(missed)}")
-    print(f"{won} tuned, {complete - won} stay with their default, {missing} not tuned, {wrong} candidates wrong; {usage}")
-    return 3 if wrong else 4 if missing else 0
+    print(f"{won} tuned, {len(done) - won} stay with their default, {len(missed)} not tuned, {wrong} candidates wrong; {usage}")
+    return 3 if wrong else 4 if missed else 0
 
 
 def _line(outcome: Outcome) -> str:

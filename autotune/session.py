@@ -126,7 +126,8 @@ class Tuner:
                 self._write()
             finally:  # whatever keeps the table from being written does not keep the slots
                 self._end(threads, slots)
-                ahead.join()
+                if ahead.is_alive():  # it is not where the run was interrupted before
+                    ahead.join()
 
     def _end(self, threads: Sequence[threading.Thread], slots: Sequence[Slot]) -> None:
         self.tools.stop.set()
@@ -137,7 +138,14 @@ class Tuner:
             slot.close()
 
     def _ahead(self, jobs: Sequence[Job]) -> None:
-        """A thread that hands the first candidates of the coming cases to the compiling processes, as long as these have little to do."""
+        """A thread's body: `_hand_over`; its errors are raised again by `run`."""
+        try:
+            self._hand_over(jobs)
+        except BaseException as error:
+            self._done.put(error)
+
+    def _hand_over(self, jobs: Sequence[Job]) -> None:
+        """Give the first candidates of the coming cases to the compiling processes, as long as these have little to do."""
         pool, stop = self.tools.pool, self.tools.stop
         for number, job in enumerate(jobs) if pool is not None else ():
             while not stop.is_set() and pool is not None and (
@@ -186,6 +194,8 @@ class Tuner:
                     self._done.put(Outcome(job, None, SPENT) if whole.spent else self._tune(slot, number, job, shares(number)))
                     lost = 0
                 except SlotLost as error:
+                    if self.tools.stop.is_set():  # its process was ended by `_end`
+                        break
                     lost += 1
                     waiting.put((number, job))  # what was measured of it is in the journal
                     self.tools.observer.say(f"{slot.device}: {error}; its case is begun again")
