@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from kernels.gpu import Gpu
 from kernels.kernel import Kernel, Prepared
 from kernels.problem import Problem
 from kernels.space import ConfigSpace
+from tests.patience import hang
 
 FAULTY = 20
 """Every 20th candidate hangs, dies or faults: 5 %."""
@@ -69,7 +69,7 @@ def cost(config: Mapping[str, int]) -> float:
 def evaluate(job: Job, config: dict[str, int]) -> float | Failure:
     how = fault(config)
     if how == "hang":
-        time.sleep(60)
+        hang()
     if how == "abort":
         os.abort()
     if how == "cuda":

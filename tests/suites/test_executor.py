@@ -16,6 +16,7 @@ from suites.executor import Worker, in_flight, measure_case
 from suites.record import CaseRecord, read
 from suites.session import LOST_IN_A_ROW, Outcome, Session
 from suites.store import Writer
+from tests.patience import only_hangs_take_too_long
 from tests.suites.fakes import OTHER, OURS, PLAN, THEIRS, gemm, lab, measure
 
 CASE = Case("prefill", "custom", "16x32", Problem("gemm", 16, 32, 4, Sparsity(2, 4)), "hot")
@@ -24,7 +25,8 @@ CASE = Case("prefill", "custom", "16x32", Problem("gemm", 16, 32, 4, Sparsity(2,
 @pytest.fixture
 def worker(request: pytest.FixtureRequest) -> Iterator[Worker]:
     made = Worker("tests.suites.crashing:executor", request.param, seconds=6.0)
-    yield made
+    with only_hangs_take_too_long():
+        yield made
     made.close()
 
 
