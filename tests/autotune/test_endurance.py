@@ -92,6 +92,15 @@ def spawn(folder: Path, repository: Path, size: float = 1e9) -> subprocess.Popen
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, cwd=folder, env=environment)
 
 
+def killed(child: subprocess.Popen[bytes], journal: Path, size: float) -> int:
+    """What a tuner ended with that is killed when its journal holds so many bytes."""
+    try:
+        until(lambda: child.poll() is not None or (journal.exists() and journal.stat().st_size >= size), "the journal to grow")
+    finally:
+        child.kill()
+    return child.wait(PATIENCE)
+
+
 def test_killed_at_ten_random_moments_and_resumed(tmp_path: Path, repository: Path) -> None:
     undisturbed, disturbed = tmp_path / "a", tmp_path / "b"
     for folder in (undisturbed, disturbed):
@@ -101,10 +110,7 @@ def test_killed_at_ten_random_moments_and_resumed(tmp_path: Path, repository: Pa
     whole = len((undisturbed / "runs/tune-h200/journal.jsonl").read_bytes())
     moments = sorted(draw.uniform(0.0, 0.97) for _ in range(10))
     for moment in moments:
-        child = spawn(disturbed, repository, moment * whole)
-        until(lambda: child.poll() is not None or (journal.exists() and journal.stat().st_size >= moment * whole), "the moment")
-        child.send_signal(signal.SIGKILL)
-        assert child.wait(PATIENCE) == -signal.SIGKILL
+        assert killed(spawn(disturbed, repository, moment * whole), journal, moment * whole) == -signal.SIGKILL
     assert spawn(disturbed, repository).wait(PATIENCE) == 0
     assert table(disturbed) == table(undisturbed)
     assert outcomes(disturbed) == outcomes(undisturbed)
