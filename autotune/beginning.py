@@ -20,14 +20,14 @@ from autotune.early import Forecast, Plan
 from autotune.executor import LocalSlot, Slot, local_slots
 from autotune.pool import CompilePool
 from autotune.search import Budget
-from autotune.tuning import TRIAL_SECONDS
+from autotune.tools import TRIAL_SECONDS
 from autotune.worker import waking
 from kernels.errors import Failure, NoGpu, UsageError
 from kernels.gpu import GPUS, Gpu, choose, unlisted
 from kernels.tuned import path_of
 
 BRIEF_SECONDS = 8.0
-"""A budget that gives a case less time on its device makes a brief run, see `autotune.tuning.Tools`."""
+"""A budget that gives a case less time on its device makes a brief run, see `autotune.tools.Tools`."""
 ASK_SECONDS = 120.0
 
 

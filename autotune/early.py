@@ -68,7 +68,7 @@ def stand_in() -> None:
 @dataclass(frozen=True)
 class Plan:
     """What the forecast is about, as it travels: the options, problems and GPU of a run. table: of tuned configs. processes: that compile.
-    brief, evaluations: see `autotune.tuning.Tools`."""
+    brief, evaluations: see `autotune.tools.Tools`."""
 
     options: argparse.Namespace
     wanted: Sequence[Problem]

@@ -23,7 +23,8 @@ from autotune.lock import FolderLock
 from autotune.measure import FULL, Plan, bind, interleaved
 from autotune.search import Budget, Point, strategy
 from autotune.task import Task
-from autotune.tuning import TRIAL_SECONDS, Found, Tools, Tuning
+from autotune.tools import TRIAL_SECONDS, Tools
+from autotune.tuning import Found, Tuning
 from kernels.errors import Failure, NoGpu, UsageError
 from kernels.gpu import Gpu, detect, unlisted
 

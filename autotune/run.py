@@ -36,8 +36,8 @@ from autotune.search import Budget, strategy
 from autotune.session import Outcome, Tuner
 from autotune.table import key_of, problem_of
 from autotune.task import of_job
+from autotune.tools import Tools
 from autotune.tuned import all_known, sources
-from autotune.tuning import Tools
 from autotune.usage import Usage
 from kernels.errors import OutputError, UsageError
 from kernels.gpu import Gpu, choose

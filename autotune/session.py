@@ -19,8 +19,9 @@ from autotune.job import Job
 from autotune.search import Budget
 from autotune.table import key_of
 from autotune.task import Task, of_job, starts
+from autotune.tools import Stopped, Tools
 from autotune.tuned import sources, write
-from autotune.tuning import Found, Stopped, Tools, Tuning
+from autotune.tuning import Found, Tuning
 from autotune.worker import waking
 from kernels.errors import Failure, TerSparseError
 from kernels.tuned import source_hash

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.session import Outcome
-from autotune.tuning import Tools
+from autotune.tools import Tools
 
 
 @dataclass

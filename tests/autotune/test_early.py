@@ -22,8 +22,9 @@ from autotune.journal import Journal, PoisonList
 from autotune.pool import NICE, CompilePool
 from autotune.search import Budget, strategy
 from autotune.task import of_job
+from autotune.tools import Tools
 from autotune.tuned import all_known
-from autotune.tuning import Tools, Tuning
+from autotune.tuning import Tuning
 from autotune.worker import Worker, waking
 from kernels.errors import Failure, UsageError
 from kernels.gpu import by_name

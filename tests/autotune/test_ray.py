@@ -16,7 +16,7 @@ from autotune.journal import Journal, PoisonList
 from autotune.ray_executor import SHARE, RaySlot, ray_slots
 from autotune.search import Budget
 from autotune.session import Outcome, Tuner
-from autotune.tuning import Tools
+from autotune.tools import Tools
 from kernels.errors import Failure, NoGpu, ShapeError, UsageError
 from kernels.gpu import by_name
 from kernels.problem import Problem, Sparsity

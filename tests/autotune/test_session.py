@@ -17,7 +17,7 @@ from autotune.journal import Journal, PoisonList
 from autotune.pool import CompilePool
 from autotune.search import Budget
 from autotune.session import Tuner
-from autotune.tuning import Tools
+from autotune.tools import Tools
 from autotune.worker import Worker
 from kernels.errors import OutputError
 from kernels.gpu import by_name

@@ -19,7 +19,8 @@ from autotune.journal import Journal, PoisonList
 from autotune.pool import Compilation, CompilePool
 from autotune.search import Budget, Point, Result, strategy
 from autotune.task import Task
-from autotune.tuning import Stopped, Tools, Tuning
+from autotune.tools import Stopped, Tools
+from autotune.tuning import Tuning
 from kernels.errors import Failure
 from kernels.gpu import by_name
 from kernels.kernel import CompileUnit
@@ -132,6 +133,34 @@ def test_a_killer_is_poisoned_once_another_ran_and_is_not_tried_again(tools: Too
     slot = Scripted(times)
     Tuning(task(trouble=("k", "driver 2")), replace(fresh, journal=Journal(tmp_path / "third.jsonl", resume=False))).run(slot, Budget())
     assert ("evaluate", {"size": 3}) in slot.calls, "another driver, another chance"
+
+
+def test_the_last_candidate_is_poisoned_too_where_the_finals_run(tools: Tools, tmp_path: Path) -> None:
+    found = Tuning(task(), tools).run(Scripted(lambda size: DEATH if size == 39 else valley(size)), Budget())
+    assert found.complete
+    assert tools.poison.get("k", "driver 1", {"size": 39}) == DEATH
+    assert len((tmp_path / "poison.jsonl").read_text().splitlines()) == 1
+
+
+def test_a_killer_of_the_finals_is_poisoned(tools: Tools) -> None:
+    Tuning(task(), tools).run(Scripted(valley, dies=(23,)), Budget())
+    assert tools.poison.get("k", "driver 1", {"size": 23}) == DEATH
+    assert tools.poison.get("k", "driver 1", {"size": 22}) is None
+
+
+def test_a_killer_is_poisoned_when_another_case_runs_on_its_device_or_after_a_resume(tools: Tools, tmp_path: Path) -> None:
+    slot = Scripted(lambda size: DEATH)
+    Tuning(task(points=POINTS[:2]), tools).run(slot, Budget())
+    assert tools.poison.get("k", "driver 1", POINTS[1]) is None
+    Tuning(task(identity=("other",), trouble=("other",)), tools).run(Scripted(valley), Budget())
+    assert tools.poison.get("k", "driver 1", POINTS[1]) is None, "another device says nothing of this one"
+    slot.times = valley
+    Tuning(task(identity=("third",), trouble=("third",)), tools).run(slot, Budget())
+    assert tools.poison.get("k", "driver 1", POINTS[1]) == DEATH
+    tools.journal.close()
+    resumed = Tools(Journal(tmp_path / "j.jsonl", resume=True), PoisonList(tmp_path / "empty.jsonl"))
+    Tuning(task(points=POINTS[:3]), resumed).run(Scripted(valley), Budget())
+    assert resumed.poison.get("k", "driver 1", POINTS[1]) == DEATH, "its run ended before another candidate ran"
 
 
 def test_a_bound_that_is_above_the_best_saves_the_timing(tools: Tools) -> None:
