@@ -22,11 +22,11 @@ SERIES = ("#040401", "#040402", "#040403", "#040404", "#040405", "#040406")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", **{colour: f"s{place}" for place, colour in enumerate(SERIES, 1)}}
 LIGHT = {
-    "ink": "#1c1c1a", "muted": "#5f5e59", "grid": "#dcdad2", "ground": "#fdfcf9",
+    "ink": "#1c1c1a", "muted": "#5f5e59", "grid": "#dcdad2", "ground": "#fdfcf9", "warn": "#ad4600",
     "s1": "#0072b2", "s2": "#d55e00", "s3": "#009e73", "s4": "#aa4f85", "s5": "#8a6a00", "s6": "#5f5e59",
 }
 DARK = {
-    "ink": "#e9e7e0", "muted": "#a5a39b", "grid": "#3a3934", "ground": "#171714",
+    "ink": "#e9e7e0", "muted": "#a5a39b", "grid": "#3a3934", "ground": "#171714", "warn": "#f0803c",
     "s1": "#56b4e9", "s2": "#f0803c", "s3": "#2cc79b", "s4": "#e09ac2", "s5": "#f0e442", "s6": "#a5a39b",
 }
 MARGIN = 14  # units around a figure that stands alone
