@@ -65,12 +65,19 @@ def use_cache(folder: str | None) -> None:
 def settle_cache(folder: Path) -> int:
     """Make a cache that was compiled elsewhere usable in this folder; returns how many kernels it holds.
 
-    Triton notes the files of each kernel by their absolute paths, which a copy to another place leaves behind.
+    Triton notes the files of each kernel by their absolute paths, which a copy to another place leaves behind. A note that cannot be read,
+    or of files that are not here, goes: Triton would trip over it, and compiles such a kernel anew.
     """
     kernels = 0
     for note in folder.glob("*/__grp__*.json"):
+        try:
+            paths = dict(json.loads(note.read_text(encoding="utf-8"))["child_paths"])
+        except (ValueError, KeyError, TypeError):
+            paths = {}
+        if not paths or not all((note.parent / name).is_file() for name in paths):
+            note.unlink()
+            continue
         kernels += 1
-        paths = json.loads(note.read_text(encoding="utf-8"))["child_paths"]
         here = {name: str(note.parent / name) for name in paths}
         if here != paths:
             temporary = note.with_name(f".{note.name}.{os.getpid()}")

@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None, clock: Clock | None = None, around: 
         refuse_interpreter()
         seconds, evaluations = arguments.parse_budget(options.budget) if options.budget else (None, None)
         budget = Budget(seconds, evaluations)
+        if options.cache and options.cache.is_dir():  # before any process looks into it
+            print(f"{settle_cache(options.cache.resolve())} compiled kernels in {options.cache}", flush=True)
         with ExitStack() as stack:
             begun = Beginning(options, around, stack, budget)
             gpu = begun.machine()
@@ -105,8 +107,6 @@ def _tune(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, around: Su
     slots = begun.slots(gpu)
     folder, table = around.runs / f"tune-{gpu.name}", around.table or path_of(gpu)
     versions, known = around.versions(), all_known(table)
-    if options.cache and options.cache.is_dir():
-        print(f"{settle_cache(options.cache.resolve())} compiled kernels in {options.cache}")
     brief = budget.seconds is not None and budget.seconds * len(slots) < BRIEF_SECONDS * len(jobs)
     jobs = _left(jobs, table, versions) if brief and options.resume else jobs
     with ExitStack() as stack:
