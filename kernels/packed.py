@@ -40,7 +40,7 @@ class PackedTernary:
     data: uint8 [N, packed_width(K)], contiguous. w_scale: float32 [len(splits)], one per range of output rows. splits: the lengths of
     these ranges, summing to N. in_features: K. sparsity: what the zeros obey. layout, version: of the bytes.
     Raises ShapeError where these do not fit each other, PackError for another layout or version. Values are not read (no
-    synchronization); `pack` and `load` check them.
+    synchronization); `pack`, `verify` and `load` check them.
     """
 
     data: torch.Tensor
@@ -110,6 +110,16 @@ def unpack(packed: PackedTernary) -> torch.Tensor:
     return _decode(packed)[:, : packed.in_features].contiguous()
 
 
+def verify(packed: PackedTernary) -> None:
+    """Read every value. Raises PackError for illegal codes and for columns behind in_features that are not zero, SparsityError for more
+    non-zeros in a group than the sparsity allows, NonFiniteError for a scale that is NaN or infinite."""
+    if not bool(torch.isfinite(packed.w_scale).all()):
+        raise NonFiniteError("w_scale holds a NaN or an infinity")
+    _check_sparsity(unpack(packed), packed.sparsity)
+    if bool(_decode(packed)[:, packed.in_features :].any()):
+        raise PackError("columns behind in_features are not zero")
+
+
 def save(packed: PackedTernary, path: str | os.PathLike[str]) -> None:
     """Write a safetensors file: tensors `data` and `w_scale`, the rest in its metadata. Raises OutputError where it cannot be written."""
     from safetensors import SafetensorError  # here: packing and unpacking work without the file format's library
@@ -156,11 +166,7 @@ def _from_file(metadata: dict[str, str], tensors: dict[str, torch.Tensor]) -> Pa
     packed = PackedTernary(tensors["data"], tensors["w_scale"], splits, in_features, sparsity)
     if metadata.get("checksum") != _checksum(tensors, metadata):
         raise PackError("checksum mismatch: the file is damaged")
-    if not bool(torch.isfinite(packed.w_scale).all()):
-        raise NonFiniteError("w_scale holds a NaN or an infinity")
-    _check_sparsity(unpack(packed), sparsity)
-    if bool(_decode(packed)[:, in_features:].any()):
-        raise PackError("columns behind in_features are not zero")
+    verify(packed)
     return packed
 
 

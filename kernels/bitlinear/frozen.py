@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from kernels.bitlinear import packs
-from kernels.bitlinear.module import BitLinear, autocast, check_input
+from kernels.bitlinear.module import BitLinear, autocast, check_input, read_sparsity
 from kernels.bitlinear.operator import direct
 from kernels.bitlinear.ops import evaluate_packed, packed_linear
 from kernels.bitlinear.pack import runs_kernels
 from kernels.bitlinear.plan import Plan, plan_of
-from kernels.errors import NonFiniteError, UsageError
+from kernels.errors import NonFiniteError, PackError, TerSparseError, UsageError
 from kernels.mask_quantize.two_pass import prepare_weight
-from kernels.packed import PackedTernary, pack, unpack
+from kernels.packed import LAYOUT, VERSION, PackedTernary, pack, verify
 from kernels.problem import Problem, Sparsity
 from reference.quantize import ternary_quantize
 from reference.sparsity import nm_mask
@@ -26,8 +26,9 @@ class PackedLinear(nn.Module):
     """y = x̂ · ŵᵀ + bias on packed weights, without gradients.
 
     packed: the weight; bias: [out_features] or None. Its state_dict are `data` (uint8), `w_scale` (float32, whatever the model is cast
-    to) and `bias`; codes of another sparsity raise SparsityError as they are loaded. `set_sparsity` to another one raises UsageError:
-    the weights that were masked are gone.
+    to) and `bias`, and in its metadata, which torch's files keep, the layout and the sizes. Before anything is loaded into the layer,
+    SparsityError is raised for codes of another sparsity, PackError for illegal ones, another layout or other sizes, NonFiniteError for
+    scales. `set_sparsity` to another one raises UsageError: the weights that were masked are gone.
     """
 
     data: torch.Tensor
@@ -41,7 +42,6 @@ class PackedLinear(nn.Module):
         self.register_buffer("data", packed.data)
         self.register_buffer("w_scale", packed.w_scale)
         self.register_buffer("bias", None if bias is None else bias.detach().clone())
-        self.register_load_state_dict_post_hook(_check_loaded)  # type: ignore[no-untyped-call] # torch has no types there
 
     @property
     def sparsity(self) -> Sparsity:
@@ -54,8 +54,8 @@ class PackedLinear(nn.Module):
         return PackedTernary(self.data, self.w_scale, tuple(self.splits), self.in_features, self.sparsity)
 
     def set_sparsity(self, sparsity: str | Sparsity) -> None:
-        """Accepts the sparsity that it has; UsageError for any other."""
-        if str(sparsity) != self._sparsity:
+        """Accepts the sparsity that it has. Raises UsageError, or ShapeError where its group does not divide in_features, for any other."""
+        if read_sparsity(sparsity, self.in_features, self.label) != self.sparsity:
             raise UsageError(f"{self.label}: packed as {self._sparsity}, without the master weight that {sparsity} would be made from")
 
     def plan(self, *tokens: int) -> Plan:
@@ -79,8 +79,31 @@ class PackedLinear(nn.Module):
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> PackedLinear:
         scale = self.w_scale
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call] # torch has no types there
-        self.w_scale = scale.to(self.w_scale.device)
+        made = self.w_scale
+        self.w_scale = torch.empty_like(made, dtype=scale.dtype) if scale.is_meta else scale.to(made.device)
         return self
+
+    def _described(self) -> dict[str, Any]:
+        return {"layout": LAYOUT, "version": VERSION, "splits": list(self.splits), "in_features": self.in_features}
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        words = getattr(destination, "_metadata", {}).get(prefix[:-1])
+        if words is not None:
+            words["packed"] = self._described()
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, local_metadata: Mapping[str, Any], *rest: Any) -> None:
+        mine, theirs = self._described(), local_metadata.get("packed")
+        if theirs is not None and theirs != mine:
+            raise PackError(f"{self.label}: what is loaded has {_told(theirs)}; this layer has {_told(mine)}")
+        given = {name: state_dict[prefix + name] for name in ("data", "w_scale") if prefix + name in state_dict}
+        if given and all(one.shape == getattr(self, name).shape and not one.is_meta for name, one in given.items()):
+            data, scale = given.get("data", self.data), given.get("w_scale", self.w_scale).float()
+            try:
+                verify(PackedTernary(data.contiguous(), scale.to(data.device), tuple(self.splits), self.in_features, self.sparsity))
+            except TerSparseError as error:
+                raise type(error)(f"{self.label}: {error}") from None
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     def extra_repr(self) -> str:
         """Sizes, sparsity and splits."""
@@ -88,10 +111,9 @@ class PackedLinear(nn.Module):
                 f"sparsity={self._sparsity}, splits={tuple(self.splits)}")
 
 
-def _check_loaded(module: nn.Module, keys: Any) -> None:
-    assert isinstance(module, PackedLinear)
-    packed = module.packed
-    pack(unpack(packed), packed.w_scale, packed.splits, packed.sparsity)
+def _told(words: Mapping[str, Any]) -> str:
+    """One line of what a state_dict says of its packed bytes."""
+    return ", ".join(f"{name} {value}" for name, value in words.items())
 
 
 def pack_weight(weight: torch.Tensor, sparsity: Sparsity, splits: Sequence[int], name: str) -> PackedTernary:

@@ -13,6 +13,7 @@ from kernels.bitlinear.pack import KernelPack, ReferencePack, runs_kernels
 from kernels.bitlinear.packs import GRADIENT, pack_of
 from kernels.bitlinear.small_kernels import launch_flag
 from kernels.bitlinear.variants import INPUT_GRAD, WEIGHT_GRAD, Choice
+from kernels.errors import UsageError
 from reference.linear import input_grad, weight_grad
 
 
@@ -94,7 +95,32 @@ def bitlinear_grads(
 
 
 def backward(ctx: Any, dy: torch.Tensor | None, *kept: None) -> tuple[torch.Tensor | None, ...]:
-    """Straight through: as if the roundings of x and the weight and the mask were not there; dw is dense. ctx: see `remember`."""
+    """Straight through: as if the roundings of x and the weight and the mask were not there; dw is dense. ctx: see `remember`.
+
+    These have no gradients themselves: after `create_graph`, whoever asks for them gets a UsageError.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return _gradients(ctx, dy)
+    with torch.no_grad():
+        made = _gradients(ctx, dy)
+    return (*_Last.apply(dy, ctx.saved_tensors[0], *made[:3]), None, None, None)  # type: ignore[no-untyped-call] # torch has no types there
+
+
+class _Last(torch.autograd.Function):
+    """Gradients as they are, for whom PyTorch would warn and leave out what it has no rule for."""
+
+    @staticmethod
+    def forward(ctx: Any, dy: torch.Tensor | None, weight: torch.Tensor, *made: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        """The gradients, made of the first two."""
+        return tuple(None if one is None else one.view_as(one) for one in made)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> None:
+        """Raises UsageError."""
+        raise UsageError("the gradients of a BitLinear have no gradients: they pass straight through roundings")
+
+
+def _gradients(ctx: Any, dy: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
     weight, x_q, x_scale = ctx.saved_tensors
     dx = dw = dbias = None
     if dy is not None:

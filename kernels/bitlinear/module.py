@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -48,9 +48,9 @@ def check_input(x: torch.Tensor, weight: torch.Tensor, in_features: int) -> None
 
 
 def autocast(x: torch.Tensor) -> torch.Tensor:
-    """x in the type that autocast asks for, as it is without."""
+    """x in the type that autocast asks for, as it is without; meta tensors have no autocast to ask."""
     kind = x.device.type
-    return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
+    return x.to(torch.get_autocast_dtype(kind)) if not x.is_meta and torch.is_autocast_enabled(kind) else x
 
 
 class BitLinear(nn.Linear):
@@ -86,6 +86,13 @@ class BitLinear(nn.Linear):
         if name in ("weight", "bias") and isinstance(value, torch.Tensor):
             packs.forget(value)
         super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> BitLinear:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call] # torch has no types there
+        for parameter in self._parameters.values():  # `half` and then `float` may end at the address where they began
+            if parameter is not None:
+                packs.forget(parameter)
+        return self
 
     @property
     def sparsity(self) -> Sparsity:

@@ -36,12 +36,14 @@ class Plan:
 
 def plan_of(problem: Problem, held: torch.Tensor, variants: str, tokens: tuple[int, ...] = TOKENS) -> Plan:
     """Of a `layer`, on the device of `held`: its master weight, or the packed codes of one that has none. Tokens between those that are
-    asked for go by the same rules. Choosing takes the host 10 to 60 ms for each number that was not asked for before."""
+    asked for go by the same rules. Choosing takes the host 10 to 60 ms for each number that was not asked for before. Raises UsageError
+    for a negative number of tokens."""
+    problems = {count: problem.with_(tokens=count) for count in tokens}
     rows, columns, sparsity = problem.out_features, problem.in_features, problem.sparsity
     nbytes = {"master": held.nbytes} if held.is_floating_point() else {}
     if not runs_kernels(held):
         return Plan(dict.fromkeys(tokens, "reference"), {**nbytes, "int8": rows * columns})
-    names = {count: chosen(problem.with_(tokens=count), held.device.index, variants).forward for count in tokens}
+    names = {count: chosen(one, held.device.index, variants).forward for count, one in problems.items()}
     nbytes["codes"] = packed_bytes(rows, columns, len(problem.splits))
     for kind in sorted({kind for name in names.values() if (kind := FORWARD[name].fragments(sparsity)) is not None}):
         nbytes[f"{kind} fragments"] = fragment_bytes(rows, columns)

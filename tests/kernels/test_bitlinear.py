@@ -80,6 +80,15 @@ def test_no_tokens_and_other_layouts() -> None:
     module(x.t()).sum().backward()  # an expanded gradient, without strides
 
 
+def test_shapes_without_values() -> None:
+    """On torch's meta device, as tools that count parameters and memory ask for them."""
+    module = make().to("meta")
+    for frozen in (False, True):
+        module.requires_grad_(not frozen)
+        assert module(torch.empty(2, 5, 48, device="meta")).shape == (2, 5, 24)
+    assert module.plan(5).kernels == {5: "reference"}
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_autocast_leaves_the_master_weight(dtype: torch.dtype) -> None:
     module = make(dtype=dtype)

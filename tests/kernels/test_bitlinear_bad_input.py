@@ -62,6 +62,23 @@ def test_what_has_no_gradients_says_so_when_they_are_asked_for() -> None:
     assert x.grad is None
 
 
+def test_gradients_of_gradients_are_refused() -> None:
+    """PyTorch alone would warn and leave parts of them out; those of a penalty that no layer of ours is in are not asked for."""
+    module, x = make(), torch.randn(4, 48, requires_grad=True)
+    for layer in (module, torch.compile(module, backend="aot_eager")):
+        grads = torch.autograd.grad(layer(x).square().sum(), (x, module.weight, module.bias), create_graph=True)
+        plain = torch.autograd.grad(layer(x).square().sum(), (x, module.weight, module.bias))
+        assert all(torch.equal(a, b) for a, b in zip(grads, plain, strict=True))
+    for of in range(2):
+        for wanted in (module.weight, x):
+            (first, *_) = torch.autograd.grad(module(x).square().sum(), (x, module.weight)[of], create_graph=True)
+            with pytest.raises(UsageError, match="have no gradients"):
+                torch.autograd.grad(first.square().sum(), wanted, allow_unused=True)
+    (first,) = torch.autograd.grad(torch.compile(module, backend="aot_eager")(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        first.square().sum().backward()
+
+
 def test_bad_input_is_refused_before_anything_runs() -> None:
     for call, message in (
         (lambda: BitLinear(30, 8, sparsity="2:4"), "not a multiple of the group of 4"),
@@ -81,6 +98,9 @@ def test_bad_input_is_refused_before_anything_runs() -> None:
     for wrong in ("5:4", "sparse", "3:5"):
         with pytest.raises(UsageError, match="unknown sparsity"):
             BitLinear(60, 8, sparsity=wrong)
+    for module in (make(), freeze(make())):
+        with pytest.raises(UsageError, match=r"-1 tokens: sizes must be positive"):
+            module.plan(4, -1)
     with pytest.raises(UsageError, match="three names"):
         BitLinear(32, 8, variants="dense-triton")
     with pytest.raises(UsageError, match="unknown input-grad kernel 'guess'"):

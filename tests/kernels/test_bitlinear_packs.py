@@ -70,6 +70,21 @@ def test_every_change_of_a_weight_is_seen_or_can_be_told() -> None:
     assert torch.equal(module(x), copy.deepcopy(module)(x))
 
 
+def test_a_weight_that_came_back_to_its_address_is_packed_anew() -> None:
+    """As by `half` and then `float` with no pass between: other values, and an allocator may give the same address again."""
+    module, x = make(), torch.randn(4, 48)
+    first = module(x)
+    home = module.weight.data
+
+    def back_at_home(tensor: torch.Tensor) -> torch.Tensor:
+        return home.mul_(-1) if tensor.data_ptr() == home.data_ptr() else tensor
+
+    module._apply(back_at_home)
+    assert not torch.equal(module(x), first)
+    assert torch.equal(module(x), copy.deepcopy(module)(x))
+    assert module.packings == 2
+
+
 def test_what_a_capture_records_is_fresh_for_its_backward_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """A recorded launch has not run: nothing eager may take its pack for made; and a captured forward pass always records one."""
     module, x = make(), torch.randn(4, 48, requires_grad=True)

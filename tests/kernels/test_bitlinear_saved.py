@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from kernels.bitlinear import PackedLinear, freeze, freeze_model, from_linear
-from kernels.errors import SparsityError, UsageError
+from kernels.errors import PackError, SparsityError, UsageError
 from kernels.packed import load, pack, save, unpack
 from kernels.problem import Sparsity
 from tests.kernels.bitlinear_layers import make, two_layers
@@ -79,3 +79,41 @@ def test_changed_bytes_of_a_frozen_layer_are_read_anew() -> None:
     first.load_state_dict({**first.state_dict(), "data": flipped.data})
     assert not torch.equal(first(x), before)
     assert torch.equal(first(x), PackedLinear(flipped, first.bias)(x))
+
+
+def test_a_frozen_layer_that_refuses_what_is_loaded_stays_as_it_was() -> None:
+    frozen, x = freeze(make("2:4")), torch.randn(4, 48)
+    before = frozen(x)
+    illegal, longer = freeze(make("2:4")).state_dict(), freeze(make("2:4")).state_dict()
+    illegal["data"][3, 5] = 0b10
+    longer["data"][3, 63] = 0b01 << 6  # column 255 of 48
+    for state, error, message in (
+        (freeze(make("6:8")).state_dict(), SparsityError, "2:4 allows 2"), (illegal, PackError, "illegal code"),
+        (longer, PackError, "behind in_features"),
+    ):
+        for assign in (False, True):
+            with pytest.raises(error, match=message):
+                frozen.load_state_dict(state, assign=assign)
+            assert torch.equal(frozen(x), before)
+
+
+def test_a_frozen_layers_state_says_what_its_bytes_are(tmp_path: Path) -> None:
+    """Splits of the same number and another layout have tensors of the same shapes; torch's files keep what they are."""
+    frozen = freeze(make(splits=(16, 8)))
+    torch.save(frozen.state_dict(), tmp_path / "frozen.pt")
+    state = torch.load(tmp_path / "frozen.pt", weights_only=True)
+    freeze(make(splits=(16, 8))).load_state_dict(state)
+    with pytest.raises(PackError, match=r"splits \[16, 8\].* splits \[8, 16\]"):
+        nn.Sequential(freeze(make(splits=(8, 16))))[0].load_state_dict(state)
+    state._metadata[""]["packed"] = {**state._metadata[""]["packed"], "version": 2}
+    with pytest.raises(PackError, match=r"version 2.* version 1"):
+        frozen.load_state_dict(state)
+    frozen.load_state_dict(dict(state))  # as from files without such words
+
+
+def test_a_frozen_layer_without_memory_and_back() -> None:
+    module, x = make(), torch.randn(4, 48)
+    frozen, state = freeze(module), freeze(module).state_dict()
+    frozen.to("meta").to_empty(device="cpu").load_state_dict(state)
+    assert frozen.w_scale.dtype == torch.float32
+    assert torch.equal(frozen(x), module(x))
