@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -38,7 +39,7 @@ class Surroundings:
     detect: finds the GPU. devices: names those of its model. None: the first device's process is asked. catalogue: module with
     `kernels_for` and `find`. table: the file of tuned configs, by default the GPU's own. runs: folder of journals. trial_seconds: after
     which a candidate is killed. functions: module that runs candidates, see `autotune.task.Task`. versions: of the libraries. warm:
-    whether all processes start before it is known what there is to do.
+    whether all processes start before it is known what there is to do. now: the seconds that a budget is counted in.
     """
 
     detect: Callable[[], Gpu | None] | None = None
@@ -50,6 +51,7 @@ class Surroundings:
     functions: str = "autotune.candidate"
     versions: Callable[[], Mapping[str, str | None]] = library_versions
     warm: bool = True
+    now: Callable[[], float] = time.monotonic
 
 
 class Beginning:

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None, clock: Clock | None = None, around: 
             return _coverage(options, around)
         refuse_interpreter()
         seconds, evaluations = arguments.parse_budget(options.budget) if options.budget else (None, None)
-        budget = Budget(seconds, evaluations)
+        budget = Budget(seconds, evaluations, around.now)
         if options.cache and options.cache.is_dir():  # before any process looks into it
             print(f"{settle_cache(options.cache.resolve())} compiled kernels in {options.cache}", flush=True)
         with ExitStack() as stack:

@@ -23,17 +23,17 @@ class Budget:
     """What may be spent: seconds, counted from now, and evaluations. None: no limit. `now` tells the time."""
 
     def __init__(self, seconds: float | None = None, evaluations: int | None = None, now: Callable[[], float] = time.monotonic) -> None:
-        self._now, self._end, self.evaluations = now, None if seconds is None else now() + seconds, evaluations
+        self.now, self._end, self.evaluations = now, None if seconds is None else now() + seconds, evaluations
 
     @property
     def seconds(self) -> float | None:
         """What is left, at least 0."""
-        return None if self._end is None else max(0.0, self._end - self._now())
+        return None if self._end is None else max(0.0, self._end - self.now())
 
     @property
     def spent(self) -> bool:
         """Whether no time is left."""
-        return self._end is not None and self._now() >= self._end
+        return self._end is not None and self.now() >= self._end
 
     def share(self, cases: int, reserve: float = 0.0) -> Budget:
         """The budget of one case of so many that are left: its part of the time, all of the evaluations.
@@ -41,7 +41,7 @@ class Budget:
         reserve: seconds of its part that it needs besides, for what comes after the search.
         """
         left = self.seconds
-        return Budget(None if left is None else max(0.0, left / max(1, cases) - reserve), self.evaluations, self._now)
+        return Budget(None if left is None else max(0.0, left / max(1, cases) - reserve), self.evaluations, self.now)
 
 
 class Strategy(Protocol):

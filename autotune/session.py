@@ -209,7 +209,7 @@ class Tuner:
 
     def _tune(self, slot: Slot, number: int, job: Job, budget: Budget) -> Outcome:
         self._begun.add(number)
-        started, own = time.monotonic(), budget.seconds
+        started, own = budget.now(), budget.seconds
         task = self._task(number, job)
         if self.tools.brief:
             task = replace(task, starts=starts(job, task.points, [*self._found, *self.known]))
@@ -222,7 +222,7 @@ class Tuner:
             self.tools.observer.finished(task)
             self._tasks.pop(number, None)
         if own is not None:
-            self._over.append(max(0.0, time.monotonic() - started - own))
+            self._over.append(max(0.0, budget.now() - started - own))
         return Outcome(job, self._entry(job, task, found), found)
 
     def _task(self, number: int, job: Job) -> Task:

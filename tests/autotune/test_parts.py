@@ -7,11 +7,9 @@ import json
 import os
 import pickle
 import random
-import signal
 import subprocess
 import sys
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,11 +28,13 @@ from autotune.prune import against, bound_us, too_slow
 from autotune.search import Budget
 from autotune.task import of_job
 from autotune.verdict import chance_of_best, decide
+from autotune.worker import Worker
 from kernels.errors import Failure, OutputError, UsageError
 from kernels.gpu import by_name
 from kernels.kernel import CompileUnit
 from kernels.problem import Problem, Sparsity
 from tests.autotune import scripted
+from tests.patience import PATIENCE, alive, until
 
 H200 = by_name("h200")
 PROBLEM = Problem("gemm", 8192, 8192, 8192, Sparsity(2, 4))
@@ -44,15 +44,15 @@ UNIT = CompileUnit(None, {}, {}, options={"num_warps": 8}, expects={80: "IMMA", 
 
 def test_one_owner_at_a_time_and_a_dead_one_frees_it(tmp_path: Path, repository: Path) -> None:
     imports = "import time; from pathlib import Path; from autotune.lock import FolderLock"
-    code = f"{imports}\nwith FolderLock(Path({str(tmp_path)!r})): time.sleep(60)"
+    code = f"{imports}\nwith FolderLock(Path({str(tmp_path)!r})): time.sleep(3600)"
     child = subprocess.Popen([sys.executable, "-c", code], cwd=repository)
-    deadline = time.monotonic() + 30
-    while not ((tmp_path / "lock").exists() and (tmp_path / "lock").read_text()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    with pytest.raises(UsageError, match=rf"in use by process {child.pid} on .+, for \d+ s"), FolderLock(tmp_path):
-        pass
-    child.send_signal(signal.SIGKILL)
-    child.wait(30)
+    try:
+        until(lambda: (tmp_path / "lock").exists() and (tmp_path / "lock").read_text(), "the lock")
+        with pytest.raises(UsageError, match=rf"in use by process {child.pid} on .+, for \d+ s"), FolderLock(tmp_path):
+            pass
+    finally:
+        child.kill()
+    child.wait(PATIENCE)
     with FolderLock(tmp_path), pytest.raises(UsageError, match=f"process {os.getpid()}"), FolderLock(tmp_path):
         pass
     (tmp_path / "file").write_text("")
@@ -203,8 +203,8 @@ def test_the_pool_compiles_into_a_cache_that_a_launch_would_find(tmp_path: Path)
     with CompilePool(H200, processes=1, cache=str(tmp_path)) as pool:
         first, again, bad = pool.submit(good), pool.submit(good), pool.submit(broken)
         assert again is first
-        assert isinstance(first.result(120), Compiled)
-        failure = bad.result(120)
+        assert isinstance(first.result(PATIENCE), Compiled)
+        failure = bad.result(PATIENCE)
         assert isinstance(failure, Failure)
         assert failure.stage == "compile"
         assert (pool.done, pool.submitted) == (2, 2)
@@ -240,7 +240,7 @@ def test_a_unit_that_is_wanted_sooner_is_compiled_sooner_and_once(monkeypatch: p
     first = threading.Event()
 
     def compiled(pool: CompilePool, worker: object, key: bytes) -> Failure:
-        first.wait(20)
+        first.wait(PATIENCE)
         order.append(pickle.loads(key).constexprs["A"])
         return Failure("compile", "not really")
 
@@ -248,22 +248,28 @@ def test_a_unit_that_is_wanted_sooner_is_compiled_sooner_and_once(monkeypatch: p
     unit = CompileUnit(None, {}, {})
     with CompilePool(H200, processes=1) as pool:
         pool.submit(replace(unit, constexprs={"A": 0}))
-        deadline = time.monotonic() + 20
-        while not pool._begun and time.monotonic() < deadline:
-            time.sleep(0.01)
+        until(lambda: pool._begun, "the first to be begun")
         futures = [pool.submit(replace(unit, constexprs={"A": place}), 10 * place) for place in (1, 2, 3)]
         assert pool.submit(replace(unit, constexprs={"A": 3}), 5) is futures[2]
         assert pool.submit(replace(unit, constexprs={"A": 2}), 99) is futures[1]
         first.set()
-        assert [future.result(20).stage for future in futures] == ["compile"] * 3
+        assert [future.result(PATIENCE).stage for future in futures] == ["compile"] * 3
     assert order == [0, 3, 1, 2]
 
 
-def test_a_pool_that_is_closed_leaves_no_process_and_cancels_the_rest(tmp_path: Path) -> None:
-    unit = CompileUnit(None, {}, {})
+def test_a_pool_that_is_closed_leaves_no_process_and_cancels_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of a compilation that would take for ever, the process that it started included."""
+    note = tmp_path / "pids"
+
+    def compiled(pool: CompilePool, worker: Worker, key: bytes) -> Failure:
+        failure: Failure = worker.call("tests.autotune.jobs:hang_with_child", (str(note),), 10 * PATIENCE)
+        return failure
+
+    monkeypatch.setattr(CompilePool, "_compiled", compiled)
     pool = CompilePool(H200, processes=1)
-    futures = [pool.submit(replace(unit, constexprs={"A": place})) for place in range(50)]
+    futures = [pool.submit(CompileUnit(None, {}, {"A": place})) for place in range(50)]
+    until(lambda: note.exists() and len(note.read_text().split()) == 2, "the compiler")
     pool.close()
-    assert all(future.done() for future in futures)
-    assert any(future.cancelled() for future in futures)
+    assert all(future.cancelled() for future in futures)
     assert all(worker._child is None for worker in pool._workers)
+    until(lambda: not any(alive(int(process)) for process in note.read_text().split()), "the processes to end")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +26,8 @@ from kernels.gpu import by_name
 from kernels.problem import DENSE, Problem, Sparsity
 from kernels.tuned_table import Entry, Table, read_table
 from reports.landscape import covered
+from tests.autotune.everything import HOLD
+from tests.patience import PATIENCE, until
 
 H200 = by_name("h200")
 
@@ -108,16 +110,18 @@ def test_coverage_counts_by_suite_and_names_what_is_missing() -> None:
 
 
 def tune(folder: Path, *arguments: str) -> int:
+    """On a clock that every look advances by a millisecond: what a budget reaches depends on the run and not on the machine."""
+    looks = itertools.count()
     around = Surroundings(
-        lambda: H200, lambda gpu: ["cpu", "cpu"], "tests.autotune.everything", folder / "h200.json", folder / "runs", 5.0,
-        "tests.autotune.everything", lambda: {"triton": None, "driver": None}, False,
+        lambda: H200, lambda gpu: ["cpu", "cpu"], "tests.autotune.everything", folder / "h200.json", folder / "runs", PATIENCE,
+        "tests.autotune.everything", lambda: {"triton": None, "driver": None}, False, lambda: 1e-3 * next(looks),
     )
     return main(["--gpu", "h200", *arguments], FakeClock(), around)
 
 
 def test_a_budget_covers_a_part_and_resume_the_rest(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     some = ["--op", "prepare", "activation", "weight-grad"]
-    assert tune(tmp_path, *some, "--budget", "1.5s") == 4
+    assert tune(tmp_path, *some, "--budget", "0.4s") == 4
     out = capsys.readouterr().out
     first = rows(tmp_path / "h200.json")
     assert 0 < first < 106
@@ -147,33 +151,37 @@ def rows(path: Path) -> int:
     return len(table.entries) + len(table.stays)
 
 
-def spawn(folder: Path, repository: Path, *arguments: str) -> subprocess.Popen[str]:
+def spawn(folder: Path, repository: Path, *arguments: str, **more: str) -> subprocess.Popen[bytes]:
+    """Writes to `out` and `err` in the folder. more: variables of its environment."""
     code = "import sys; from pathlib import Path; from tests.autotune.test_plan import tune;"
     line = [sys.executable, "-c", f"{code} sys.exit(tune(Path({str(folder)!r}), *{arguments!r}))"]
-    environment = {**os.environ, "PYTHONPATH": str(repository)}
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=environment)
+    environment = {**os.environ, "PYTHONPATH": str(repository), **more}
+    with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
+        return subprocess.Popen(line, stdout=out, stderr=err, cwd=folder, env=environment)
+
+
+def outcomes(folder: Path) -> int:
+    """How many a run has told of."""
+    return (folder / "out").read_text().count("s left] ")
 
 
 def test_the_whole_table_interrupted_and_gone_on_with(tmp_path: Path, repository: Path) -> None:
     """What was done is in the table, and a second run goes on with the rest. (Killed tuners: see the test of endurance.)"""
-    child = spawn(tmp_path, repository, "--budget", "4m")
-    path, deadline = tmp_path / "h200.json", time.monotonic() + 60
-    while rows(path) < 20 and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
+    path, child = tmp_path / "h200.json", spawn(tmp_path, repository, "--budget", "4m", **{HOLD: "1000"})
+    until(lambda: outcomes(tmp_path) >= 20 or child.poll() is not None, "twenty cases")
     child.send_signal(signal.SIGINT)
-    out, errors = child.communicate(timeout=20)
-    assert child.returncode == 130, errors
+    assert child.wait(PATIENCE) == 130, (tmp_path / "err").read_text()
     before, kept = read_table(path), rows(path)
-    assert out.count("s left] ") <= kept + 2
+    assert outcomes(tmp_path) <= kept + 2
     assert before.made["command"] == "python -m autotune.run --gpu h200 --budget 4m"
     assert before.made["devices"] == 2
     assert before.made["complete"] == kept >= 20
-    again = spawn(tmp_path, repository, "--budget", "4s", "--resume")
-    out, errors = again.communicate(timeout=60)
-    assert again.returncode == 4, errors
+    path.write_text(path.read_text().replace(f'"seconds": {before.made["seconds"]}', '"seconds": 1000.5'))
+    again = spawn(tmp_path, repository, "--budget", "1s", "--resume")
+    assert again.wait(PATIENCE) == 4, (tmp_path / "err").read_text()
     after = read_table(path)
     assert rows(path) > kept
-    assert after.made["seconds"] > before.made["seconds"], "the time of both"
+    assert after.made["seconds"] >= 1000.5, "the time of both"
     assert {one.key for one in (*before.entries, *before.stays)} <= {one.key for one in (*after.entries, *after.stays)}
 
 
@@ -187,9 +195,7 @@ def test_cores_are_those_of_the_control_group(monkeypatch: pytest.MonkeyPatch) -
 def test_a_warm_pool_has_its_processes_before_there_is_work() -> None:
     with CompilePool(H200, processes=2) as pool:
         pool.warm()
-        deadline = time.monotonic() + 60
-        while any(worker._child is None for worker in pool._workers) and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until(lambda: all(worker._child is not None for worker in pool._workers), "the processes")
         assert len(pool._workers) == 2
         assert all(worker._child is not None for worker in pool._workers)
         assert pool.submitted == 0
