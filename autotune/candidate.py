@@ -14,7 +14,7 @@ import torch
 from autotune.clock import Timer
 from autotune.compile import use_cache
 from autotune.job import COPIES, Job
-from autotune.measure import FULL, Plan, bind, copies_needed, interleaved
+from autotune.measure import FULL, Plan, bind, copies_needed, paired
 from kernels.errors import Failure, TerSparseError
 from kernels.gpu import Gpu
 from kernels.inputs import Inputs, Weights, clone, make_inputs, make_weights
@@ -104,23 +104,7 @@ def _interleaved(
     job: Job, configs: Sequence[Mapping[str, Any]], plan: Plan, seed: int, known: bool = False
 ) -> list[tuple[float, ...] | Failure]:
     """Paired samples; what was timed last is checked. known: they were right on these inputs before they were ever timed."""
-    timers: dict[str, Timer] = {}
-    results: dict[str, tuple[float, ...] | Failure] = {}
-    try:
-        for place, config in enumerate(configs):
-            timer = _timer(job, config, seed, known)
-            if isinstance(timer, Failure):
-                results[str(place)] = timer
-            else:
-                timers[str(place)] = timer
-        results |= {name: own.kernel_us for name, own in interleaved(timers, plan).items()}
-        for name, timed in timers.items():
-            if (wrong := _wrong(job, timed.outputs(), seed)) is not None:
-                results[name] = wrong
-    finally:
-        for timed in timers.values():
-            timed.close()
-    return [results[str(place)] for place in range(len(configs))]
+    return paired(lambda config: _timer(job, config, seed, known), configs, plan, lambda outputs: _wrong(job, outputs, seed))
 
 
 def _timer(job: Job, config: Mapping[str, Any], seed: int, known: bool = False) -> Timer | Failure:

@@ -7,11 +7,13 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from autotune.clock import MAX_COPIES, TURN_US, Call, Clock, Timer, Unmeasurable
 from autotune.conditions import Monitor, Watch
 from kernels.errors import Failure
 
+T = TypeVar("T")
 METHOD = "interleaved-palindrome/1"
 FLOOR_ROUNDS = 5
 """Where a case is so slow that it overruns its time threefold, this many rounds are enough."""
@@ -87,6 +89,28 @@ def interleaved(timers: Mapping[str, Timer], plan: Plan, now: Callable[[], float
         for name in _order(timers, count):
             call[name].append(timers[name].call_time())
     return {name: Samples(tuple(kernel[name]), tuple(call[name])) for name in timers}
+
+
+def paired(
+    make: Callable[[T], Timer | Failure], what: Sequence[T], plan: Plan, wrong: Callable[[object], Failure | None]
+) -> list[tuple[float, ...] | Failure]:
+    """Kernel times of each of these, sample i of all from round i, or its failure. make: binds one. wrong: looks at what was timed last."""
+    timers: dict[int, Timer] = {}
+    results: dict[int, tuple[float, ...] | Failure] = {}
+    try:
+        for place, one in enumerate(what):
+            made = make(one)
+            if isinstance(made, Failure):
+                results[place] = made
+            else:
+                timers[place] = made
+        samples = interleaved({str(place): timer for place, timer in timers.items()}, plan)
+        for place, timer in timers.items():
+            results[place] = wrong(timer.outputs()) or samples[str(place)].kernel_us
+    finally:
+        for timer in timers.values():
+            timer.close()
+    return [results[place] for place in range(len(what))]
 
 
 def _order(timers: Mapping[str, Timer], count: int) -> list[str]:

@@ -20,7 +20,7 @@ from autotune.conditions import library_versions
 from autotune.executor import local_slots
 from autotune.journal import Journal, PoisonList
 from autotune.lock import FolderLock
-from autotune.measure import FULL, Plan, bind, interleaved
+from autotune.measure import FULL, Plan, bind, paired
 from autotune.search import Budget, Point, strategy
 from autotune.task import Task
 from autotune.tools import TRIAL_SECONDS, Tools
@@ -37,7 +37,7 @@ class OwnKernel:
 
     prepare(device, seed, config): makes inputs and returns a call without arguments that launches on the current stream, capturable in a
     CUDA graph. check(device, seed, result): why what the call returned is wrong, or None. axes: name to values; the first of each is the
-    default. reject(config): why a combination is not worth trying, or None.
+    default (where that is rejected, the first combination that is not). reject(config): why one is not worth trying, or None.
     """
 
     prepare: Callable[[str, int, Point], Callable[[], Any]]
@@ -78,15 +78,19 @@ class OwnJob:
 
 
 def load(file: str, name: str) -> OwnKernel:
-    """The OwnKernel of that name in a Python file. Raises UsageError where there is none."""
+    """The OwnKernel of that name in a Python file. Raises UsageError where there is none, and what importing the file raises."""
     module_name = f"tuned_{hashlib.sha256(file.encode()).hexdigest()[:12]}"
     module = sys.modules.get(module_name)
     if module is None:
         spec = spec_from_file_location(module_name, file)
-        if spec is None or spec.loader is None:
+        if spec is None or spec.loader is None or not Path(file).is_file():
             raise UsageError(f"{file}: not a Python file")
         module = sys.modules[module_name] = module_from_spec(spec)
-        spec.loader.exec_module(module)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:  # half a module is none
+            del sys.modules[module_name]
+            raise
     kernel = getattr(module, name, None)
     if not isinstance(kernel, OwnKernel):
         raise UsageError(f"{file}: there is no OwnKernel named {name}")
@@ -96,7 +100,12 @@ def load(file: str, name: str) -> OwnKernel:
 def evaluate(job: OwnJob, config: Point) -> float | Failure:
     """Median microseconds per call of a config after its result was found right; else the failure."""
     timer = _timer(job, config, 0)
-    return timer if isinstance(timer, Failure) else statistics.median(timer.sample() for _ in range(QUICK_TURNS))
+    if isinstance(timer, Failure):
+        return timer
+    try:
+        return statistics.median(timer.sample() for _ in range(QUICK_TURNS))
+    finally:
+        timer.close()
 
 
 def again(job: OwnJob, configs: Sequence[Point], turns: int) -> list[float | Failure]:
@@ -106,40 +115,51 @@ def again(job: OwnJob, configs: Sequence[Point], turns: int) -> list[float | Fai
 
 
 def finals(job: OwnJob, configs: Sequence[Point]) -> list[tuple[float, ...] | Failure]:
-    """Paired samples of each config on fresh inputs."""
+    """Paired samples of each config on fresh inputs; what was timed last is checked again."""
     return _interleaved(job, configs, FULL, 1)
 
 
 def _interleaved(job: OwnJob, configs: Sequence[Point], plan: Plan, seed: int) -> list[tuple[float, ...] | Failure]:
-    made = [_timer(job, config, seed) for config in configs]
-    timers = {str(place): timer for place, timer in enumerate(made) if not isinstance(timer, Failure)}
-    samples = {name: own.kernel_us for name, own in interleaved(timers, plan).items()}
-    return [timer if isinstance(timer, Failure) else samples[str(place)] for place, timer in enumerate(made)]
+    return paired(lambda config: _timer(job, config, seed), configs, plan, lambda result: _wrong(job, seed, result))
 
 
 def _timer(job: OwnJob, config: Point, seed: int) -> Timer | Failure:
-    kernel = job.find()
-    call = BoundCall(kernel.prepare(job.device, seed, config), config)
-    wrong = kernel.check(job.device, seed, call())
-    return bind(job.clock, [call], cold=False) if wrong is None else Failure("wrong", wrong)
+    if job.device.startswith("cuda:"):
+        import torch
+
+        torch.cuda.set_device(job.device)
+    call = BoundCall(job.find().prepare(job.device, seed, config), config)
+    return _wrong(job, seed, call()) or bind(job.clock, [call], cold=False)
+
+
+def _wrong(job: OwnJob, seed: int, result: Any) -> Failure | None:
+    reason = job.find().check(job.device, seed, result)
+    return None if reason is None else Failure("wrong", reason)
 
 
 def tune(
     file: str, name: str = "KERNEL", *, runs: Path = Path("runs"), search: str | None = None, seconds: float | None = None,
     clock: Clock | None = None, device: str = "cuda:0", gpu: Gpu | None = None, resume: bool = True,
+    retry: bool = False,
 ) -> Found:
     """Tune the OwnKernel `name` of a Python file (`__file__` of your script) on one device, in a child process.
 
     What was measured is kept in `runs`/own-NAME, where the next call with the same file finds it. seconds: budget. search: its
-    name in `autotune.search`, by default local within a budget and exhaustive without. The winner is
+    name in `autotune.search`, by default local within a budget and exhaustive without. resume: use what was measured before. retry: try
+    again what killed its process before. The winner is
     `found.points[found.verdict.winner]`; `found.verdict.better` says whether it beats the default for certain.
-    Raises NoGpu where the device's own clock is to be used and there is no device.
+    Raises NoGpu where the device's own clock is to be used and there is no device, UsageError where the file has no such kernel or all of
+    its configs are rejected.
     """
-    path, found = str(Path(file).resolve()), detect()
+    index = device.removeprefix("cuda:")
+    path, found = str(Path(file).resolve()), detect(int(index) if index.isdecimal() else 0)
     if clock is None and found is None:
-        raise NoGpu("a GPU is needed to tune a kernel, and this machine has none")
+        raise NoGpu(f"a GPU is needed to tune a kernel, and this machine has no {device}")
     gpu = gpu or found or unlisted("unknown")
-    points, source = load(path, name).points(), hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    points = load(path, name).points()
+    if not points:
+        raise UsageError(f"{file}: {name} has no config: an axis is empty, or all of them are rejected")
+    source = hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
     versions = library_versions()
     job = OwnJob(path, name, clock or CudaClock(), device)
     shape = json.dumps([sorted(points[0])])
@@ -149,7 +169,7 @@ def tune(
     folder = runs / f"own-{name}"
     with ExitStack() as stack:
         stack.enter_context(FolderLock(folder))
-        journal, poison = Journal(folder / "journal.jsonl", resume), PoisonList(folder / "poison.jsonl")
+        journal, poison = Journal(folder / "journal.jsonl", resume), PoisonList(folder / "poison.jsonl", retry)
         stack.callback(journal.close)
         stack.callback(poison.close)
         (slot,) = local_slots([device])

@@ -8,9 +8,9 @@ import pytest
 
 from autotune import own
 from autotune.clock import FakeClock
-from autotune.own import BoundCall, load, table, tune
+from autotune.own import BoundCall, OwnJob, load, table, tune
 from autotune.search import strategy
-from kernels.errors import NoGpu, UsageError
+from kernels.errors import Failure, NoGpu, UsageError
 
 PLAIN = '''
 from autotune.own import OwnKernel
@@ -76,6 +76,41 @@ def test_a_file_without_a_kernel_is_named(file: Path, tmp_path: Path) -> None:
         load(str(tmp_path / "text"), "KERNEL")
 
 
+def test_a_file_that_is_not_there_or_fails_is_told_each_time(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="not a Python file"):
+        load(str(tmp_path / "nowhere.py"), "KERNEL")
+    (tmp_path / "fails.py").write_text("1 / 0")
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            load(str(tmp_path / "fails.py"), "KERNEL")
+
+
+@pytest.mark.parametrize("space", ['{"size": ()}', '{"size": (8,)}'])
+def test_a_space_without_a_config_is_a_usage_error(space: str, tmp_path: Path) -> None:
+    path = tmp_path / "none.py"
+    path.write_text(PLAIN.replace("prepare, check, AXES", f"prepare, check, {space}"))
+    with pytest.raises(UsageError, match="KERNEL has no config"):
+        tune(str(path), runs=tmp_path / "runs", clock=FakeClock(cost), device="cpu")
+
+
+def test_inputs_are_made_on_the_device_that_was_named(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = list[str]()
+    monkeypatch.setattr("torch.cuda.set_device", chosen.append)
+    for device in ("cuda:1", "cpu"):
+        job = OwnJob(str(file), "KERNEL", FakeClock(cost), device)
+        assert own.evaluate(job, {"size": 4, "how": "right"}) == pytest.approx(10, rel=0.1)
+    assert chosen == ["cuda:1"]
+
+
+def test_what_was_timed_last_is_checked_again(file: Path) -> None:
+    """Right at first, wrong by the time that it was timed: a race, say."""
+    text = file.read_text().replace("def check(", "CALLS = []\n\ndef check(")
+    file.write_text(text.replace("lambda: seed + (1 if", "lambda: CALLS.append(1) or seed + len(CALLS) // 9 + (1 if"))
+    job = OwnJob(str(file), "KERNEL", FakeClock(cost), "cpu")
+    right, other = own.finals(job, [{"size": 4, "how": "right"}, {"size": 1, "how": "right"}])
+    assert (right, other) == (Failure("wrong", "3 is not 2"), Failure("wrong", "3 is not 2"))
+
+
 def example(repository: Path, tmp_path: Path) -> Path:
     text = (repository / "examples/tune_your_own.py").read_text()
     assert "ROWS, COLUMNS, EPSILON = 4096, 4096" in text
@@ -94,7 +129,7 @@ def test_the_example_is_right_in_every_config_that_is_tried(repository: Path, tm
 
 
 def test_without_a_gpu_its_clock_is_refused(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autotune.own.detect", lambda: None)
+    monkeypatch.setattr("autotune.own.detect", lambda index: None)
     with pytest.raises(NoGpu, match="a GPU is needed to tune a kernel"):
         tune(str(file), runs=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
