@@ -7,7 +7,8 @@ the tile of its config (`block_t`, its own or its `tile`'s, where it has one), a
   share of it that kernels with this instruction reach (`SHARES`; `SPECIALISTS` for kernels of few tokens);
 * memory: the compulsory bytes at the datasheet's bandwidth times `STREAMED`, or `STREAMED_BY_SPECIALISTS`,
 
-and what a launch takes that has next to nothing to do, `START_US` or `SPECIALISTS_START_US`.
+and what a launch takes that has next to nothing to do, `START_US` or `SPECIALISTS_START_US`. A GPU without a datasheet here is taken for
+a smaller or larger one of the listed GPU that is nearest below it in architecture (`assumed`).
 
 It ranks kernels; its microseconds are no prediction. Where several variants were tuned, their times decide (`kernels.chooser`).
 """
@@ -15,9 +16,9 @@ It ranks kernels; its microseconds are no prediction. Where several variants wer
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from kernels.gpu import Gpu
+from kernels.gpu import GPUS, Gpu
 from kernels.kernel import Kernel
 from kernels.problem import Problem
 from kernels.space import Config
@@ -54,7 +55,7 @@ WHOLE_TILE = 64
 @dataclass(frozen=True)
 class Estimate:
     """us: to rank by. wall: "arithmetic" or "memory". instructions: by which the products are expected to be made, "library" where a
-    kernel does not say. specialist: takes few tokens only."""
+    kernel does not say. specialist: takes few tokens only. rates: the GPU whose rates were assumed, "" where the GPU's own are known."""
 
     kernel: Kernel
     config: Config
@@ -62,10 +63,12 @@ class Estimate:
     wall: str
     instructions: tuple[str, ...]
     specialist: bool
+    rates: str = ""
 
     def __str__(self) -> str:
         few = "; made for few tokens" if self.specialist else ""
-        return f"about {self.us:.1f} µs by {self.wall}, {' + '.join(self.instructions)}{few}"
+        whose = f"; rates assumed as the {self.rates}'s by multiprocessor" if self.rates else ""
+        return f"about {self.us:.1f} µs by {self.wall}, {' + '.join(self.instructions)}{few}{whose}"
 
 
 def able(kernels: Iterable[Kernel], problem: Problem, gpu: Gpu) -> tuple[list[Kernel], list[tuple[Kernel, str]]]:
@@ -92,9 +95,19 @@ def ranked(estimates: Iterable[Estimate]) -> list[Estimate]:
     return sorted(estimates, key=lambda one: one.us)
 
 
+def assumed(gpu: Gpu) -> Gpu | None:
+    """The listed GPU whose rates by multiprocessor an unlisted one is ranked with, and nothing else: the first of the highest architecture
+    that is not above its own. None for a GPU whose rates are known, and where there is none."""
+    below = [] if gpu.peak else [one for one in GPUS if one.capability <= gpu.capability]
+    return max(below, key=lambda one: one.capability, default=None)
+
+
 def estimate(kernel: Kernel, problem: Problem, gpu: Gpu, config: Config) -> Estimate:
     """The estimate of one kernel with that config."""
-    instructions = _instructions(kernel, problem, gpu, config)
+    instructions, like = _instructions(kernel, problem, gpu, config), assumed(gpu)
+    if like is not None:
+        share = gpu.sms / like.sms
+        gpu = replace(gpu, bandwidth=like.bandwidth * share, peak={kind: rate * share for kind, rate in like.peak.items()})
     specialist = kernel.unavailable(problem.with_(tokens=MANY_TOKENS), gpu) is not None
     tile = getattr(getattr(config, "tile", config), "block_t", 1)
     rounded = problem.with_(tokens=-(-problem.tokens // tile) * tile)
@@ -104,7 +117,7 @@ def estimate(kernel: Kernel, problem: Problem, gpu: Gpu, config: Config) -> Esti
     memory = _bytes(problem, lifted) / gpu.bandwidth / (STREAMED_BY_SPECIALISTS if specialist else STREAMED)
     wall = "arithmetic" if arithmetic > memory else "memory"
     start = SPECIALISTS_START_US if specialist else START_US
-    return Estimate(kernel, config, start + 1e6 * max(arithmetic, memory), wall, instructions, specialist)
+    return Estimate(kernel, config, start + 1e6 * max(arithmetic, memory), wall, instructions, specialist, like.name if like else "")
 
 
 def _instructions(kernel: Kernel, problem: Problem, gpu: Gpu, config: Config) -> tuple[str, ...]:

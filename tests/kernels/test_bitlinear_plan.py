@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,15 @@ def test_ampere_and_ada(gpu: Gpu, empty: Path) -> None:
     assert names == {1: "decode", 16: "decode", 1024: "sparse-mma", 8192: "sparse-mma"}
     assert choose(Problem("layer", 8192, 8192, 1024, SIX), gpu, path=empty).forward == "dense-triton"
     assert choose(Problem("step", 8192, 8192, 8192, HALF), gpu, path=empty).forward == "sparse-mma"
+
+
+def test_unlisted_ampere_and_ada_run_what_their_relatives_do(empty: Path) -> None:
+    for listed, sms in (("a100", 56), ("rtx3090", 84), ("l40s", 142)):
+        own = by_name(listed)
+        gpu = replace(own, name="unlisted", sms=sms, bandwidth=float("inf"), peak={}, clock_mhz=0, measured_as="device properties")
+        for tokens in (1, 16, 512, 8192):
+            problem = Problem("layer", 8192, 8192, tokens, HALF)
+            assert choose(problem, gpu, path=empty).forward == choose(problem, own, path=empty).forward
 
 
 def test_too_many_in_features_are_refused_with_every_reason(empty: Path) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +17,7 @@ from kernels.choose import (
     STREAMED,
     STREAMED_BY_SPECIALISTS,
     able,
+    assumed,
     estimate,
     rank,
 )
@@ -104,6 +105,20 @@ def test_narrow_tiles_reach_less_of_their_share() -> None:
     few = kernel("x", {80: "IMMA", 90: "IGMMA"}, tile=16, most_tokens=64)
     least = 2 * 57344 * 8192 * 64 / (1979e12 * SPECIALISTS_ELSEWHERE) * 1e6
     assert us(few, Problem("gemm", 57344, 8192, 64, DENSE)) == pytest.approx(least), "what is made for few tokens is measured with them"
+
+
+def test_a_gpu_without_a_datasheet_is_ranked_by_its_relatives_rates() -> None:
+    """Without rates every kernel took the same time, and an A40 never got the sparse tensor cores."""
+    a40 = replace(by_name("a10"), name="nvidia-a40", sms=84, bandwidth=float("inf"), peak={}, measured_as="device properties")
+    assert names(LAYER, a40, (DENSE_TILES, SPARSE)) == ["b", "a"]
+    assert us(SPARSE, LAYER, a40) == pytest.approx(us(SPARSE, LAYER, by_name("a10")) * 72 / 84)
+    assert us(FEW, LAYER.with_(tokens=4), a40) == pytest.approx(us(FEW, LAYER.with_(tokens=4), by_name("a10")) * 72 / 84)
+    told = str(estimate(SPARSE, LAYER, a40, SPARSE.default_config(LAYER, a40)))
+    assert told.endswith("IMMA.SP; rates assumed as the a10's by multiprocessor")
+    assert "assumed" not in str(estimate(SPARSE, LAYER, A100, SPARSE.default_config(LAYER, A100)))
+    for capability, like in ((75, None), (87, "a10"), (90, "h100"), (120, "b200")):
+        found = assumed(replace(a40, capability=capability))
+        assert (found.name if found else None) == like
 
 
 def test_a_start_is_what_next_to_nothing_takes() -> None:
