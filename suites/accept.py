@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from kernels.errors import OutputError
+from kernels.gpu import Gpu
 from suites.quality import headline
 from suites.record import CaseRecord, Record, Result, RoofRecord, RunRecord, latest, to_line
+from suites.refusals import every_refusal, roofs_of
 from suites.store import write_all
 
 MOST_BYTES = 5_000_000
@@ -44,6 +46,22 @@ def accept(file: Path, run: Sequence[Record], accepted: Sequence[Record], most_b
             print(f"suites.gate: accepted {len(new)} cases into {file} ({size / 1e6:.2f} MB, at most {samples} samples each)")
             return
     raise OutputError(f"{file}: would hold {size / 1e6:.1f} MB, the most is {most_bytes / 1e6:.0f}; accept fewer cases (--suite …)")
+
+
+def acceptable(run: Sequence[Record], gpu: Gpu) -> tuple[list[Record], list[str]]:
+    """The records of a run without the measured cases in which anything is refused, and what is refused in each of these, in a line.
+
+    What cannot be believed is nothing to compare with: a throttled case would make every later run an improvement.
+    """
+    roofs, believed, refused = roofs_of(run), list[Record](), list[str]()
+    for record in run:
+        found = every_refusal(record, gpu, roofs) if isinstance(record, CaseRecord) and record.evidence == "measured" else []
+        if found and isinstance(record, CaseRecord):
+            names = (f"{own.name}: {own.kernel}: {own.detail}" if own.kernel else str(own) for own in found)
+            refused.append(f"{record.key}: {'; '.join(names)}")
+        else:
+            believed.append(record)
+    return believed, refused
 
 
 def shareable(arguments: Sequence[str]) -> tuple[str, ...]:

@@ -22,11 +22,12 @@ from suites.calibration_table import good
 from suites.case import Case
 from suites.command import GOOD, INCONCLUSIVE, SLOWER, WRONG, first_that_applies
 from suites.executor import catalogued
-from suites.judging import Judge, Judgement, judge_case, settled
+from suites.judging import Judge, judge_case
 from suites.quality import case_refusals
 from suites.record import Record, RunRecord, read
 from suites.resampling import Checks
 from suites.session import only
+from suites.settling import Judgement, settled
 from suites.store import Writer
 
 FILE = "records.jsonl"

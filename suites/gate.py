@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from autotune.command import Parser, guarded
@@ -15,10 +15,13 @@ from kernels.errors import GpuMismatch, NoGpu, RecordError, UsageError
 from kernels.gpu import GPUS, Gpu, by_name, unlisted
 from suites import arguments, calibration
 from suites.calibration import MARGIN
+from suites.case import asked
 from suites.command import EXIT_CODES, GOOD, INCONCLUSIVE, SLOWER, WRONG, accepted_file, first_that_applies
-from suites.judging import Judge, Judgement, Verdict, judge_case, settled
-from suites.quality import headline, noise
-from suites.record import CaseRecord, Record, RoofRecord, RunRecord, latest, read
+from suites.judging import Judge, judge_case
+from suites.quality import NOISE, headline, noise
+from suites.record import CaseRecord, Record, RunRecord, latest, read
+from suites.refusals import roofs_of
+from suites.settling import Judgement, Verdict, settled
 from suites.statistics import CONFIDENCE
 from suites.store import write_text
 
@@ -43,15 +46,6 @@ def judge_run(
     return settled(judgements)
 
 
-def roofs_of(run: Iterable[Record]) -> dict[str, float]:
-    """The largest measured roof of each name."""
-    roofs: dict[str, float] = {}
-    for record in run:
-        if isinstance(record, RoofRecord):
-            roofs[record.name] = max(record.value, roofs.get(record.name, 0.0))
-    return roofs
-
-
 def _filtered(run: Iterable[Record], identity: str) -> tuple[str, ...]:
     """The kernels to which that run was restricted by --kernel; empty for all."""
     for record in run:
@@ -63,13 +57,30 @@ def _filtered(run: Iterable[Record], identity: str) -> tuple[str, ...]:
     return ()
 
 
-def decided(record: CaseRecord, accepted: CaseRecord | None, judge: Judge, comparisons: int = 1) -> bool:
-    """Whether more samples would not change what the gate says of a case among so many comparisons (for `--until-decided`)."""
+def decided(record: CaseRecord, accepted: CaseRecord | None, judge: Judge, beside: int = 1) -> bool:
+    """Whether more samples are not expected to change what run and gate say of a case (for `--until-decided`). beside: `comparisons`."""
+    ratio = headline(record)
+    if ratio is not None and noise(ratio) > NOISE:
+        return False
     if accepted is None:
-        ratio = headline(record)
         return ratio is None or noise(ratio) <= MARGIN or not ratio.low <= 1 <= ratio.high
-    judgements = settled(judge_case(record, accepted, judge), comparisons)
-    return not any(own.suspect or (own.change is not None and own.verdict == "INCONCLUSIVE") for own in judgements)
+    return not any(_open(own, beside) for own in settled(judge_case(record, accepted, judge), beside))
+
+
+def _open(own: Judgement, beside: int) -> bool:
+    """Whether more processes could decide it."""
+    if own.suspect or own.change is None or own.verdict != "INCONCLUSIVE":
+        return own.suspect
+    return own.test is None or not own.test.hopeless(own.change, beside)
+
+
+def comparisons(accepted: Mapping[str, CaseRecord], planned: Iterable[str], only: Sequence[str] = ()) -> int:
+    """How many comparisons a gate will make of a run of those cases, all of which Holm's procedure counts. only: as --kernel."""
+    cases = [accepted[key] for key in planned if key in accepted and accepted[key].state == "interleaved"]
+    return sum(
+        result.kind == "variant" and result.status == "ok" and asked(result.kernel, only, case.suite)
+        for case in cases for result in case.results
+    )
 
 
 def exit_code(judgements: Sequence[Judgement]) -> int:
@@ -132,8 +143,12 @@ def _main(argv: Sequence[str]) -> int:
     code = exit_code(judgements)
     if not args.accept or code == WRONG:
         return code
-    accept.accept(file, run, accepted)
-    return GOOD
+    believed, refused = accept.acceptable(run, gpu)
+    if latest(believed):
+        accept.accept(file, believed, accepted)
+    for line in refused:
+        print(f"suites.gate: not accepted: {line}")
+    return INCONCLUSIVE if refused else GOOD
 
 
 def _gpu(name: str, run: Sequence[Record]) -> Gpu:

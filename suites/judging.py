@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field
 
 from kernels.gpu import Gpu
-from suites.calibration import ALPHA, CONFIRMED, EXCLUDED, FLOOR, MARGIN, Calibration, Noise
+from suites.calibration import CONFIRMED, FLOOR, MARGIN, Calibration, Noise
 from suites.calibration_pairs import steadiest
 from suites.case import asked
 from suites.distributions import student_tail
@@ -16,44 +15,8 @@ from suites.quality import NOISE, case_refusals, headline, noise
 from suites.reasons import Sides, other_card, probable
 from suites.record import CaseRecord, Result, RunRecord
 from suites.refusals import AFTER_TIMING, result_refusals
-from suites.statistics import Estimate, Ratio, estimate, holm, process_logs, speedup, time_us
-
-Verdict = Literal["PASS", "IMPROVED", "REGRESSED", "INCONCLUSIVE", "MISSING", "WRONG", "NEW"]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A calibrated comparison. probability: of a change so large under the same code, two-sided, times the looks that were taken.
-
-    processes: of the two runs. floor: the smallest change that counts. reason: what a regression would be put down to.
-    """
-
-    probability: float
-    noise: Noise
-    processes: tuple[int, int]
-    floor: float
-    reason: str
-
-    def limit(self, comparisons: int) -> float:
-        """The slowdown that a PASS excludes: what can be seen among so many comparisons, but never more than `EXCLUDED`."""
-        return max(self.floor, min(EXCLUDED, self.noise.smallest(comparisons, *self.processes, self.floor)))
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """The verdict on one variant in one case, or on a baseline that is missing.
-
-    change: speed-up now over speed-up accepted. test: what it is judged by where the case is calibrated; then `settled` gives the verdict.
-    suspect: a change, were it not for the few processes that say so; more of them would decide.
-    """
-
-    key: str
-    kernel: str
-    verdict: Verdict
-    detail: str = ""
-    change: Ratio | None = None
-    test: Comparison | None = None
-    suspect: bool = False
+from suites.settling import Comparison, Judgement, Verdict
+from suites.statistics import Estimate, Ratio, estimate, process_logs, speedup, time_us
 
 
 @dataclass(frozen=True)
@@ -83,33 +46,6 @@ def judge_case(now: CaseRecord, then: CaseRecord | None, judge: Judge, only: Seq
     return found
 
 
-def settled(judgements: Sequence[Judgement], comparisons: int = 0) -> list[Judgement]:
-    """The final verdicts of all comparisons together, by Holm's procedure. comparisons: that many others stand beside them, at least."""
-    tests = [(place, own.test) for place, own in enumerate(judgements) if own.test is not None]
-    more = [1.0] * max(0, comparisons - len(tests))
-    adjusted = holm([test.probability for _, test in tests] + more)
-    final = list(judgements)
-    for (place, test), probability in zip(tests, adjusted, strict=False):
-        final[place] = _settle(judgements[place], test, probability, len(adjusted))
-    return final
-
-
-def _settle(judgement: Judgement, test: Comparison, probability: float, comparisons: int) -> Judgement:
-    change = judgement.change
-    assert change is not None
-    size = abs(math.log(change.value))
-    suspect = probability <= ALPHA and size >= math.log1p(FLOOR) and test.processes[0] < CONFIRMED
-    if probability <= ALPHA and size >= math.log1p(test.floor):
-        slower = change.value < 1
-        found = f"{judgement.detail}; p {probability:.1g}" + (f"; probably {test.reason}" if slower else "")
-        return replace(judgement, verdict="REGRESSED" if slower else "IMPROVED", detail=found, suspect=suspect)
-    limit = test.limit(comparisons)
-    verdict: Verdict = "PASS" if change.low >= 1 / (1 + limit) else "INCONCLUSIVE"
-    sees = "excluded" if verdict == "PASS" else "not excluded"
-    few = f"; {test.processes[0]} of {CONFIRMED} processes that would confirm a change" if suspect else ""
-    return replace(judgement, verdict=verdict, detail=f"{judgement.detail}; slower by {limit:.1%} is {sees}{few}", suspect=suspect)
-
-
 def _doubt(now: CaseRecord, result: Result, before: Result | None, judge: Judge) -> Judgement | None:
     """Why a result cannot be compared at all, or None."""
     def verdict(kind: Verdict, detail: str | None) -> Judgement:
@@ -118,10 +54,12 @@ def _doubt(now: CaseRecord, result: Result, before: Result | None, judge: Judge)
     if result.status == "wrong":
         late = (result.reason or "").startswith(AFTER_TIMING)
         return verdict("WRONG", f"wrong-after-timing: {result.reason}" if late else result.reason)
-    if result.status != "ok" or time_us(result) is None:
+    if result.status != "ok":
         if (before is not None and before.status == "ok") or result.status == "failed":
             return verdict("MISSING", f"{result.stage}: {result.reason}")
         return None
+    if time_us(result) is None:
+        return verdict("MISSING", "measured, but it holds no samples")
     refused = result_refusals(now, result, judge.gpu, judge.roofs)
     return verdict("INCONCLUSIVE", f"impossible: {refused[0]}") if refused else None
 

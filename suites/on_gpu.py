@@ -24,7 +24,7 @@ from suites.bench import Bench, Fault
 from suites.case import Case
 from suites.command import INCONCLUSIVE, Reporting, accepted_file, first_that_applies
 from suites.executor import ON_DEVICE, DeviceArguments, Executor, Local, Worker, catalogued
-from suites.gate import decided
+from suites.gate import comparisons, decided
 from suites.judging import Judge
 from suites.progress import Reporter, phases, table
 from suites.record import CaseRecord, Record, RoofRecord, RunRecord, latest, read
@@ -142,7 +142,8 @@ def _decided(args: argparse.Namespace, gpu: Gpu, head: RunRecord) -> Callable[[C
     records = list(read(file)) if file.is_file() else []
     heads = {record.id: record for record in (*records, head) if isinstance(record, RunRecord)}
     accepted, judge = latest(records), Judge(gpu, {}, calibration.read(calibration.calibration_file(file)), heads)
-    return lambda record: decided(record, accepted.get(record.key), judge, len(head.planned))
+    beside = comparisons(accepted, head.planned, args.kernel)
+    return lambda record: decided(record, accepted.get(record.key), judge, beside)
 
 
 def _without_folder(arguments: Sequence[str]) -> list[str]:

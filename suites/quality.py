@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import accumulate
+from typing import Any, Literal
 
 import numpy as np
 
@@ -53,14 +54,24 @@ def noise(ratio: Ratio) -> float:
     return ratio.high / ratio.low - 1 if ratio.low > 0 else math.inf
 
 
-def throttled(case: CaseRecord) -> str | None:
-    """The reasons for which the device slowed down around the case, or None where it did not."""
-    for when in ("before", "after"):
-        shot = case.conditions.get(when) or {}
-        bits = shot.get("throttle")
-        if bits is not None and int(str(bits), 16) & THERMAL_BITS:
-            return str(shot.get("throttle_names") or bits)
-    return None
+def _shots(case: CaseRecord) -> list[Mapping[str, Any]]:
+    return [case.conditions.get(when) or {} for when in ("before", "after")]
+
+
+def _slowed_down(shot: Mapping[str, Any]) -> str | None:
+    """The reasons for which the device slowed down, or None where it did not."""
+    bits = shot.get("throttle")
+    return str(shot.get("throttle_names") or bits) if bits is not None and int(str(bits), 16) & THERMAL_BITS else None
+
+
+def _others(shot: Mapping[str, Any]) -> int:
+    """Other processes that computed on the device."""
+    return int(shot.get("other_processes") or 0)
+
+
+def spoiled(shot: Mapping[str, Any] | None) -> bool:
+    """Whether the conditions at one moment are a reason to refuse what was measured beside it."""
+    return shot is not None and (_slowed_down(shot) is not None or _others(shot) > 0)
 
 
 def case_refusals(case: CaseRecord) -> list[Refusal]:
@@ -69,26 +80,31 @@ def case_refusals(case: CaseRecord) -> list[Refusal]:
 
 
 def _foreign(case: CaseRecord) -> Iterator[Refusal]:
-    shots = [case.conditions.get(when) or {} for when in ("before", "after")]
-    others = max(int(shot.get("other_processes") or 0) for shot in shots)
+    others = max(map(_others, _shots(case)))
     if others > 0:
         yield Refusal("other-process", f"other processes computed on the device: {others}")
 
 
 def _throttle(case: CaseRecord) -> Iterator[Refusal]:
-    reason = throttled(case)
+    reason = next(filter(None, map(_slowed_down, _shots(case))), None)
     if reason is not None:
         yield Refusal("throttled", reason)
 
 
 def _unsettled(case: CaseRecord) -> Iterator[Refusal]:
+    """Process by process: each has its own clocks."""
     series = [result.samples_us for result in case.results if len(result.samples_us) >= ENOUGH and result.status == "ok"]
-    if not series or len(case.processes) > 1:  # of several processes, each has its own clocks
-        return
-    third = len(series[0]) // 3
-    drift = float(np.median([math.log(np.median(own[-third:]) / np.median(own[:third])) for own in series]))
+    counts = (case.processes or (len(series[0]),)) if series else ()
+    parts = [[own[end - count:end] for own in series] for count, end in zip(counts, accumulate(counts), strict=True) if count >= ENOUGH]
+    drift = max(map(_drift, parts), key=abs, default=0.0)
     if abs(drift) > math.log1p(DRIFT):
         yield Refusal("clocks-unsettled", f"all kernels together drifted by {math.expm1(drift):+.0%} while they were measured")
+
+
+def _drift(series: Sequence[Sequence[float]]) -> float:
+    """Of the kernels of one process, from the first third of their rounds to the last, logarithmic."""
+    third = len(series[0]) // 3
+    return float(np.median([math.log(np.median(own[-third:]) / np.median(own[:third])) for own in series]))
 
 
 def troubles(case: CaseRecord) -> list[tuple[int, str]]:

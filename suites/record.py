@@ -167,7 +167,7 @@ def _is_default(entry: Any, content: Any) -> bool:
 
 def from_dict(data: Mapping[str, Any], where: str = "record") -> Record:
     """A record from one parsed line; RecordError names `where` and what does not fit."""
-    if not isinstance(data, dict) or data.get("type") not in _TYPES:
+    if not isinstance(data, dict) or not isinstance(data.get("type"), str) or data["type"] not in _TYPES:
         raise RecordError(f"{where}: not a TerSparse record; each line is an object with type run, roof or case")
     body = {key: value for key, value in data.items() if key != "type"}
     if data["type"] == "run" and body.get("schema") != SCHEMA:
@@ -217,16 +217,26 @@ def _read_file(file: Path) -> Iterator[Record]:
             continue
         where = f"{file}:{number}"
         try:
-            data = json.loads(line)
+            data = json.loads(line, parse_int=_integer)
         except (json.JSONDecodeError, RecursionError):
             if number == len(lines):
                 return
             raise RecordError(f"{where}: not JSON") from None
+        except ValueError:
+            raise RecordError(f"{where}: holds a whole number beyond 64 bits") from None
         record = from_dict(data, where)
         if not opened and not isinstance(record, RunRecord):
             raise RecordError(f"{where}: a results file starts with its run record")
         opened = True
         yield record
+
+
+def _integer(text: str) -> int:
+    """ValueError for what no field holds: floats overflow on it."""
+    value = int(text)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(text)
+    return value
 
 
 def latest(records: Iterable[Record], evidence: Evidence = "measured") -> dict[str, CaseRecord]:

@@ -6,18 +6,32 @@ The bounds were held against 492 cases of one H200 (2026-11-22): there the fewes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from autotune.clock import MAX_COPIES
 from kernels.gpu import Gpu
 from suites.floors import impossible
-from suites.quality import ENOUGH, Refusal
-from suites.record import CaseRecord, Result
+from suites.quality import ENOUGH, Refusal, case_refusals
+from suites.record import CaseRecord, Record, Result, RoofRecord
 
 MOST_FOOTPRINT = 10.0
 """No kernel touches more than so many times the compulsory bytes: bf16 weights are 8 times the 2-bit ones."""
 AFTER_TIMING = "after timing: "
 """How the reason of a result begins whose numbers were right before it was timed, and wrong after."""
+
+
+def roofs_of(run: Iterable[Record]) -> dict[str, float]:
+    """The largest measured roof of each name."""
+    roofs: dict[str, float] = {}
+    for record in run:
+        if isinstance(record, RoofRecord):
+            roofs[record.name] = max(record.value, roofs.get(record.name, 0.0))
+    return roofs
+
+
+def every_refusal(case: CaseRecord, gpu: Gpu, roofs: Mapping[str, float]) -> list[Refusal]:
+    """What speaks against a case as a whole and against each of its results. roofs: measured ones by name."""
+    return case_refusals(case) + [own for result in case.results for own in result_refusals(case, result, gpu, roofs)]
 
 
 def result_refusals(case: CaseRecord, result: Result, gpu: Gpu, roofs: Mapping[str, float]) -> list[Refusal]:

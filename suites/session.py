@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 from autotune.measure import Plan
 from kernels.errors import UsageError
@@ -18,15 +19,14 @@ from suites.case import Case, asked
 from suites.command import INCONCLUSIVE, first_that_applies
 from suites.executor import Executor, measure_case
 from suites.floors import compulsory_bytes
-from suites.quality import troubles
+from suites.quality import spoiled, troubles
 from suites.record import CaseRecord, RoofRecord
+from suites.settling import ATTEMPTS
 from suites.store import Writer
 from suites.trial import plain_result
 
 LOST_IN_A_ROW = 3
 """So many cases in a row whose process dies before any kernel runs end the run: the machine is broken, not the case."""
-ATTEMPTS = 4
-"""In how many fresh processes `--until-decided` measures a case at most."""
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -141,10 +141,16 @@ def joined(first: CaseRecord, second: CaseRecord) -> CaseRecord:
     earlier = first.processes or (rounds[0],)
     return replace(
         first, results=tuple(results), processes=(*earlier, rounds[1]) if first.state == "interleaved" else (),
-        conditions={"before": first.conditions.get("before"), "after": second.conditions.get("after")},
+        conditions=_conditions(first, second),
         seconds=first.seconds + second.seconds,
         phases={name: first.phases.get(name, 0.0) + second.phases.get(name, 0.0) for name in {**first.phases, **second.phases}},
     )
+
+
+def _conditions(first: CaseRecord, second: CaseRecord) -> dict[str, Any]:
+    """Before the first and after the second; one between them takes the place of the last where it spoils what was measured."""
+    later = [first.conditions.get("after"), second.conditions.get("before"), second.conditions.get("after")]
+    return {"before": first.conditions.get("before"), "after": next(filter(spoiled, later), later[-1])}
 
 
 def now() -> datetime:

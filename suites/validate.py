@@ -13,6 +13,12 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from kernels.errors import TerSparseError
 from kernels.problem import Problem
 
+LEAST_US, MOST_US = 1e-9, 1e15
+"""Times beyond these are of no device: their ratios are no numbers any more."""
+
+
+_HEXADECIMAL = re.compile("(0x)?[0-9a-fA-F]{1,16}")
+
 
 @functools.cache
 def _hints(kind: Any) -> dict[str, Any]:
@@ -58,13 +64,15 @@ def result_fault(result: Any) -> str | None:
     wrong = misfit(result)
     if wrong:
         return wrong
-    if min((*result.samples_us, *result.call_us), default=1.0) <= 0:
-        return "samples must be positive numbers of microseconds"
+    if not all(LEAST_US <= time <= MOST_US for time in (*result.samples_us, *result.call_us)):
+        return f"samples must be positive numbers of microseconds, {LEAST_US:g} to {MOST_US:g}"
     if min(result.ceiling, default=1.0) <= 0 or (result.ceiling and len(result.ceiling) != len(result.samples_us)):
         return "a ceiling must be a positive number of op/s for each sample"
     for block in result.blocks:
         if block.get("seconds", 0) <= 0 or block.get("calls", 0) <= 0:
             return "each block needs seconds and calls, positive numbers"
+        if not LEAST_US <= block["seconds"] / block["calls"] * 1e6 <= MOST_US:
+            return f"a block's seconds per call must come to {LEAST_US:g} to {MOST_US:g} microseconds"
     if result.projected_us is not None and result.projected_us <= 0:
         return "projected_us must be a positive number of microseconds"
     return None
@@ -82,15 +90,25 @@ def case_fault(case: Any) -> str | None:
     for name in ("operations", "compulsory_bytes"):
         if getattr(case, name) < 0:
             return f"{name} {getattr(case, name)} is not a whole number of them"
-    for when in ("before", "after"):
-        try:
-            int(str((case.conditions.get(when) or {}).get("throttle") or "0"), 16)
-        except (AttributeError, ValueError) as error:
-            return f"bad conditions: {error}"
+    found = next(filter(None, (_shot_fault(when, case.conditions.get(when)) for when in ("before", "after"))), None)
+    if found:
+        return f"bad conditions: {found}"
     if case.processes and any(len(result.samples_us) not in (0, sum(case.processes)) for result in case.results):
         return f"processes {case.processes} do not add up to the samples"
-    found = ((result.kernel, result_fault(result)) for result in case.results)
-    return next((f"{kernel}: {fault}" for kernel, fault in found if fault), None)
+    faults = ((result.kernel, result_fault(result)) for result in case.results)
+    return next((f"{kernel}: {fault}" for kernel, fault in faults if fault), None)
+
+
+def _shot_fault(when: str, shot: Any) -> str | None:
+    """What is wrong with the conditions at one moment, as far as verdicts rest on them, or None."""
+    if shot is not None and not isinstance(shot, dict):
+        return f"{when} {repr(shot)[:60]}; allowed: an object"
+    for name, kind in (("throttle", str), ("other_processes", int)):
+        content = (shot or {}).get(name)
+        if content is not None and (not isinstance(content, kind) or isinstance(content, bool)):
+            return f"{when}: {name} {repr(content)[:60]}; allowed: {kind.__name__}"
+    bits = (shot or {}).get("throttle")
+    return None if bits is None or _HEXADECIMAL.fullmatch(bits) else f"{when}: throttle {bits[:60]!r}; allowed: hexadecimal, such as 0x4"
 
 
 def roof_fault(roof: Any) -> str | None:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 from suites.calibration import EXCLUDED
 
 if TYPE_CHECKING:
-    from suites.judging import Judgement
+    from suites.settling import Judgement
 
 LOUD = ("WRONG", "MISSING", "INCONCLUSIVE", "REGRESSED", "IMPROVED")
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

@@ -17,8 +17,9 @@ from suites import gate, verdicts
 from suites.accept import accept, shareable, thinned
 from suites.calibration import Calibration, Noise
 from suites.gate import judge_run
-from suites.judging import Judge, Judgement, Verdict, judge_case, ratio_of, settled, verdict_of
+from suites.judging import Judge, judge_case, ratio_of, verdict_of
 from suites.record import CaseRecord, Record, Result, RoofRecord, RunRecord, latest, read, to_line
+from suites.settling import Judgement, Verdict, settled
 from suites.statistics import Ratio, process_logs
 from suites.store import write_all
 from tests.suites.fakes import measure

@@ -66,6 +66,15 @@ def test_the_later_record_of_a_case_counts() -> None:
         (to_line(HEAD) + "\n" + to_line(CASE).replace('"0x4"', '"hot"') + "\n", "x.jsonl:2: bad conditions"),
         (to_line(HEAD) + "\n" + to_line(CASE).replace('"calls":2', '"calls":0') + "\n", "ours: each block needs seconds and calls"),
         (to_line(HEAD) + "\n" + "[" * 100_000 + "\n", "x.jsonl:2: not JSON"),
+        ('{"type": []}\n', "not a TerSparse record"),
+        (to_line(HEAD) + "\n" + to_line(CASE).replace('"0x4"', '[]') + "\n", r"before: throttle \[\]; allowed: str"),
+        (to_line(HEAD) + "\n" + to_line(CASE).replace('"throttle":"0x4"', '"other_processes":"x"') + "\n", "_processes 'x'; allowed: int"),
+        (to_line(HEAD) + "\n" + to_line(CASE).replace('{"throttle":"0x4"}', '[1]') + "\n", r"before \[1\]; allowed: an object"),
+        (to_line(HEAD) + "\n" + to_line(CASE).replace('"calls":2', '"calls":1e300') + "\n", "seconds per call must come to 1e-09 to 1e"),
+        (to_line(HEAD) + "\n" + to_line(CASE).replace("[1.5,2.5]", "[1.5,1e308]") + "\n", "ours: samples must be positive .* to 1e"),
+        (to_line(HEAD) + "\n" + to_line(CASE).replace("[1.5,2.5]", "[1.5,1e999]") + "\n", "ours: samples_us"),
+        (to_line(HEAD) + "\n" + to_line(CASE).replace("[1.5,2.5]", f"[1.5,{10**400}]") + "\n", "x.jsonl:2: holds a whole number beyond"),
+        (to_line(HEAD) + "\n" + to_line(CASE).replace("[1.5,2.5]", "[1.5," + "9" * 5000 + "]") + "\n", "a whole number beyond 64 bits"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, text: str, says: str) -> None:

@@ -242,8 +242,8 @@ def test_no_disk_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_undecided_cases_are_measured_longer(tmp_path: Path) -> None:
-    measure(tmp_path / "once", lab(noise=0.1))
-    measure(tmp_path / "longer", lab(noise=0.1), *SMALL, "--until-decided")
+    measure(tmp_path / "once", lab(noise=0.02))
+    measure(tmp_path / "longer", lab(noise=0.02), *SMALL, "--until-decided")
     once, longer = cases(tmp_path / "once")[0].results[0], cases(tmp_path / "longer")[0].results[0]
     assert len(once.samples_us) == 12
     assert len(longer.samples_us) == 12, "a factor of two is decided at once"
