@@ -1,15 +1,21 @@
 from __future__ import annotations
 
-import time
+import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from autotune import conditions
 from autotune.conditions import NullMonitor, NvmlMonitor, Watch, decode_reasons, device_facts, energy_used, library_versions, nvml_monitor
+from tests.patience import until
 
 
 class Nvml:
-    """As much of pynvml as a monitor reads, with one value that the driver does not give."""
+    """As much of pynvml as a monitor reads, with one value that the driver does not give. Each reading of its energy takes 10 ms."""
+
+    def __init__(self) -> None:
+        self.now, self.read = 0.0, threading.local()
 
     NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
 
@@ -47,7 +53,12 @@ class Nvml:
         return "GPU-1"
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: object) -> float:
-        return time.monotonic() * 500e3
+        self.now = self.read.at = self.now + 0.01
+        return self.read.at * 500e3
+
+    def monotonic(self) -> float:
+        """When this thread read it."""
+        return getattr(self.read, "at", 0.0)
 
 
 def test_snapshot_has_units_names_and_gaps() -> None:
@@ -72,13 +83,13 @@ def test_energy_is_counted_between_steps_of_the_counter() -> None:
     assert energy_used([(0.0, 10.0)], 1.0) is None
 
 
-def test_a_watch_reads_while_work_is_done() -> None:
-    with Watch(NvmlMonitor(Nvml(), None)) as watch:
-        started = time.monotonic()
-        while time.monotonic() - started < 0.25:
-            time.sleep(0.01)
+def test_a_watch_reads_while_work_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = Nvml()
+    monkeypatch.setattr(conditions, "time", SimpleNamespace(monotonic=device.monotonic))
+    with Watch(NvmlMonitor(device, None)) as watch:
+        until(lambda: device.now > 0.25, "twenty-five readings")
     summary = watch.summary(0.25)
-    assert summary["joules"] == pytest.approx(500 * 0.25, rel=0.02)
+    assert summary["joules"] == pytest.approx(500 * 0.25)
     assert (summary["sm_mhz"], summary["power_w"]) == (1485, 691.5)
 
 

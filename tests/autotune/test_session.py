@@ -24,6 +24,7 @@ from kernels.gpu import by_name
 from kernels.kernel import CompileUnit
 from kernels.problem import Problem, Sparsity
 from tests.autotune.test_run import run
+from tests.patience import PATIENCE
 
 JOB = Job("good", Problem("gemm", 24, 16, 128, Sparsity(2, 4)), by_name("h200"), FakeClock(), "tests.autotune.fakes", "cpu")
 
@@ -53,12 +54,12 @@ class Unwritable(Tuner):
 
 @pytest.mark.parametrize(("kind", "error"), [(Tuner, BlockingIOError), (Unwritable, OutputError)])
 def test_an_error_ends_the_run_and_its_threads(kind: type[Tuner], error: type[Exception], tmp_path: Path) -> None:
-    tools, slot, before = Tools(Journal(tmp_path / "j.jsonl", False), PoisonList(tmp_path / "p.jsonl")), Broken(), threading.active_count()
+    tools, slot, before = Tools(Journal(tmp_path / "j.jsonl", False), PoisonList(tmp_path / "p.jsonl")), Broken(), {*threading.enumerate()}
     with pytest.raises(error):
         list(kind(tools, tmp_path / "h200.json", {}).run([JOB], [slot], Budget()))
     assert slot.closed
     assert tools.stop.is_set()
-    assert threading.active_count() == before
+    assert not {*threading.enumerate()} - before
 
 
 def test_a_compiler_that_gets_no_process_is_an_error_and_no_endless_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,13 +68,13 @@ def test_a_compiler_that_gets_no_process_is_an_error_and_no_endless_wait(monkeyp
 
     monkeypatch.setattr(Worker, "begin", lambda self: None)
     monkeypatch.setattr(Worker, "call", refused)
-    before = threading.active_count()
+    before = {*threading.enumerate()}
     with CompilePool(by_name("h200"), 1) as pool:
         for block in (1, 2):
             future = pool.submit(CompileUnit(None, {}, {"BLOCK": block}))
             with pytest.raises(BlockingIOError):
-                future.result(30)
-    assert threading.active_count() == before
+                future.result(PATIENCE)
+    assert not {*threading.enumerate()} - before
 
 
 class Lost(Broken):
@@ -100,7 +101,7 @@ class Busy(Broken):
         self.killed = threading.Event()
 
     def call(self, function: str, arguments: tuple[Any, ...], timeout: float) -> Any:
-        self.killed.wait(60)
+        self.killed.wait(PATIENCE)
         raise SlotLost("the node is lost")
 
     def kill(self) -> None:

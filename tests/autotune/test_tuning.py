@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -176,17 +174,16 @@ def test_a_bound_that_is_above_the_best_saves_the_timing(tools: Tools) -> None:
 
 
 def test_an_interrupt_does_not_wait_for_the_compiler(tools: Tools) -> None:
+    """It comes when a candidate has been handed to a compiler that never answers."""
     class Endless(CompilePool):
         def submit(self, unit: CompileUnit, order: int = 0) -> Compilation:
+            tools.stop.set()
             return Future()
 
     unit = CompileUnit(None, {}, {})
     stuck = Tuning(task(units=lambda point: [unit]), replace(tools, pool=Endless(H200)))
-    threading.Timer(0.3, tools.stop.set).start()
-    started = time.monotonic()
     with pytest.raises(Stopped):
         stuck.run(Scripted(valley), Budget())
-    assert time.monotonic() - started < 5
 
 
 def test_a_budget_of_evaluations_ends_in_finals(tools: Tools) -> None:
