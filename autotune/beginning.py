@@ -23,7 +23,7 @@ from autotune.pool import CompilePool
 from autotune.search import Budget
 from autotune.tools import TRIAL_SECONDS
 from autotune.worker import waking
-from kernels.errors import Failure, NoGpu, UsageError
+from kernels.errors import Failure, GpuMismatch, NoGpu, UsageError
 from kernels.gpu import GPUS, Gpu, choose, unlisted
 from kernels.tuned import path_of
 
@@ -98,13 +98,27 @@ class Beginning:
         return gpu
 
     def _found(self) -> Gpu | None:
+        """The GPU of the devices that are named, else the claimed one where it is there, else the first; None where there is none.
+
+        Raises UsageError for a device that is not there, GpuMismatch for devices of several models.
+        """
         if self._around.detect is not None:
             return self._around.detect()
         models = self._asked()
-        for index in self._options.device or ():
-            if models and not 0 <= index < len(models):
+        if not models:
+            return None
+        named: list[int] = self._options.device or []
+        for index in named:
+            if not 0 <= index < len(models):
                 raise UsageError(f"--device {index}: this machine has devices 0 to {len(models) - 1}")
-        return models[(self._options.device or [0])[0]] if models else None
+        if not named:
+            return next((model for model in models if model.name == self._options.gpu), models[0])
+        first, *others = named
+        for index in others:
+            if models[index].name != models[first].name:
+                told = f"--device {first} is {models[first].name}, --device {index} is {models[index].name}"
+                raise GpuMismatch(f"{told}; a run is for one model")
+        return models[first]
 
     def _asked(self) -> list[Gpu]:
         """The GPUs of this machine, from the process of the first, which must wait for its driver anyway."""
@@ -128,4 +142,7 @@ class Beginning:
             devices = self._around.devices(gpu)
         else:
             devices = [f"cuda:{index}" for index, model in enumerate(self._asked()) if model.name == gpu.name]
-        return local_slots(devices, self._slot)
+        made = local_slots(list(dict.fromkeys(devices)), self._slot)
+        if self._slot not in made:  # the first device is of another model
+            self._slot.close()
+        return made

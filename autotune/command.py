@@ -59,6 +59,8 @@ def parse_shape(text: str) -> tuple[int, int]:
 def parse_tokens(texts: Sequence[str]) -> tuple[int, ...]:
     """Distinct numbers of tokens from words that may hold commas; UsageError for what is no positive integer."""
     values = [value.strip() for text in texts for value in text.split(",") if value.strip()]
+    if texts and not values:
+        raise UsageError(f"no tokens in {' '.join(texts)!r}; allowed: positive integers, such as 512,4096")
     for value in values:
         if not value.isdecimal() or int(value) < 1:
             raise UsageError(f"unknown tokens {value!r}; allowed: positive integers, such as 512,4096")

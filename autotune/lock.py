@@ -27,16 +27,19 @@ class FolderLock:
     def __enter__(self) -> FolderLock:
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            file = self._path.open("a+", encoding="utf-8")
+            file = self._path.open("a+", encoding="utf-8", errors="replace")
         except OSError as error:
             raise OutputError(f"{self._path}: cannot be written: {error.strerror}") from None
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.seek(0)
             owner = file.read()
             file.close()
             raise UsageError(f"{self._path.parent} is in use by {_owner(owner)}; wait for it or end it") from None
+        except OSError as error:  # a file system without locks, say
+            file.close()
+            raise OutputError(f"{self._path}: cannot be locked: {error.strerror}") from None
         file.truncate(0)
         file.write(json.dumps({"process": os.getpid(), "host": socket.gethostname(), "since": time.time()}))
         file.flush()

@@ -87,9 +87,11 @@ def shapes(options: argparse.Namespace) -> list[tuple[int, int]]:
     words = list(options.shape or ())
     if options.shapes:
         try:
-            words += options.shapes.read_text(encoding="utf-8").split()
+            words += (found := options.shapes.read_text(encoding="utf-8").split())
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"{options.shapes}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        if not found:  # without a shape the whole table would be meant
+            raise UsageError(f"{options.shapes}: no shape in it; allowed: one NxK a line, such as 13824x2560")
     return list(dict.fromkeys(map(parse_shape, words)))
 
 

@@ -52,12 +52,16 @@ def write(path: Path, entries: Iterable[Entry], made: Mapping[str, Any] | None =
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(f"{{{', '.join(parts)}}}\n", encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(f"{{{', '.join(parts)}}}\n")
+            file.flush()
+            os.fsync(file.fileno())  # or a power loss could leave an empty table under its name
         os.replace(temporary, path)
     except OSError as error:
-        with contextlib.suppress(OSError):  # it may never have come to be
-            temporary.unlink()
         raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
+    finally:
+        with contextlib.suppress(OSError):  # it is gone where all went well
+            temporary.unlink()
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> str:

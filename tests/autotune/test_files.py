@@ -1,0 +1,101 @@
+"""The files of a run when something goes wrong with them: the lock, the table, what the command line names."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from autotune import options as arguments
+from autotune import table
+from autotune.beginning import Beginning, Surroundings
+from autotune.command import parse_tokens
+from autotune.lock import FolderLock
+from autotune.search import Budget
+from kernels.errors import GpuMismatch, OutputError, UsageError
+from kernels.gpu import by_name
+from kernels.tuned_table import Entry
+
+ENTRY = Entry("k", "gemm", 64, 64, 1, "2:4", "bf16", {"tile": 1}, 1.0, 2.0, "hash")
+
+
+def test_a_lock_that_the_folder_cannot_give_is_not_called_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with pytest.raises(OutputError, match="cannot be locked: No locks available"), FolderLock(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("owner", [b"", b"{", b"3", b"\xff\xfe", b'{"process": 1}', b'{"process": 1, "host": "x", "since": "y"}'])
+def test_an_owner_that_cannot_be_read_is_another_process(owner: bytes, tmp_path: Path) -> None:
+    with FolderLock(tmp_path):
+        (tmp_path / "lock").write_bytes(owner)
+        with pytest.raises(UsageError, match="in use by another process; wait for it or end it"), FolderLock(tmp_path):
+            pass
+
+
+def test_a_table_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done = list[str]()
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: (done.append("sync"), sync(file)))
+    monkeypatch.setattr(os, "replace", lambda old, new: (done.append("replace"), replace(old, new)))
+    table.write(tmp_path / "t.json", [ENTRY])
+    assert done == ["sync", "replace"]
+    assert table.read(tmp_path / "t.json") == (ENTRY,)
+
+
+def test_an_interrupt_leaves_the_old_table_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table.write(tmp_path / "t.json", [ENTRY])
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        table.write(tmp_path / "t.json", [])
+    assert [path.name for path in tmp_path.iterdir()] == ["t.json"]
+    assert table.read(tmp_path / "t.json") == (ENTRY,)
+
+
+def test_a_file_without_shapes_and_tokens_without_a_number_are_not_everything(tmp_path: Path) -> None:
+    (tmp_path / "shapes").write_text("\n")
+    with pytest.raises(UsageError, match="shapes: no shape in it; allowed: one NxK a line, such as 13824x2560"):
+        arguments.shapes(arguments.parser().parse_args(["--gpu", "h200", "--shapes", str(tmp_path / "shapes")]))
+    with pytest.raises(UsageError, match="no tokens in ','; allowed: positive integers"):
+        parse_tokens([","])
+    assert parse_tokens([]) == ()
+
+
+def begun(tmp_path: Path, *devices: str) -> Beginning:
+    """Of a run on a machine with an A100 and two H200s."""
+    from contextlib import ExitStack
+
+    options = arguments.parser().parse_args(["--gpu", "h200", "--op", "gemm", "--shape", "24x16", *devices])
+    around = Surroundings(catalogue="tests.autotune.fakes", table=tmp_path / "t.json", warm=False)
+    with ExitStack() as stack:
+        made = Beginning(options, around, stack, Budget())
+        stack.pop_all()
+    made._models = [by_name("a100"), by_name("h200"), by_name("h200")]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("devices", "slots"),
+    [((), ["cuda:1", "cuda:2"]), (("--device", "2", "1"), ["cuda:2", "cuda:1"]), (("--device", "2", "2", "1", "2"), ["cuda:2", "cuda:1"])],
+)
+def test_a_run_has_every_gpu_of_the_model_once_whatever_else_is_there(devices: tuple[str, ...], slots: list[str], tmp_path: Path) -> None:
+    made = begun(tmp_path, *devices)
+    assert made.machine() == by_name("h200")
+    assert [slot.device for slot in made.slots(by_name("h200"))] == slots
+
+
+def test_named_devices_are_of_one_model(tmp_path: Path) -> None:
+    with pytest.raises(GpuMismatch, match="--device 1 is h200, --device 0 is a100; a run is for one model"):
+        begun(tmp_path, "--device", "1", "0").machine()
+    with pytest.raises(GpuMismatch, match="--gpu h200 is claimed, but the device is a100"):
+        begun(tmp_path, "--device", "0").machine()
