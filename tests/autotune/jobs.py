@@ -38,10 +38,10 @@ def count_then_abort(limit: int) -> Iterator[int]:
 
 
 def hang_with_child(path: str) -> None:
-    grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    grandchild = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
     with open(path, "w") as file:
         file.write(f"{os.getpid()} {grandchild.pid}")
-    time.sleep(600)
+    time.sleep(3600)
 
 
 def segfault() -> None:
