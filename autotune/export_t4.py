@@ -16,8 +16,9 @@ from typing import Any
 
 from autotune import landscape
 from autotune.command import Parser, guarded
+from autotune.journal import rows
 from autotune.table import read
-from kernels.errors import OutputError, RecordError, UsageError
+from kernels.errors import OutputError, UsageError
 from kernels.gpu import by_name
 from kernels.tuned import path_of
 from kernels.tuned_table import Entry
@@ -67,17 +68,8 @@ def of_table(entries: Iterable[Entry], gpu: str) -> Iterator[dict[str, Any]]:
 
 def of_journal(path: Path) -> Iterator[dict[str, Any]]:
     """Every candidate of a tuning run's journal; RecordError for a file that is none. Finals and unfinished last lines are left out."""
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    for number, line in enumerate(lines[:-1], 1):
-        try:
-            row = json.loads(line)
-            key, value = json.loads(row["key"]), row["value"]
-        except (json.JSONDecodeError, TypeError, KeyError):
-            raise RecordError(f"{path}:{number}: not a line of a tuning journal") from None
-        if isinstance(key, list) and key and isinstance(key[-1], dict) and isinstance(value, (int, float, dict)):
+    for key, value in rows(path):
+        if key and isinstance(key[-1], dict) and isinstance(value, (int, float, dict)):
             yield _candidate(key, value)
 
 
@@ -129,15 +121,15 @@ def _main(argv: Sequence[str]) -> int:
     gpu = by_name(args.gpu)
     entries = read(path_of(gpu))
     if args.journal:
-        rows = [row for path in args.journal for row in of_journal(path)]
+        results = [row for path in args.journal for row in of_journal(path)]
     else:
-        rows = [*of_landscapes(own for own in landscape.committed() if own.gpu == gpu.name), *of_table(entries, gpu.name)]
-    if not rows:
+        results = [*of_landscapes(own for own in landscape.committed() if own.gpu == gpu.name), *of_table(entries, gpu.name)]
+    if not results:
         raise UsageError(f"nothing tuned for {gpu.name}")
-    _write(args.out, {"schema_version": VERSION, "results": rows})
+    _write(args.out, {"schema_version": VERSION, "results": results})
     if args.metadata:
         _write(args.metadata, metadata(gpu.name, entries[-1].versions if entries else {}))
-    print(f"autotune.export_t4: {len(rows)} results in {args.out}")
+    print(f"autotune.export_t4: {len(results)} results in {args.out}")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,9 @@ class Journal:
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:
             os.truncate(self.path, len(whole))  # in place: rewriting would lose everything on a full disk
-        for number, line in enumerate(whole.splitlines(), 1):
-            try:
-                row = json.loads(line)
-                key, value = row["key"], row["value"]
-            except (json.JSONDecodeError, UnicodeDecodeError, TypeError, KeyError):
-                raise RecordError(f"{self.path}:{number}: not a line of a tuning journal") from None
-            if resume:
-                self._known[key] = value
+        known = {_text(key): value for key, value in _rows(self.path, whole)}
+        if resume:
+            self._known = known
 
     def get(self, *key: Any) -> Any:
         """The value under a key, or None."""
@@ -65,6 +60,27 @@ class Journal:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def rows(path: Path) -> Iterator[tuple[list[Any], Any]]:
+    """(key, value) of every line of a journal; a last one that was not finished is left out. Raises RecordError for what is no journal."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read: {error.strerror}") from None
+    return _rows(path, content[: content.rfind(b"\n") + 1])
+
+
+def _rows(path: Path, whole: bytes) -> Iterator[tuple[list[Any], Any]]:
+    for number, line in enumerate(whole.splitlines(), 1):
+        try:
+            row = json.loads(line)
+            key, value = json.loads(row["key"]), row["value"]
+        except (ValueError, TypeError, KeyError):
+            raise RecordError(f"{path}:{number}: not a line of a tuning journal") from None
+        if not isinstance(key, list):
+            raise RecordError(f"{path}:{number}: not a line of a tuning journal")
+        yield key, value
 
 
 class PoisonList:
@@ -104,5 +120,5 @@ def outcome_from_plain(data: Any) -> float | Failure:
     return Failure(data["stage"], data["reason"]) if isinstance(data, Mapping) else float(data)
 
 
-def _text(key: tuple[Any, ...]) -> str:
+def _text(key: Sequence[Any]) -> str:
     return json.dumps(key, sort_keys=True)

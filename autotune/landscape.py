@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autotune.journal import rows
 from autotune.search import Maker, Point, nearest
 from autotune.table import shape_distance
-from kernels.errors import Failure, RecordError
+from kernels.errors import Failure, OutputError, RecordError
 
 SCHEMA = "tersparse-landscape/1"
 FOLDER = Path(__file__).resolve().parent / "landscapes"
@@ -85,7 +86,7 @@ def committed() -> tuple[Landscape, ...]:
 
 
 def write(path: Path, landscapes: Sequence[Landscape]) -> None:
-    """One file of landscapes of one kernel on one GPU: a line each, axes that never vary named once."""
+    """One file of landscapes of one kernel on one GPU: a line each, axes that never vary named once. Raises OutputError."""
     first = landscapes[0]
     axes = list(first.points[0])
     values = {axis: {json.dumps(point[axis]) for one in landscapes for point in one.points} for axis in axes}
@@ -96,26 +97,33 @@ def write(path: Path, landscapes: Sequence[Landscape]) -> None:
     }
     lines = []
     for one in sorted(landscapes, key=lambda one: one.shape):
-        rows = [[*(point[axis] for axis in varied), round(time, 3)] for point, time in zip(one.points, one.times, strict=True)]
+        timed = [[*(point[axis] for axis in varied), round(time, 3)] for point, time in zip(one.points, one.times, strict=True)]
         shape = dict(zip(("out_features", "in_features", "tokens"), one.shape, strict=True))
-        lines.append("  " + json.dumps({**shape, "sparsity": one.sparsity, "rows": rows}))
-    path.write_text(json.dumps(head)[:-1] + ', "landscapes": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
+        lines.append("  " + json.dumps({**shape, "sparsity": one.sparsity, "rows": timed}))
+    try:
+        path.write_text(json.dumps(head)[:-1] + ', "landscapes": [\n' + ",\n".join(lines) + "\n]}\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def from_journal(path: Path, kernel: str, gpu: str, date: str, machine: str) -> list[Landscape]:
-    """What an exhaustive tuning run of that kernel left in its journal, one landscape per case; the last of equal lines counts."""
-    cases: dict[str, dict[str, tuple[Point, float]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        key = json.loads(row["key"])
-        if len(key) == 6 and key[0] == kernel and isinstance(row["value"], (int, float)):
-            cases.setdefault(key[1], {})[json.dumps(key[5], sort_keys=True)] = (key[5], float(row["value"]))
+    """What an exhaustive tuning run of that kernel left in its journal, one landscape per case; the last of equal candidates counts.
+
+    Of a case that was tuned with several sources or libraries, those of the last. Raises RecordError for a file that is no journal.
+    """
+    cases: dict[str, tuple[object, dict[str, tuple[Point, float]]]] = {}
+    for key, value in rows(path):
+        if len(key) != 6 or key[0] != kernel or not isinstance(value, (int, float)):
+            continue
+        if key[1] not in cases or cases[key[1]][0] != key[2:5]:
+            cases[key[1]] = key[2:5], {}
+        cases[key[1]][1][json.dumps(key[5], sort_keys=True)] = key[5], float(value)
     found = []
-    for label, rows in cases.items():
+    for label, (_, timed) in cases.items():
         named = _LABEL.fullmatch(label)
         if named is None:
             raise RecordError(f"{path}: unknown case {label!r}")
-        points, times = zip(*rows.values(), strict=True)
+        points, times = zip(*timed.values(), strict=True)
         n, k, t = (int(named[name] or 0) for name in ("n", "k", "t"))
         found.append(Landscape(kernel, gpu, date, machine, n, k, t, named["sparsity"], points, times))
     return found

@@ -2,6 +2,7 @@
 
     python -m autotune.quality            (the table of docs/autotune.md)
     python -m autotune.quality --write    (replay everything anew; a few minutes; needs the extra tune)
+    python -m autotune.quality --record runs/tune-h200/journal.jsonl --kernel dense-triton --gpu h200 --out new.json    (landscapes)
 
 A landscape never lends its own winner to a search. Neither is its default config tried first nor its kernel's cost model asked: both were
 fitted to timings of such shapes. No strategy has a constant that was fitted to landscapes.
@@ -10,17 +11,24 @@ fitted to timings of such shapes. No strategy has a constant that was fitted to 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import os
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autotune import landscape
 from autotune.command import Parser, guarded
+from autotune.conditions import device_facts, library_versions
+from autotune.journal import rows
 from autotune.landscape import FOLDER, Landscape, committed, count_at, nearest_winners, replay
+from autotune.pool import cores
 from autotune.search import STRATEGIES
-from kernels.errors import OutputError, RecordError
+from kernels.errors import OutputError, RecordError, UsageError
+from kernels.gpu import by_name
 
 FILE = FOLDER / "quality.json"
 SCHEMA = "tersparse-search-quality/1"
@@ -34,6 +42,8 @@ NAMES = ("local", "model", "random")
 EXAMPLES = """examples:
   python -m autotune.quality            (the table)
   python -m autotune.quality --write    (after landscapes or strategies have changed)
+  python -m autotune.quality --record runs/tune-h200/journal.jsonl --kernel dense-triton --gpu h200 \\
+      --out autotune/landscapes/h200-mine.json    (landscapes of an exhaustive run, on the machine that it ran on)
 
 exit codes: 0 done; 2 usage, or optuna is missing"""
 
@@ -131,6 +141,27 @@ def _row(row: Mapping[str, object]) -> Searched:
     return Searched(str(row["kernel"]), str(row["gpu"]), str(row["landscape"]), int(str(row["candidates"])), named)
 
 
+def _record(options: argparse.Namespace) -> int:
+    """Write the landscapes of a journal to a file."""
+    if not (options.kernel and options.gpu and options.out):
+        raise UsageError("--record needs --kernel, --gpu and --out")
+    gpu, date = by_name(options.gpu).name, datetime.datetime.now(datetime.timezone.utc).date().isoformat()
+    found = landscape.from_journal(options.record, options.kernel, gpu, date, machine())
+    if not found:
+        known = dict.fromkeys(str(key[0]) for key, _ in rows(options.record) if len(key) == 6)
+        raise UsageError(f"{options.record}: no candidate of {options.kernel} was timed; it has those of {', '.join(known) or 'none'}")
+    landscape.write(options.out, found)
+    print(f"autotune.quality: {len(found)} landscapes of {sum(len(one.points) for one in found)} candidates in {options.out}")
+    return 0
+
+
+def machine() -> str:
+    """One line about this machine: GPU, versions, cores."""
+    versions = library_versions()
+    name = device_facts().get("name") or "no GPU"
+    return f"one {name}, torch {versions['torch']}, triton {versions['triton']}, {cores()} of {os.cpu_count()} cores"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the table in Markdown; with --write replay first."""
 
@@ -140,7 +171,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         parser.add_argument("--write", action="store_true", help=f"replay all committed landscapes and write {FILE.name}")
-        if parser.parse_args(argv).write:
+        parser.add_argument("--record", type=Path, metavar="JOURNAL", help="make landscapes of an exhaustive run's journal instead")
+        parser.add_argument("--kernel", help="with --record: the kernel whose candidates are taken")
+        parser.add_argument("--gpu", help="with --record: the GPU they were timed on")
+        parser.add_argument("--out", type=Path, metavar="FILE", help="with --record: the file to write")
+        options = parser.parse_args(argv)
+        if options.record:
+            return _record(options)
+        if options.write:
             write(FILE, measure(committed()))
         print("| landscapes of candidates | search | after 1/8 | after 1/4 | after 1/2 | worst after 1/4 |\n|---|---|---|---|---|---|")
         for kind, way, values in table(read()):

@@ -11,7 +11,6 @@ candidate; a random sample is done so, from an empty cache, and the rest extrapo
 from __future__ import annotations
 
 import json
-import os
 import random
 import statistics
 import subprocess
@@ -25,6 +24,7 @@ from typing import Any
 
 from autotune.clock import CudaClock
 from autotune.job import Job
+from autotune.journal import rows
 from autotune.pool import cores
 from autotune.search import Point
 from autotune.task import Task, of_job
@@ -86,11 +86,9 @@ def compare(gpu: str, serial_seconds: float = 30.0) -> list[str]:
 def timed(gpu: str, folder: Path) -> list[Trial]:
     """What the pipeline timed, from its journal; a candidate that failed is not among it."""
     times: dict[tuple[str, str], float] = {}
-    for line in (folder / "runs" / f"tune-{gpu}" / "journal.jsonl").read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        key = json.loads(row["key"])
-        if len(key) == 6 and isinstance(row["value"], (int, float)):
-            times[key[0], json.dumps(key[5], sort_keys=True)] = float(row["value"])
+    for key, value in rows(folder / "runs" / f"tune-{gpu}" / "journal.jsonl"):
+        if len(key) == 6 and isinstance(value, (int, float)):
+            times[key[0], json.dumps(key[5], sort_keys=True)] = float(value)
     found = []
     for kernel in KERNELS:
         problem, cache = Problem("gemm", *SHAPE, TOKENS, SPARSITY), str(folder / "serial")
@@ -174,12 +172,3 @@ def told(wall: float, usage: Mapping[str, Any], trials: Sequence[Trial], serial:
         f"winner, one by one            {us:8.2f} µs  {other.task.job.kernel} {dict(other.point)}",
         f"the same within noise         {'yes' if same else 'NO':>8}     (their ratio, interleaved: {low:.4f} to {high:.4f})",
     ]
-
-
-def machine() -> str:
-    """One line about this machine: GPU, versions, cores."""
-    import torch
-    import triton
-
-    name = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "no GPU"
-    return f"one {name}, torch {torch.__version__}, triton {triton.__version__}, {cores()} of {os.cpu_count()} cores"

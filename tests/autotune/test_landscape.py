@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from autotune import landscape
+from autotune import landscape, quality
 from autotune.landscape import Landscape, carried, committed, count_at, expected_loss, from_journal, nearest_winners, read, replay, write
 from autotune.search import STRATEGIES
 from kernels.errors import RecordError
@@ -78,6 +78,40 @@ def test_an_exhaustive_journal_is_a_landscape(tmp_path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     (found,) = from_journal(path, "k", "h200", "2026-11-22", "a machine")
     assert (found.shape, found.points, found.times) == ((64, 64, 64), ({"a": 1}, {"a": 4}), (6.0, 7.0))
+
+
+def test_candidates_of_another_source_are_another_landscape(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    keys = [["k", "gemm 64x64 T=64 2:4", source, {}, "fake", {"a": a}] for source, a in (("old", 1), ("old", 2), ("new", 2), ("new", 3))]
+    path.write_text("".join(json.dumps({"key": json.dumps(key), "value": 1.0}) + "\n" for key in keys))
+    (found,) = from_journal(path, "k", "h200", "2026-11-22", "a machine")
+    assert found.points == ({"a": 2}, {"a": 3})
+
+
+def test_a_journal_is_recorded_by_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    journal, out = tmp_path / "journal.jsonl", tmp_path / "h200-new.json"
+    line = ["--record", str(journal), "--gpu", "h200", "--out", str(out)]
+    assert quality.main([*line, "--kernel", "k"]) == 2
+    assert "journal.jsonl: cannot be read" in capsys.readouterr().err
+    keys = [["k", f"gemm 64x64 T={tokens} 2:4", "s", {}, "fake", {"a": a, "b": 1}] for tokens in (1, 2) for a in (4, 8)]
+    lines = [json.dumps({"key": json.dumps(key), "value": 1.0 + key[5]["a"]}) + "\n" for key in keys]  # type: ignore[index]  # of mixed types
+    journal.write_text("".join(lines) + '{"key": "[unfin')
+    assert quality.main([*line, "--kernel", "other"]) == 2
+    assert "no candidate of other was timed; it has those of k" in capsys.readouterr().err
+    assert quality.main(line) == 2
+    assert "--record needs --kernel" in capsys.readouterr().err
+    assert not out.exists()
+    assert quality.main([*line, "--kernel", "k"]) == 0
+    assert "2 landscapes of 4 candidates" in capsys.readouterr().out
+    first, second = read(out)
+    assert (first.shape, first.points, first.times) == ((64, 64, 1), ({"a": 4, "b": 1}, {"a": 8, "b": 1}), (5.0, 9.0))
+    assert (second.tokens, second.gpu, first.kernel) == (2, "h200", "k")
+    assert "cores" in first.machine
+    journal.write_text("[]\n")
+    assert quality.main([*line, "--kernel", "k"]) == 2
+    assert "journal.jsonl:1: not a line of a tuning journal" in capsys.readouterr().err
+    assert quality.main(["--record", str(journal), "--kernel", "k", "--gpu", "h201", "--out", str(out)]) == 2
+    assert "unknown GPU 'h201'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("problem", [
