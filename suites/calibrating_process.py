@@ -12,7 +12,7 @@ from suites.executor import Worker
 from suites.record import CaseRecord
 
 IMPORTS = ("torch", "triton", "kernels.catalogue", "suites.executor", "autotune.graph_timer")
-IMPORT_SECONDS = 120.0
+IMPORTED, IMPORT_SECONDS = "suites.calibrating_process:imported", 120.0
 
 
 class AheadWorker(Worker):
@@ -21,12 +21,13 @@ class AheadWorker(Worker):
     _starting: threading.Thread | None = None
 
     def start(self) -> None:
-        """Let the child import what it will need, and return at once."""
+        """Let the child import what it will need, and return at once: there is a child to end from here on."""
+        self._process.begin()
         self._starting = threading.Thread(target=self._import, daemon=True)
         self._starting.start()
 
     def _import(self) -> None:
-        self._process.call("suites.calibrating_process:imported", (), IMPORT_SECONDS)
+        self._process.call(IMPORTED, (), IMPORT_SECONDS)
 
     def _started(self) -> None:
         if self._starting is not None:
@@ -40,7 +41,9 @@ class AheadWorker(Worker):
 
     def close(self) -> None:
         """End the child, started or not."""
-        self._process.kill()
+        while self._starting is not None and self._starting.is_alive():  # a child that was killed before it was asked is born again
+            self._process.kill()
+            self._starting.join(0.1)
         self._started()
         super().close()
 
