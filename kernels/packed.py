@@ -55,6 +55,8 @@ class PackedTernary:
         if (self.layout, self.version) != (LAYOUT, VERSION):
             raise PackError(f"packed layout {self.layout} version {self.version}; this code reads {LAYOUT} version {VERSION}")
         expected = (sum(self.splits), packed_width(self.in_features))
+        if min(self.splits, default=0) < 0:
+            raise ShapeError(f"splits {self.splits}: no split has less than 0 rows")
         if self.data.dtype != torch.uint8 or tuple(self.data.shape) != expected or not self.data.is_contiguous():
             raise ShapeError(f"packed data is {_describe(self.data)}; splits {self.splits} and in_features {self.in_features} "
                              f"need contiguous uint8 {list(expected)}")

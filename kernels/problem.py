@@ -74,8 +74,10 @@ class Problem:
             raise UsageError(f"shape {self.out_features}x{self.in_features}, {self.tokens} tokens: sizes must be positive")
         if not self.splits:
             object.__setattr__(self, "splits", (self.out_features,))
-        if sum(self.splits) != self.out_features:
-            raise UsageError(f"splits {self.splits} do not sum to out_features {self.out_features}")
+        if sum(self.splits) != self.out_features or min(self.splits) < 0:
+            raise UsageError(f"splits {self.splits} do not sum to out_features {self.out_features}, or one is negative")
+        if self.dtype not in get_args(DType):
+            raise UsageError(f"unknown dtype {self.dtype!r}; allowed: {', '.join(get_args(DType))}")
 
     @property
     def refusal(self) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -12,6 +12,7 @@ from torch import nn
 
 from kernels.bitlinear.frozen import PackedLinear, freeze
 from kernels.bitlinear.module import BitLinear, from_linear, read_sparsity
+from kernels.bitlinear.variants import Choice
 from kernels.errors import ShapeError, TerSparseError, UsageError
 from kernels.problem import Sparsity
 
@@ -34,42 +35,59 @@ def convert(
     q, k and v stay separate layers. variants, traced: as of `BitLinear`. Left out always: embeddings, whatever shares its weight with one,
     what the model's `get_output_embeddings` names, subclasses of `nn.Linear`, and layers that torch's own attention and encoder modules
     read directly.
-    Raises UsageError where nothing is left, ShapeError that names every layer that does not fit; both before anything is changed.
+    Raises UsageError where nothing is left and for splits of no layer, ShapeError that names every layer that does not fit; all before
+    anything is changed.
     """
     parsed = sparsity if isinstance(sparsity, Sparsity) else Sparsity.parse(sparsity)
-    found = {name: layer for name, layer, classes in _linears(model)
-             if _matches(include, name, classes) and not (exclude and _matches(exclude, name, classes))}
+    if variants:
+        Choice.parse(variants)
+    found = {layer: names for layer, names in _linears(model).items()
+             if any(_matches(include, *one) for one in names) and not (exclude and any(_matches(exclude, *one) for one in names))}
     if not found:
         raise UsageError(f"no nn.Linear layer of {type(model).__name__} is left to convert (include {include}, exclude {exclude})")
+    unused = [pattern for pattern in splits or {} if not any(_matches(pattern, name, ()) for names in found.values() for name, _ in names)]
+    if unused:
+        raise UsageError(f"splits are given for {', '.join(unused)}, which no layer that is converted is called")
     made, refusals = {}, []
-    for name, layer in found.items():
+    for layer, names in found.items():
+        label = names[0][0] or type(model).__name__
         try:
-            parts = next((rows for pattern, rows in (splits or {}).items() if _matches(pattern, name, ())), None)
-            made[name] = from_linear(layer, parsed, parts, variants, name or type(model).__name__, traced)
+            parts = next((rows for pattern, rows in (splits or {}).items() if any(_matches(pattern, name, ()) for name, _ in names)), None)
+            made[layer] = from_linear(layer, parsed, parts, variants, label, traced)
         except TerSparseError as error:
             refusals.append(str(error))
     if refusals:
         raise ShapeError("; ".join(refusals))
-    if "" in made:
-        return made[""]
-    for name, layer in made.items():
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
+    for layer, new in made.items():
+        if layer is model:
+            return new
+        _put(model, [name for name, _ in found[layer]], new)
     return model
 
 
-def _linears(model: nn.Module) -> Iterator[tuple[str, nn.Linear, tuple[str, ...]]]:
-    """The layers that may be swapped, each by one name, with the names of the classes from the model down to it."""
+def _put(model: nn.Module, names: Iterable[str], layer: nn.Module) -> None:
+    """Let a layer stand where these dotted names point to."""
+    for name in names:
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+
+
+def _linears(model: nn.Module) -> dict[nn.Linear, list[tuple[str, tuple[str, ...]]]]:
+    """The layers that may be swapped, each with all its names and, to each, those of the classes from the model down to it."""
     kept = {id(module.weight) for module in model.modules() if isinstance(module, (nn.Embedding, nn.EmbeddingBag))}
     output: Callable[[], object] | None = getattr(model, "get_output_embeddings", None)
     head = output() if callable(output) else None
-    for name, layer in model.named_modules():
+    found: dict[nn.Linear, list[tuple[str, tuple[str, ...]]]] = {}
+    read_directly = set()
+    for name, layer in model.named_modules(remove_duplicate=False):
         if type(layer) is not nn.Linear or layer is head or id(layer.weight) in kept:
             continue
         parts = name.split(".") if name else []
         around = [model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts) + 1)]
-        if not isinstance(around[-2 if len(around) > 1 else -1], READ_DIRECTLY):
-            yield name, layer, tuple(type(module).__name__ for module in around)
+        found.setdefault(layer, []).append((name, tuple(type(module).__name__ for module in around)))
+        if isinstance(around[-2 if len(around) > 1 else -1], READ_DIRECTLY):
+            read_directly.add(layer)
+    return {layer: names for layer, names in found.items() if layer not in read_directly}
 
 
 def _matches(patterns: str | Iterable[str] | None, name: str, classes: Sequence[str]) -> bool:
@@ -97,12 +115,14 @@ def set_sparsity(model: nn.Module, sparsity: str | Sparsity) -> None:
 
 def freeze_model(model: nn.Module) -> nn.Module:
     """Swap every BitLinear for a `PackedLinear`, in place; returns the model. Master weights that nothing else holds are freed."""
-    for name, layer in layers(model).items():
+    found: dict[BitLinear, list[str]] = {}
+    for name, layer in model.named_modules(remove_duplicate=False):
         if isinstance(layer, BitLinear):
-            if not name:
-                return freeze(layer)
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, freeze(layer))
+            found.setdefault(layer, []).append(name)
+    for layer, names in found.items():
+        if layer is model:
+            return freeze(layer)
+        _put(model, names, freeze(layer))
     return model
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from kernels.bitlinear import packs
-from kernels.bitlinear.module import BitLinear, autocast, check_input, read_sparsity
+from kernels.bitlinear.known import check_input
+from kernels.bitlinear.module import BitLinear, autocast, pass_hooks, read_sparsity
 from kernels.bitlinear.operator import direct
 from kernels.bitlinear.ops import evaluate_packed, packed_linear
-from kernels.bitlinear.pack import runs_kernels
+from kernels.bitlinear.pack import check_bias, runs_kernels
 from kernels.bitlinear.plan import Plan, plan_of
 from kernels.errors import NonFiniteError, PackError, TerSparseError, UsageError
 from kernels.mask_quantize.two_pass import prepare_weight
@@ -25,10 +26,10 @@ from reference.sparsity import nm_mask
 class PackedLinear(nn.Module):
     """y = x̂ · ŵᵀ + bias on packed weights, without gradients.
 
-    packed: the weight; bias: [out_features] or None. Its state_dict are `data` (uint8), `w_scale` (float32, whatever the model is cast
-    to) and `bias`, and in its metadata, which torch's files keep, the layout and the sizes. Before anything is loaded into the layer,
-    SparsityError is raised for codes of another sparsity, PackError for illegal ones, another layout or other sizes, NonFiniteError for
-    scales. `set_sparsity` to another one raises UsageError: the weights that were masked are gone.
+    packed: the weight; bias: [out_features] or None; ShapeError for another one. Its state_dict are `data` (uint8), `w_scale` (float32,
+    whatever the model is cast to) and `bias`, and in its metadata, which torch's files keep, the layout and the sizes. Before anything is
+    loaded into the layer, SparsityError is raised for codes of another sparsity, PackError for illegal ones, another layout or other
+    sizes, NonFiniteError for scales. `set_sparsity` to another one raises UsageError: the weights that were masked are gone.
     """
 
     data: torch.Tensor
@@ -37,6 +38,8 @@ class PackedLinear(nn.Module):
 
     def __init__(self, packed: PackedTernary, bias: torch.Tensor | None = None, variants: str = "", label: str = "PackedLinear") -> None:
         super().__init__()
+        if bias is not None:
+            check_bias(bias, packed.out_features)
         self.in_features, self.out_features, self.splits = packed.in_features, packed.out_features, list(packed.splits)
         self.variants, self.label, self._sparsity = variants, label, str(packed.sparsity)
         self.register_buffer("data", packed.data)
@@ -127,6 +130,12 @@ def pack_weight(weight: torch.Tensor, sparsity: Sparsity, splits: Sequence[int],
 
 
 def freeze(module: BitLinear) -> PackedLinear:
-    """The layer for inference, without its master weight. Raises NonFiniteError, naming the layer. Synchronizes."""
+    """The layer for inference, with its hooks and without its master weight. Raises NonFiniteError, naming the layer, and UsageError for
+    what is no BitLinear. Synchronizes."""
+    if not isinstance(module, BitLinear):
+        raise UsageError(f"{type(module).__name__} is no BitLinear")
     packed = pack_weight(module.weight, module.sparsity, module.splits, f"the weight of {module.label}")
-    return PackedLinear(packed, module.bias, module.variants, module.label)
+    made = PackedLinear(packed, module.bias, module.variants, module.label)
+    made.train(module.training)
+    pass_hooks(module, made)
+    return made

@@ -12,11 +12,19 @@ import torch
 from kernels.bitlinear.forward import FORWARD, Decode, Run, bind, gpu_of
 from kernels.bitlinear.pack import Fragments, KernelPack, runs_kernels
 from kernels.bitlinear.variants import Choice, choose
-from kernels.errors import UsageError
+from kernels.errors import ShapeError, UsageError
 from kernels.gpu import Gpu
 from kernels.problem import DType, Op, Problem, Sparsity
 
 NAMES: Mapping[torch.dtype, DType] = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+
+
+def check_input(x: torch.Tensor, weight: torch.Tensor, in_features: int) -> None:
+    """Raises ShapeError unless x is [..., in_features] in bf16, fp16 or fp32 on the device of the weight."""
+    if x.dim() < 1 or x.shape[-1] != in_features or x.dtype not in NAMES:
+        raise ShapeError(f"x is {x.dtype} {list(x.shape)}; bf16, fp16 or fp32 [..., {in_features}] is needed")
+    if x.device != weight.device:
+        raise ShapeError(f"x is on {x.device}, the weight on {weight.device}; they must be together")
 
 
 def tokens_of(rows: torch.Tensor) -> int:

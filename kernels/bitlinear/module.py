@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from kernels.bitlinear import packs
-from kernels.bitlinear.known import NAMES, chosen
+from kernels.bitlinear.known import NAMES, check_input, chosen
 from kernels.bitlinear.operator import direct
 from kernels.bitlinear.ops import bitlinear_eval, evaluate
 from kernels.bitlinear.pack import runs_kernels
@@ -20,7 +20,7 @@ from kernels.bitlinear.variants import Choice
 from kernels.errors import NonFiniteError, ShapeError, UsageError
 from kernels.problem import Op, Problem, Sparsity
 
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+DTYPES = tuple(NAMES)
 
 
 def read_sparsity(sparsity: str | Sparsity, in_features: int, name: str = "BitLinear") -> Sparsity:
@@ -37,14 +37,6 @@ def read_splits(splits: Sequence[int] | None, out_features: int) -> tuple[int, .
     if min(parts) < 1 or sum(parts) != out_features:
         raise ShapeError(f"splits {parts} do not sum to out_features {out_features}")
     return parts
-
-
-def check_input(x: torch.Tensor, weight: torch.Tensor, in_features: int) -> None:
-    """Raises ShapeError unless x is [..., in_features] in bf16, fp16 or fp32 on the device of the weight."""
-    if x.dim() < 1 or x.shape[-1] != in_features or x.dtype not in DTYPES:
-        raise ShapeError(f"x is {x.dtype} {list(x.shape)}; bf16, fp16 or fp32 [..., {in_features}] is needed")
-    if x.device != weight.device:
-        raise ShapeError(f"x is on {x.device}, the weight on {weight.device}; they must be together")
 
 
 def autocast(x: torch.Tensor) -> torch.Tensor:
@@ -129,7 +121,7 @@ class BitLinear(nn.Linear):
         with torch.cuda.device_of(self.weight):  # type: ignore[no-untyped-call] # torch has no types there
             packs.pack_of(self.weight, self.sparsity, tuple(self.splits), "renew")
             if self.bias is not None and runs_kernels(self.bias):
-                packs.bias_rows(self.bias, "renew")
+                packs.bias_rows(self.bias, self.out_features, "renew")
 
     @property
     def packings(self) -> int:
@@ -159,12 +151,20 @@ def from_linear(
     linear: nn.Linear, sparsity: str | Sparsity = "dense", splits: Sequence[int] | None = None, variants: str | None = None,
     label: str = "BitLinear", traced: bool = False,
 ) -> BitLinear:
-    """A BitLinear on the parameters of `linear` themselves, so that optimizers that hold them go on. Raises as `BitLinear`, and UsageError
-    for what is no `nn.Linear`."""
+    """A BitLinear on the parameters of `linear` themselves, so that optimizers that hold them go on, with its hooks. Raises as `BitLinear`,
+    and UsageError for what is no `nn.Linear` or has a weight that pruning or a norm computes."""
     if not isinstance(linear, nn.Linear):
         raise UsageError(f"{label}: {type(linear).__name__} is no nn.Linear")
+    if not isinstance(linear.weight, nn.Parameter):
+        raise UsageError(f"{label}: its weight is no parameter but computed, as by pruning or a weight norm; make that permanent first")
     made = BitLinear(linear.in_features, linear.out_features, linear.bias is not None, "meta", linear.weight.dtype,
                      sparsity=sparsity, splits=splits, variants=variants, label=label, traced=traced)  # fmt: skip
     made.weight, made.bias = linear.weight, linear.bias
     made.train(linear.training)
+    pass_hooks(linear, made)
     return made
+
+
+def pass_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Give a module the forward and backward hooks of the one whose place it takes; their handles go on removing them."""
+    vars(new).update({name: held for name, held in vars(old).items() if name.startswith(("_forward_", "_backward_", "_is_full_backward"))})

@@ -17,7 +17,7 @@ import torch
 
 from kernels.bitlinear.forward import allocate_quantized
 from kernels.bitlinear.gradients import backward, codes_of, remember
-from kernels.bitlinear.known import Layer, layer_like, layer_of, tokens_of
+from kernels.bitlinear.known import Layer, check_input, layer_like, layer_of, tokens_of
 from kernels.bitlinear.operator import on, operator
 from kernels.bitlinear.pack import KernelPack, Pack, ReferencePack, runs_kernels
 from kernels.bitlinear.packs import ACTIVATION, Use, bias_rows, frozen_pack_of, pack_of
@@ -61,7 +61,7 @@ def _multiply(x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, 
             launch_flag(x_scale, pack.flags, ACTIVATION)
         if bias is None:
             return layer.plain(x, x_q, x_scale, pack, None)
-        return layer.biased(x, x_q, x_scale, pack, bias_rows(bias, use))
+        return layer.biased(x, x_q, x_scale, pack, bias_rows(bias, layer.problem.out_features, use))
     assert isinstance(pack, ReferencePack)
     _warn_of_cpu()
     pack.flags[ACTIVATION] |= (~x_scale.isfinite()).any()
@@ -103,7 +103,9 @@ def bitlinear(
     128] and x_scale float32 [T].
 
     The weight is packed where its pack is stale. In the capture of a CUDA graph it always is, so that every replay follows the weight.
+    Raises ShapeError for an x that does not fit.
     """
+    check_input(x, weight, weight.shape[1])
     return _pack_and_forward(x, weight, bias, sparsity, splits, variants, "train")
 
 
@@ -138,7 +140,8 @@ def _evaluate(x: torch.Tensor, pack: Pack, bias: torch.Tensor | None, layer: Lay
     if isinstance(pack, KernelPack) and x.is_contiguous() and not x.data_ptr() & 15:
         lean = layer.lean(bias is not None)
         if lean is not None:
-            return lean(x, pack, None if bias is None else bias_rows(bias), (*x.shape[:-1], layer.problem.out_features))
+            rows = layer.problem.out_features
+            return lean(x, pack, None if bias is None else bias_rows(bias, rows), (*x.shape[:-1], rows))
     return _forward(x, pack, bias, layer, "eval")[0]
 
 
@@ -146,7 +149,8 @@ def _evaluate(x: torch.Tensor, pack: Pack, bias: torch.Tensor | None, layer: Lay
 def bitlinear_eval(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int], variants: str
 ) -> torch.Tensor:
-    """y [..., N] of x [..., K] and a master weight [N, K], which is packed where its pack is stale."""
+    """y [..., N] of x [..., K] and a master weight [N, K], which is packed where its pack is stale. Raises ShapeError for another x."""
+    check_input(x, weight, weight.shape[1])
     return evaluate(x, weight, bias, sparsity, splits, variants)
 
 
@@ -168,7 +172,8 @@ def packed_linear(
     x: torch.Tensor, data: torch.Tensor, w_scale: torch.Tensor, bias: torch.Tensor | None, sparsity: str, splits: Sequence[int],
     in_features: int, variants: str,
 ) -> torch.Tensor:
-    """y [..., N] of x [..., K] and a packed weight (see `PackedTernary`)."""
+    """y [..., N] of x [..., K] and a packed weight (see `PackedTernary`). Raises ShapeError for an x that does not fit."""
+    check_input(x, data, in_features)
     return evaluate_packed(x, data, w_scale, bias, sparsity, splits, in_features, variants)
 
 

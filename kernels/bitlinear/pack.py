@@ -8,6 +8,7 @@ import torch
 import triton
 
 from kernels.bitlinear.small_kernels import launch_row_scale
+from kernels.errors import ShapeError
 from kernels.launch import current_stream_handle
 from kernels.mask_quantize.repack import fragments_shape, launch_repack
 from kernels.mask_quantize.two_pass import PrepareBuffers, check_weight, start_prepare, two_pass_config
@@ -138,12 +139,20 @@ class KernelPack(Pack):
         self.mark(weight)
 
 
-class BiasPack(Pack):
-    """A bias [N] as the kernels read it. rows: float32 with zeros behind it, see `padded_rows`."""
+def check_bias(bias: torch.Tensor, out_features: int) -> None:
+    """Raises ShapeError unless it is a floating-point [out_features]."""
+    if tuple(bias.shape) != (out_features,) or not bias.is_floating_point():
+        raise ShapeError(f"bias is {bias.dtype} {list(bias.shape)}; floating point [{out_features}] is needed")
 
-    def __init__(self, bias: torch.Tensor) -> None:
+
+class BiasPack(Pack):
+    """A bias [N] as the kernels read it. rows: float32 with zeros behind it, see `padded_rows`. Raises ShapeError for a bias of another
+    length, behind which kernels would read."""
+
+    def __init__(self, bias: torch.Tensor, out_features: int) -> None:
+        check_bias(bias, out_features)
         super().__init__(bias.device)
-        self.rows = padded_rows(torch.zeros(bias.shape[0], device=bias.device), bias.shape[0])
+        self.rows = padded_rows(torch.zeros(out_features, device=bias.device), out_features)
 
     def fill(self, weight: torch.Tensor) -> None:
         """One launch."""

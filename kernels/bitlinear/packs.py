@@ -98,9 +98,10 @@ def pack_of(
     return _fresh(weight, key, use, lambda: _empty_pack(weight, key), fragments)
 
 
-def bias_rows(bias: torch.Tensor, use: Use = "eval") -> torch.Tensor:
-    """float32 rows of a bias [N] on a device, see `BiasPack`: made and renewed as `pack_of` does it. Raises as `pack_of`."""
-    pack = _fresh(bias, _BIAS, use, lambda: BiasPack(bias))
+def bias_rows(bias: torch.Tensor, rows: int, use: Use = "eval") -> torch.Tensor:
+    """float32 rows of a bias [N] on a device, see `BiasPack`: made and renewed as `pack_of` does it. rows: N of the weight. Raises as
+    `pack_of`, and ShapeError for another bias."""
+    pack = _fresh(bias, _BIAS, use, lambda: BiasPack(bias, rows))
     assert isinstance(pack, BiasPack)
     return pack.rows
 

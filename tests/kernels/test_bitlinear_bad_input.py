@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from kernels.bitlinear import BitLinear, check, freeze, from_linear
+from kernels.bitlinear import BitLinear, PackedLinear, check, freeze, from_linear
+from kernels.bitlinear.pack import BiasPack
 from kernels.errors import NonFiniteError, ShapeError, UsageError
 from tests.kernels.bitlinear_layers import make
 
@@ -80,6 +81,8 @@ def test_gradients_of_gradients_are_refused() -> None:
 
 
 def test_bad_input_is_refused_before_anything_runs() -> None:
+    how, packed = (make().weight.detach(), None, "2:4", [16, 8], ""), freeze(make()).packed
+    packed_how = (packed.data, packed.w_scale, None, "2:4", [16, 8], 48, "")
     for call, message in (
         (lambda: BitLinear(30, 8, sparsity="2:4"), "not a multiple of the group of 4"),
         (lambda: BitLinear(32, 8, splits=(4, 5)), "do not sum to out_features 8"),
@@ -92,6 +95,11 @@ def test_bad_input_is_refused_before_anything_runs() -> None:
         (lambda: make()(torch.empty(4, 48, device="meta")), "must be together"),
         (lambda: BitLinear(36, 8).set_sparsity("6:8"), "group of 8"),
         (lambda: freeze(make())(torch.randn(4, 7)), "is needed"),
+        (lambda: PackedLinear(freeze(make()).packed, torch.randn(23)), r"bias is torch.float32 \[23\]; floating point \[24\]"),
+        (lambda: BiasPack(torch.randn(23), 24), "bias is"),
+        (lambda: torch.ops.tersparse.bitlinear(torch.randn(4, 1), *how), "is needed"),
+        (lambda: torch.ops.tersparse.bitlinear_eval(torch.randn(4, 49), *how), "is needed"),
+        (lambda: torch.ops.tersparse.packed_linear(torch.randn(4, 64), *packed_how), "is needed"),
     ):
         with pytest.raises(ShapeError, match=message):
             call()
@@ -107,3 +115,5 @@ def test_bad_input_is_refused_before_anything_runs() -> None:
         BitLinear(32, 8, variants="dense-triton+guess+convert-dot")
     with pytest.raises(UsageError, match=r"Conv1d is no nn\.Linear"):
         from_linear(nn.Conv1d(4, 4, 1))
+    with pytest.raises(UsageError, match="Linear is no BitLinear"):
+        freeze(nn.Linear(4, 4))  # type: ignore[arg-type] # what is refused

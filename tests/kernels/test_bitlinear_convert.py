@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
-from kernels.bitlinear import BitLinear, Schedule, check, convert, layers, repack, set_sparsity
+from kernels.bitlinear import BitLinear, PackedLinear, Schedule, check, convert, freeze_model, layers, repack, set_sparsity
 from kernels.errors import NonFiniteError, ShapeError, UsageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:BitLinear runs on the CPU")
@@ -105,6 +106,50 @@ def test_splits_of_fused_projections() -> None:
     assert model.layers[0]["mlp"].down_proj.splits == [32]
 
 
+def test_splits_of_no_layer_are_refused() -> None:
+    model = Decoder()
+    with pytest.raises(UsageError, match=r"splits are given for gate_up, up_\*, which no layer"):
+        convert(model, "2:4", splits={"gate_up": (48, 48), "up_*": (2, 2), "q_proj": (16, 16)})
+    assert not names(model)
+
+
+def test_a_layer_with_two_names_is_one_layer_under_both() -> None:
+    def model() -> nn.ModuleDict:
+        shared = nn.Linear(32, 32)
+        return nn.ModuleDict({"encoder": nn.Sequential(shared), "decoder": nn.Sequential(nn.ReLU(), shared), "lm_head": nn.Linear(32, 8)})
+
+    both = convert(model(), splits={"decoder.1": (16, 16)})
+    assert both["encoder"][0] is both["decoder"][1]
+    assert both["encoder"][0].splits == [16, 16]
+    assert names(convert(model(), include="decoder.*", exclude=())) == {"encoder.0"}, "one included name is enough"
+    with pytest.raises(UsageError, match="is left to convert"):
+        convert(model(), exclude=("decoder.*", "lm_head"))
+    freeze_model(both)
+    assert both["encoder"][0] is both["decoder"][1]
+    assert isinstance(both["encoder"][0], PackedLinear)
+
+
+def test_hooks_go_with_their_layer() -> None:
+    model, seen = nn.Sequential(nn.Linear(32, 32)), []
+    handle = model[0].register_forward_hook(lambda module, arguments, y: seen.append(type(module)))
+    model[0].register_full_backward_hook(lambda module, dx, dy: seen.append("backward"))
+    convert(model)(torch.randn(2, 32, requires_grad=True)).sum().backward()
+    freeze_model(model)(torch.randn(2, 32))
+    assert seen == [BitLinear, "backward", PackedLinear]
+    handle.remove()
+    model(torch.randn(2, 32))
+    assert len(seen) == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+def test_weights_that_something_else_computes_are_refused_by_name() -> None:
+    for compute in (lambda layer: prune.l1_unstructured(layer, "weight", 0.5), nn.utils.weight_norm):
+        model = nn.Sequential(nn.ReLU(), nn.Linear(32, 32))
+        compute(model[1])
+        with pytest.raises(ShapeError, match=r"^1: its weight is no parameter"):
+            convert(model)
+
+
 def test_a_layer_alone_and_modules_that_read_weights_directly() -> None:
     assert isinstance(convert(nn.Linear(8, 8)), BitLinear)
     encoder = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
@@ -121,6 +166,8 @@ def test_what_does_not_fit_is_named_and_nothing_is_changed() -> None:
     assert not names(model)
     with pytest.raises(UsageError, match="unknown sparsity"):
         convert(model, "half")
+    with pytest.raises(UsageError, match="three names"):
+        convert(model, "dense", variants="decode")
     with pytest.raises(ShapeError, match="do not sum to out_features 36"):
         convert(model, "dense", splits={"0": (1, 2)})
     convert(model, "dense")
