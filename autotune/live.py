@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 ROWS = 4
 """Cases shown at once; those of other devices are counted."""
+SHOWN = 3
+"""Reasons of rejected candidates shown at once."""
 
 
 @dataclass
@@ -48,7 +50,10 @@ def floor_us(problem: Problem, gpu: Gpu) -> float:
 
 @dataclass
 class View(Observer):
-    """Counts what it hears; `table` draws it. total: cases of the whole run. console: None prints plain lines. budget: of the run."""
+    """Counts what it hears; `table` draws it. total: cases of the whole run. console: None prints plain lines. budget: of the run.
+
+    rejected: by case and reason, the candidates that its space refused.
+    """
 
     total: int
     console: Console | None = None
@@ -58,6 +63,7 @@ class View(Observer):
     done: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     cases: dict[str, Case] = field(default_factory=dict)
+    rejected: dict[str, Mapping[str, int]] = field(default_factory=dict)
     compilations: tuple[int, int] = (0, 0)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -65,6 +71,7 @@ class View(Observer):
         """A new row."""
         with self._lock:
             problem = getattr(task.job, "problem", None)
+            self.rejected[task.label] = task.rejected
             self.cases[task.label] = Case(device, 0.0 if problem is None else floor_us(problem, task.gpu), len(task.points))
 
     def trial(self, task: Task, point: Point, outcome: float | Failure) -> None:
@@ -106,6 +113,16 @@ class View(Observer):
         else:
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def never_tried(self, most: int) -> str:
+        """What the spaces of the cases so far do not let pass, the commonest reasons first, so many of them; "" where there is none."""
+        with self._lock:
+            reasons = sum(map(Counter, self.rejected.values()), Counter[str]())
+        if not reasons:
+            return ""
+        told = [f"{count} {reason}" for reason, count in reasons.most_common(most)]
+        more = len(reasons) - len(told)
+        return f"{reasons.total()} rejected before compiling: {'; '.join(told)}" + (f"; {more} more reasons" if more else "")
+
     def left(self) -> str:
         """The time left, as far as it can be told: by the cases, no longer than the budget."""
         with self._lock:
@@ -121,12 +138,12 @@ class View(Observer):
         from rich.table import Table
         from rich.text import Text
 
-        left = self.left()
+        left, caption = self.left(), self.never_tried(SHOWN)
         with self._lock:
-            failed = ", ".join(f"{count} {stage}" for stage, count in sorted(self.failed.items())) or "none rejected"
+            failed = ", ".join(f"{count} {stage}" for stage, count in sorted(self.failed.items())) or "none failed"
             compiled = f"compiled {self.compilations[0]}/{self.compilations[1]}"
             head = f"{self.over}/{self.total} cases, {left}; {self.done} candidates; {compiled}; {failed}"
-            table = Table(title=head, title_justify="left", expand=False)
+            table = Table(title=head, title_justify="left", caption=Text(caption), caption_justify="left", expand=False)
             for name in ("case", "on", "tried", "best µs", "over default", "of roof", "stage"):
                 table.add_column(name, no_wrap=name != "case")
             for label, case in list(self.cases.items())[-ROWS:]:

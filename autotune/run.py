@@ -45,6 +45,8 @@ from kernels.tuned import path_of, verdict
 from kernels.tuned_table import read_table
 
 TURN_US = 1000.0
+REASONS = 8
+"""Why candidates were rejected is said in so many kinds of reasons at the end."""
 
 
 def main(argv: Sequence[str] | None = None, clock: Clock | None = None, around: Surroundings | None = None) -> int:
@@ -127,6 +129,8 @@ def _tune(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, around: Su
         stack.callback(usage.write, folder / "last.json")
         for outcome in Tuner(tools, table, versions, known, partial(usage.add, told=arguments.whole(options))).run(jobs, slots, budget):
             shown.say(f"[{len(usage.outcomes)}/{len(jobs)}, {shown.left()}] {_line(outcome)}")
+    if rejected := shown.never_tried(REASONS):
+        print(rejected)
     return _verdict(jobs, usage)
 
 

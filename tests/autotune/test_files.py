@@ -18,6 +18,7 @@ from autotune.search import Budget
 from kernels.errors import GpuMismatch, OutputError, UsageError
 from kernels.gpu import by_name
 from kernels.tuned_table import Entry
+from tests.autotune.test_run import run
 
 ENTRY = Entry("k", "gemm", 64, 64, 1, "2:4", "bf16", {"tile": 1}, 1.0, 2.0, "hash")
 
@@ -69,6 +70,11 @@ def test_a_file_without_shapes_and_tokens_without_a_number_are_not_everything(tm
     with pytest.raises(UsageError, match="no tokens in ','; allowed: positive integers"):
         parse_tokens([","])
     assert parse_tokens([]) == ()
+
+
+def test_what_the_space_rejected_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--kernel", "good", "--tokens", "1") == 0
+    assert "1 rejected before compiling: 1 too large for the tokens\n" in capsys.readouterr().out
 
 
 def begun(tmp_path: Path, *devices: str) -> Beginning:

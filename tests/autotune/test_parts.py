@@ -149,8 +149,9 @@ def test_a_task_says_what_was_rejected_and_where_to_begin() -> None:
 
 def test_a_terminal_sees_the_best_so_far_and_others_plain_lines() -> None:
     job = Job("ravine", Problem("gemm", 24, 16, 128, Sparsity(2, 4)), H200, FakeClock(), "tests.autotune.scripted", "cpu")
-    task = of_job(job, {})
+    task = replace(of_job(job, {}), rejected={"c is #, more than a is #": 16})
     shown = View(4, Console(file=io.StringIO(), width=200))
+    assert shown.never_tried(3) == ""
     shown.begin(task, "cuda:1")
     shown.compiled(3, 9)
     for point, outcome in ((task.points[0], 20.0), (task.points[1], 16.0), (task.points[2], Failure("timeout", "hangs")),
@@ -159,7 +160,9 @@ def test_a_terminal_sees_the_best_so_far_and_others_plain_lines() -> None:
     shown.halving(task, 5, 9)
     console = Console(file=io.StringIO(), width=200)
     console.print(shown.table())
+    assert "16 rejected before compiling" in console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
     text = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+    assert shown.never_tried(3) == "16 rejected before compiling: 16 c is #, more than a is #"
     words = ("0/4 cases", "4 candidates", "compiled 3/9", "1 pruned, 1 timeout", "16.00", "1.25x", "cuda:1", "5 timed again")
     assert [word for word in words if word not in text] == []
     shown.finals(task)
@@ -168,6 +171,8 @@ def test_a_terminal_sees_the_best_so_far_and_others_plain_lines() -> None:
     shown.finished(task)
     assert shown.cases == {}
     assert shown.over == 1
+    shown.begin(replace(task, label="other", rejected={"too large": 20, "c is #, more than a is #": 1}), "cuda:2")
+    assert shown.never_tried(1) == "37 rejected before compiling: 20 too large; 1 more reasons"
     assert shown.left().endswith("s left")
     assert View(10, budget=Budget(50.0, now=lambda: 0.0)).left() == "50 s left"
     shown.budget = Budget(0.0, now=lambda: 0.0)
