@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.patience import PATIENCE
+
 LAYERS = ("reference", "kernels", "autotune", "suites", "reports")
 COMMANDS = (
     "suites.run", "suites.gate", "suites.calibrate", "suites.model_step", "autotune.run", "autotune.quality", "autotune.export_t4",
@@ -105,7 +107,7 @@ def documented(root: Path) -> set[tuple[str, str]]:
 @pytest.mark.parametrize("module", COMMANDS)
 def test_documented_commands_are_the_real_ones(module: str, repository: Path) -> None:
     line = [sys.executable, "-m", module, "--help"]
-    done = subprocess.run(line, cwd=repository, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(line, cwd=repository, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert "example" in done.stdout.lower()
     for name, flag in documented(repository):
@@ -147,7 +149,7 @@ def test_a_foreign_package_of_our_name_is_named(tmp_path: Path, repository: Path
     (tmp_path / "kernels" / "__init__.py").write_text("")
     code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(repository)!r}]; sys.argv[0] = '-m'; import suites"
     done = subprocess.run([sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else [sys.executable, "-c", code],
-                          cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+                          cwd=tmp_path, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert str(tmp_path / "kernels") in done.stderr

@@ -12,6 +12,7 @@ from reports.build import main
 from suites.record import CaseRecord
 from suites.statistics import time_us
 from suites.store import write_all
+from tests.patience import PATIENCE
 from tests.reports import golden
 from tests.reports.htmlcheck import Page
 
@@ -47,7 +48,7 @@ def test_neither_torch_nor_triton_is_needed(small: Path, tmp_path: Path) -> None
     write_all(decode, [records[0], *[r for r in records if getattr(r, "suite", "") == "decode"][:4]])
     out = tmp_path / "page.html"
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, str(decode), str(out)], capture_output=True, text=True, check=False, cwd=ROOT, timeout=120
+        [sys.executable, "-c", WITHOUT, str(decode), str(out)], capture_output=True, text=True, check=False, cwd=ROOT, timeout=PATIENCE
     )
     assert done.returncode == 0, done.stderr
     Page(out.read_text(encoding="utf-8"))

@@ -23,6 +23,7 @@ from reports.svg import DARK, LIGHT
 from reports.tables import case_rows
 from suites.record import CaseRecord, Record, Result, RunRecord
 from suites.store import write_all
+from tests.patience import PATIENCE
 from tests.reports import golden
 from tests.reports.htmlcheck import Page
 
@@ -201,7 +202,8 @@ def test_no_text_of_a_record_becomes_markup(tmp_path: Path) -> None:
 def test_equal_results_give_equal_bytes(html: str, run: Path, repository: Path) -> None:
     code = "import sys; from reports import load, page; sys.stdout.write(page.render(load.load('h200', sys.argv[1:])))"
     other = {**os.environ, "PYTHONHASHSEED": "12345", "PYTHONIOENCODING": "utf-8"}
-    done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, check=True, timeout=120, env=other, cwd=repository)
+    line = [sys.executable, "-c", code, str(run)]
+    done = subprocess.run(line, capture_output=True, check=True, timeout=PATIENCE, env=other, cwd=repository)
     assert done.stdout.decode() == html
 
 

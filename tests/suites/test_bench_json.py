@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.patience import PATIENCE
+
 CASES = "--suite prefill --shape 16x32 --tokens 4 8 --sparsity 2:4"
 
 
@@ -18,7 +20,7 @@ def bench(repository: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     line = [sys.executable, "-m", "pytest", "tests/bench", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *arguments]
     # pytest-benchmark writes nothing in a process that takes itself for a worker of xdist.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
-    return subprocess.run(line, cwd=repository, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    return subprocess.run(line, cwd=repository, env=environment, capture_output=True, text=True, check=False, timeout=PATIENCE)
 
 
 def test_the_json_holds_the_clocks_times(tmp_path: Path, repository: Path) -> None:
@@ -34,7 +36,7 @@ def test_the_json_holds_the_clocks_times(tmp_path: Path, repository: Path) -> No
     assert ours["extra_info"]["over"] == "theirs"
     assert ours["extra_info"]["speedup"] == pytest.approx(2.0, rel=0.01)
     tool = [sys.executable, "-m", "pytest_benchmark", "compare", str(file), "--columns=median", "--group-by=group"]
-    compared = subprocess.run(tool, capture_output=True, text=True, check=False, timeout=60)
+    compared = subprocess.run(tool, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert compared.returncode == 0, compared.stderr
     assert "test_case" in compared.stdout + compared.stderr
 

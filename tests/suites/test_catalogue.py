@@ -14,6 +14,7 @@ from suites.arguments import parser, selection
 from suites.case import Case
 from suites.catalogue import SUITES, Selection, listing, plan
 from suites.run import main
+from tests.patience import PATIENCE
 
 
 def chosen(*arguments: str) -> tuple[Case, ...]:
@@ -145,6 +146,6 @@ def test_planning_and_judging_need_no_torch(repository: Path) -> None:
         "import suites.gate, suites.verdicts, suites.accept, suites.floors, suites.quality, suites.record, suites.statistics\n"
         "from suites.run import main; raise SystemExit(main(['--list', '--suite', 'square']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "in all: 10 cases"

@@ -18,13 +18,14 @@ from suites.command import GOOD, INCONCLUSIVE, NO_GPU, PRECEDENCE, SLOWER, USAGE
 from suites.on_gpu import Lab
 from suites.record import CaseRecord, read
 from suites.store import write_all
+from tests.patience import PATIENCE
 from tests.suites.fakes import H200, OTHER, SMALL, THEIRS, gemm, lab, measure
 from tests.suites.test_refusals import among
 
 
 def gated(*arguments: object, repository: Path) -> int:
     line = [sys.executable, "-m", "suites.gate", "--gpu", "h200", *map(str, arguments)]
-    done = subprocess.run(line, cwd=repository, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(line, cwd=repository, capture_output=True, text=True, timeout=PATIENCE, check=False)
     assert "Traceback" not in done.stderr
     return done.returncode
 
@@ -66,7 +67,7 @@ def test_an_interrupt(tmp_path: Path, repository: Path) -> None:
     process = subprocess.Popen(line, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with open(tmp_path / "records.jsonl", "w", encoding="utf-8"):  # returns when the gate opens the other end
         process.send_signal(signal.SIGINT)
-        out, error = process.communicate(timeout=60)
+        out, error = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out, error) == (INTERRUPTED, "", "suites.gate: interrupted\n")
 
 
@@ -82,7 +83,7 @@ def test_they_are_all_here() -> None:
 def test_commands_that_measure(arguments: tuple[str, ...], code: int, repository: Path) -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=repository, env=environment, capture_output=True, text=True, timeout=120, check=False,
+        [sys.executable, "-m", *arguments], cwd=repository, env=environment, capture_output=True, text=True, timeout=PATIENCE, check=False,
     )
     assert done.returncode == code, done.stderr
     assert done.stderr.count("\n") == bool(code)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
 from kernels.problem import Problem, Sparsity
+from suites import progress
 from suites.case import Case
 from suites.progress import Reporter, phases, summary, table
 from suites.record import CaseRecord, Result
@@ -34,13 +36,14 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_plain_lines() -> None:
-    stream = io.StringIO()
+def test_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, seconds = io.StringIO(), iter((100.0, 175.0, 190.0))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
     with Reporter(2, stream) as reporter:
         reporter.case(CASE, GOOD)
         reporter.case(CASE, record(OURS, THEIRS, BROKEN))
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "[1/2, 0:00 left] prefill m W2 gemm 64x64 T=64 2:4: ours 10.0 µs, 2.00× theirs"
+    assert lines[0] == "[1/2, 1:15 left] prefill m W2 gemm 64x64 T=64 2:4: ours 10.0 µs, 2.00× theirs"
     assert lines[2] == "  ! broken: launch: [red]boom[/red]"
 
 

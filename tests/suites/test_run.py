@@ -22,6 +22,7 @@ from suites.case import Case
 from suites.command import first_that_applies
 from suites.record import CaseRecord, RunRecord, read
 from suites.runner import kernels_of
+from tests.patience import PATIENCE
 from tests.suites.fakes import H200, OTHER, OURS, SMALL, THEIRS, absent, gemm, lab, measure, refusing
 
 TWO = ("--suite", "prefill", "--shape", "16x32", "--tokens", "4", "8", "--sparsity", "2:4")
@@ -289,6 +290,6 @@ def test_without_torch_it_says_what_to_install(module: str, repository: Path) ->
         "import sys; from importlib import import_module; sys.modules['torch'] = None;"
         f"sys.exit(import_module({module!r}).main(['--gpu', 'h200']))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=repository, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 2, done.stderr
     assert done.stderr == f"{module}: torch is not installed; it comes with the extra gpu: pip install 'tersparse[gpu]'\n"

@@ -19,6 +19,7 @@ from suites.model_run import ModelPlan, Setting
 from suites.model_variants import VARIANTS, Evidence, deviation, wrong
 from suites.models import Model
 from suites.trainer import Master, Trainer
+from tests.patience import PATIENCE
 
 TINY = Model("tiny", 64, 96, 64, 32, blocks=4, head=16, vocabulary=128)
 BASE = Spec("fakequant-bf16", "fakequant-bf16", None, TINY, 2, 128, 128, 32, 2, "2:4", "bf16", 0, "cpu")
@@ -95,7 +96,7 @@ def test_the_baseline_quantizes_once_a_step() -> None:
 def test_children_in_processes_of_their_own() -> None:
     names = ("fakequant-bf16", "bitlinear")
     said: list[str] = []
-    make = {name: ProcessChild(spec(name), 120.0) for name in names}
+    make = {name: ProcessChild(spec(name), PATIENCE) for name in names}
     specs, plan = [spec(name) for name in names], ModelPlan(2, 0.01)
     with Setting(specs, lambda one: make[one.variant], plan, NullMonitor("a test"), said.append) as setting:
         setting.start()
