@@ -7,13 +7,11 @@ import io
 import json
 import os
 import pickle
-import queue
 import re
 import subprocess
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +19,6 @@ from typing import Any
 
 from autotune.failures import one_line
 from autotune.machine_code import Loop, main_loop
-from autotune.worker import Worker
 from kernels.errors import Failure, UsageError
 from kernels.gpu import Gpu
 from kernels.kernel import CompileUnit
@@ -168,46 +165,6 @@ def count_instructions(sass: str) -> dict[str, int]:
     if waits := len(_WAIT_FOR_ALL.findall(sass)):
         counts[WAIT_FOR_ALL] = waits
     return dict(sorted(counts.items()))
-
-
-def compile_all(
-    units: Sequence[CompileUnit], gpu: Gpu, workers: int | None = None, timeout: float = UNIT_SECONDS,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Compiled | Failure]:
-    """Compile units in parallel child processes, in order; equal units once. timeout: seconds per unit, over which it fails.
-
-    workers: processes, by default one per core this process may use. progress(done, total) is called from several threads.
-    """
-    refuse_interpreter()
-    keys = [pickled(unit) for unit in units]
-    distinct = list(dict.fromkeys(keys))
-    results: dict[bytes, Compiled | Failure] = {}
-    waiting: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-    for key in distinct:
-        waiting.put(key)
-    stop = threading.Event()
-
-    def work() -> None:
-        with Worker() as worker:
-            while not stop.is_set():
-                try:
-                    key = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                results[key] = worker.call("autotune.compile:compile_pickled", (key, gpu), timeout)
-                if progress:
-                    progress(len(results), len(distinct))
-
-    count = min(len(distinct), workers or len(os.sched_getaffinity(0)))
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(count)]
-    try:
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        stop.set()
-    return [results[key] for key in keys]
 
 
 def compile_pickled(data: bytes, gpu: Gpu, cache: str | None = None) -> Compiled | Failure:

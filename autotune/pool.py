@@ -10,11 +10,12 @@ import queue
 import statistics
 import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import TypeAlias
 
-from autotune.compile import UNIT_SECONDS, Compiled, pickled
+from autotune.compile import UNIT_SECONDS, Compiled, pickled, refuse_interpreter
 from autotune.worker import Worker, waking
 from kernels.errors import Failure, TerSparseError
 from kernels.gpu import Gpu
@@ -155,6 +156,13 @@ class CompilePool:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+
+def compile_all(units: Sequence[CompileUnit], gpu: Gpu, processes: int | None = None) -> list[Compiled | Failure]:
+    """Compile units in parallel child processes; results in the order of the units. Raises OSError where the system grants no process."""
+    refuse_interpreter()
+    with CompilePool(gpu, processes) as pool:
+        return [future.result() for future in [pool.submit(unit) for unit in units]]
 
 
 def cores() -> int:

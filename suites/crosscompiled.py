@@ -6,7 +6,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from autotune.compile import Compiled, compile_all
+from autotune.compile import Compiled
+from autotune.pool import compile_all
 from kernels.errors import Failure
 from kernels.gpu import Gpu
 from kernels.kernel import CompileUnit, Kernel

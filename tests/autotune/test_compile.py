@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from autotune.compile import Compiled, compile_all, compile_unit, count_instructions
+from autotune.compile import Compiled, compile_unit, count_instructions
+from autotune.pool import compile_all
 from kernels.errors import Failure, UsageError
 from kernels.gpu import Gpu, by_name
 from kernels.kernel import CompileUnit
@@ -92,10 +93,8 @@ def test_many_in_child_processes_gluon_included() -> None:
 
     gluon = CompileUnit(doubled, {"a": "*i32", "BLOCK": "constexpr"}, {"BLOCK": 128}, ("a",), {"num_warps": 4})
     units = [unit(), gluon, CompileUnit(broken, {"a": "*i32"}, {}), unit()]
-    seen: list[tuple[int, int]] = []
-    first, second, third, fourth = compile_all(units, by_name("h200"), workers=1, progress=lambda *state: seen.append(state))
+    first, second, third, fourth = compile_all(units, by_name("h200"), processes=1)
     assert isinstance(first, Compiled)
     assert first == fourth
     assert isinstance(second, Compiled)
     assert isinstance(third, Failure)
-    assert seen == [(1, 3), (2, 3), (3, 3)]
