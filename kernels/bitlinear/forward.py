@@ -12,12 +12,12 @@ import torch
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels.bitlinear.pack import Fragments, KernelPack
+from kernels.bitlinear.quantized import Quantizer, padded_columns
 from kernels.catalogue import find, kernels_for
 from kernels.fragments import block_shape
 from kernels.gpu import Gpu, by_name, detect
-from kernels.inputs import DTYPES, ROW_ALIGNMENT
+from kernels.inputs import DTYPES
 from kernels.launch import Launch
-from kernels.mask_quantize.activation import activation_config, activation_launch, by_words, start_activation
 from kernels.problem import Op, Problem, Sparsity
 from kernels.ternary_gemm import decode, decode_config, sparse_mma, sparse_wgmma, sparse_wgmma_config
 from kernels.ternary_gemm.decode import _constants as decode_constants
@@ -60,18 +60,6 @@ def layout_of(sparsity: Sparsity) -> Fragments:
     return "sparse" if sparsity == HALF else "dense"
 
 
-def padded_columns(in_features: int) -> int:
-    """Columns of the quantized rows in memory."""
-    return -(-in_features // ROW_ALIGNMENT) * ROW_ALIGNMENT
-
-
-def allocate_quantized(tokens: int, in_features: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """x_q int8 [T, K padded to 128], zero behind K, contiguous, and x_scale float32 [T]: all that the backward pass keeps of x."""
-    padded = padded_columns(in_features)
-    allocate = torch.empty if padded == in_features else torch.zeros
-    return allocate((tokens, padded), dtype=torch.int8, device=device), torch.empty(tokens, dtype=torch.float32, device=device)
-
-
 def config_of(name: str, problem: Problem, gpu: Gpu) -> Any:
     """The tuned config of a kernel, or its default; problem: a `step` of training, or a `layer`."""
     ops: tuple[Op, ...] = ("layer", "forward") if problem.op == "layer" else ("forward", "layer")
@@ -79,35 +67,8 @@ def config_of(name: str, problem: Problem, gpu: Gpu) -> Any:
     return lookup(kernel, problem.with_(op=kernel.op), gpu)[0]
 
 
-class _Quantizer:
-    """Activations to codes and scales for one number of tokens: one launch, known beforehand for rows that lie as they usually do."""
-
-    def __init__(self, problem: Problem, device: torch.device) -> None:
-        tokens, columns = problem.tokens, problem.in_features
-        self.tokens, self.columns, self.padded = tokens, columns, padded_columns(columns)
-        self.config = activation_config(columns, tokens)
-        self.words = by_words(DTYPES[problem.dtype], columns, None, self.config)
-        self.codes_bytes = tokens * self.padded
-        self.scratch_bytes = self.codes_bytes + 4 * tokens
-        """Of codes, and of codes and scales together."""
-        sizes = (columns, self.padded)
-        self.usual = activation_launch(self.words, tokens, columns, columns, sizes, None, self.config, device)
-
-    def __call__(self, x: torch.Tensor, x_q: torch.Tensor, x_scale: torch.Tensor, flags: torch.Tensor) -> None:
-        """x [T, K] to x_q int8 [T, K padded to 128] and x_scale float32 [T]; flags[0] becomes 1 where x is not finite."""
-        if (self.tokens == 1 or x.stride(0) == self.columns) and not x.data_ptr() & 15:
-            self.usual((x, x_q, x_scale, None, flags) if self.words else (x, x_q, x_scale, flags))
-        else:
-            start_activation(x, x_q[:, : self.columns], x_scale, None, self.config, flags=flags)
-
-    def views(self, scratch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """x_q and x_scale in int8 `scratch_bytes`."""
-        end = self.codes_bytes
-        return scratch[:end].view(self.tokens, self.padded), scratch[end:].view(torch.float32)
-
-
 def _bind_dense_triton(problem: Problem, gpu: Gpu, device: torch.device, biased: bool) -> Run:
-    config, quantize = config_of("dense-triton", problem, gpu), _Quantizer(problem, device)
+    config, quantize = config_of("dense-triton", problem, gpu), Quantizer(problem, device)
     shape, dtype = (problem.tokens, problem.out_features), DTYPES[problem.dtype]
 
     def run(x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, pack: KernelPack, bias: torch.Tensor | None) -> torch.Tensor:
@@ -136,7 +97,7 @@ def _bind_wgmma(kind: Fragments, problem: Problem, gpu: Gpu, device: torch.devic
     integers = (steps, plan.rounds, plan.row_tiles, plan.token_tiles, row_blocks, tokens, rows)
     constants = {**sparse_wgmma.constants(config, dtype, rows, kind, early=True), **sparse_wgmma.options(config)}
     launch, block = Launch(sparse_gemm, (plan.programs,), integers, **constants), [config.block_t // config.pair, STAGE_COLUMNS]
-    wide, quantize, padded = sparse_wgmma_config.is_wide(dtype, rows), _Quantizer(problem, device), padded_columns(columns)
+    wide, quantize, padded = sparse_wgmma_config.is_wide(dtype, rows), Quantizer(problem, device), padded_columns(columns)
 
     def run(x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, pack: KernelPack, bias: torch.Tensor | None) -> torch.Tensor:
         if x is not None:
@@ -180,7 +141,7 @@ class Decode:
         self._launch, self._lean = (Launch(decode_gemm, found.grid, integers, **constants, **options) for _ in range(2))
         split = found.splits > 1 and not config.clustered
         self._workspace = _meeting(tokens * rows, found.row_tiles * found.groups if split else 0, zeroed=True)
-        self._quantize, self._index = _Quantizer(problem, device), device.index or 0
+        self._quantize, self._index = Quantizer(problem, device), device.index or 0
         self.able = self._quantize.words
         """Whether `lean` can."""
 
@@ -223,7 +184,7 @@ def _bind_mma(problem: Problem, gpu: Gpu, device: torch.device, biased: bool) ->
     constants = {**sparse_mma.constants(config, dtype, rows), **config.options}
     launch = Launch(sparse_mma_gemm, (min(programs, works),), (*sizes, -(-columns // 16) * 16), **constants)
     tiles = row_tiles * token_tiles if config.splits > 1 else 0
-    workspace, quantize = _meeting(tiles * config.splits * tile.block_n * tile.block_t, tiles, zeroed=False), _Quantizer(problem, device)
+    workspace, quantize = _meeting(tiles * config.splits * tile.block_n * tile.block_t, tiles, zeroed=False), Quantizer(problem, device)
 
     def run(x: torch.Tensor | None, x_q: torch.Tensor, x_scale: torch.Tensor, pack: KernelPack, bias: torch.Tensor | None) -> torch.Tensor:
         if x is not None:

@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 
-from kernels.bitlinear.forward import allocate_quantized
 from kernels.bitlinear.gradients import backward, codes_of, remember
 from kernels.bitlinear.known import Layer, check_input, layer_like, layer_of, tokens_of
 from kernels.bitlinear.operator import on, operator
 from kernels.bitlinear.pack import KernelPack, Pack, ReferencePack, runs_kernels
 from kernels.bitlinear.packs import ACTIVATION, Use, bias_rows, frozen_pack_of, pack_of
+from kernels.bitlinear.quantized import allocate_quantized, padded_columns
 from kernels.bitlinear.small_kernels import launch_flag
 from kernels.errors import UsageError
-from kernels.inputs import DTYPES, ROW_ALIGNMENT
+from kernels.inputs import DTYPES
 from reference.linear import linear
 from reference.quantize import quantize_activation
 
@@ -82,8 +82,7 @@ def _fake_linear(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> torch.Ten
 
 
 def _fake_bitlinear(x: torch.Tensor, weight: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    padded = -(-weight.shape[1] // ROW_ALIGNMENT) * ROW_ALIGNMENT
-    kept = x.new_empty((tokens_of(x), padded), dtype=torch.int8), x.new_empty((tokens_of(x),), dtype=torch.float32)
+    kept = x.new_empty((tokens_of(x), padded_columns(weight.shape[1])), dtype=torch.int8), x.new_empty((tokens_of(x),), dtype=torch.float32)
     return (_fake_linear(x, weight), *kept)
 
 

@@ -11,6 +11,7 @@ import torch
 
 from kernels.bitlinear import forward
 from kernels.bitlinear.pack import KernelPack
+from kernels.bitlinear.quantized import Quantizer, allocate_quantized
 from kernels.fragments import block_shape
 from kernels.gpu import Gpu, by_name
 from kernels.inputs import DTYPES
@@ -73,7 +74,7 @@ def test_decode(size: tuple[int, int, int], sparsity: str, bias: bool, gpu: Gpu,
     monkeypatch.setattr(forward, "decode_gemm", ours)
     monkeypatch.setattr(decode, "decode_gemm", own)
     pack, rows_of_bias = pack_of(problem), torch.ones(-(-rows // ROW_PADDING) * ROW_PADDING) if bias else None
-    x_q, x_scale = forward.allocate_quantized(tokens, columns, CPU)
+    x_q, x_scale = allocate_quantized(tokens, columns, CPU)
     y = forward.bind("decode", problem, gpu, CPU, bias)(None, x_q, x_scale, pack, rows_of_bias)
     weight = pack.fragments[forward.layout_of(problem.sparsity)]
     config = decode_estimate.default_config(problem, gpu)
@@ -102,7 +103,7 @@ def test_the_lean_way_launches_the_same(size: tuple[int, int, int], bias: bool, 
     run = forward.Decode(problem, gpu, CPU, bias)
     assert run.able
     pack, rows_of_bias = pack_of(problem), torch.ones(-(-rows // ROW_PADDING) * ROW_PADDING) if bias else None
-    x, (x_q, x_scale) = torch.zeros(tokens, columns, dtype=torch.bfloat16), forward.allocate_quantized(tokens, columns, CPU)
+    x, (x_q, x_scale) = torch.zeros(tokens, columns, dtype=torch.bfloat16), allocate_quantized(tokens, columns, CPU)
     assert run(x, x_q, x_scale, pack, rows_of_bias).shape == (tokens, rows)
     y = run.lean(x.view(1, tokens, columns), pack, rows_of_bias, (1, tokens, rows))
     assert (y.shape, y.dtype) == ((1, tokens, rows), torch.bfloat16)
@@ -126,7 +127,7 @@ def test_sparse_mma(size: tuple[int, int, int], bias: bool, gpu: Gpu, monkeypatc
     monkeypatch.setattr(forward, "sparse_mma_gemm", ours)
     monkeypatch.setattr(sparse_mma, "sparse_mma_gemm", own)
     pack, rows_of_bias = pack_of(problem), torch.ones(-(-rows // ROW_PADDING) * ROW_PADDING) if bias else None
-    x_q, x_scale = forward.allocate_quantized(tokens, columns, CPU)
+    x_q, x_scale = allocate_quantized(tokens, columns, CPU)
     y = forward.bind("sparse-mma", problem, gpu, CPU, bias)(None, x_q, x_scale, pack, rows_of_bias)
     weight, config = pack.fragments["sparse"], sparse_mma_config.default_config(problem, gpu)
     spare = torch.zeros(4, dtype=torch.int32)
@@ -153,7 +154,7 @@ def test_workspaces_are_large_enough_and_begin_as_zeros() -> None:
 @pytest.mark.parametrize("name", forward.FORWARD)
 def test_no_tokens_launch_nothing(name: str) -> None:
     problem = Problem("layer", 24, 48, 0, Sparsity(2, 4))
-    x_q, x_scale = forward.allocate_quantized(0, 48, CPU)
+    x_q, x_scale = allocate_quantized(0, 48, CPU)
     assert forward.bind(name, problem, H200, CPU, False)(torch.empty(0, 48), x_q, x_scale, pack_of(problem), None).shape == (0, 24)
 
 
@@ -168,8 +169,8 @@ def test_rows_that_lie_as_usual(dtype: DType, columns: int, monkeypatch: pytest.
     activation.activation_launch.cache_clear()
     kind = DTYPES[dtype]
     for tokens in (1, 5):
-        quantize = forward._Quantizer(Problem("layer", 24, columns, tokens, DENSE, dtype=dtype), CPU)
-        x_q, x_scale = forward.allocate_quantized(tokens, columns, CPU)
+        quantize = Quantizer(Problem("layer", 24, columns, tokens, DENSE, dtype=dtype), CPU)
+        x_q, x_scale = allocate_quantized(tokens, columns, CPU)
         x, flags = torch.zeros(tokens, columns, dtype=kind), torch.zeros(2, dtype=torch.int32)
         quantize(x, x_q, x_scale, flags)
         activation.start_activation(x, x_q[:, :columns], x_scale, None, activation_config(columns, tokens), flags=flags)
