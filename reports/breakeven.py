@@ -31,6 +31,7 @@ def panel(data: Data) -> Panel | None:
     rows = [_row(key, able[key], rivals) for key in sorted(able)]
     crossing_rows = [row for row in rows if any(SLOWER in str(cell) for cell in row[FIXED:])]
     head = ("Model", "Work", "Weights", "Measured", "Strongest", *rivals)
+    crossed = [place for place in range(len(head)) if place < FIXED or any(SLOWER in str(row[place]) for row in rows)]
     about = (
         "From which number of tokens on, or up to which, ours is faster, all layers of a block together: a filled mark for each measured "
         "count at which it is. Between two counts the crossing is interpolated on logarithmic scales and marked ≈; beyond what was "
@@ -38,7 +39,8 @@ def panel(data: Data) -> Panel | None:
     )
     html = paragraph(about) + paragraph(_told(rows, rivals))
     if crossing_rows:
-        html += table("Break-even numbers of tokens where there are any", head, crossing_rows, text=range(len(head)))
+        shown = [[row[place] for place in crossed] for row in crossing_rows]
+        html += table("Break-even numbers of tokens where there are any", [head[place] for place in crossed], shown, range(len(crossed)))
     if len(crossing_rows) < len(rows):
         html += folded(f"All {len(rows)} combinations of model, work and weights", table("Break-even", head, rows, text=range(len(head))))
     return Panel("breakeven", "Break-even: at how many tokens ours is faster", "Break-even", html)

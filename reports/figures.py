@@ -1,4 +1,4 @@
-"""The figures of the report: headline, speed-up over tokens, roofline, projections."""
+"""The figures of the report, headline, speed-up over tokens, projections, and what all figures share: axes of ratios, titles, legends."""
 
 from __future__ import annotations
 
@@ -6,18 +6,23 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.transforms import blended_transform_factory
 
 from reports.compare import Comparison, Summary
-from reports.load import TERA, Case, Results
-from reports.svg import INK, MARKERS, MUTED, SERIES, Figure, draw
+from reports.load import Case
+from reports.svg import INK, MARKERS, SERIES, Figure, draw
 from suites.statistics import geomean
 
 WIDTH = 4.6  # inches of 72 units: a panel is as wide as a phone
+EDGE = 0.01  # of a figure's width: where what stands at its left edge begins
+BOLD: Any = {"weight": "bold", "fontsize": 11, "color": INK}  # Any: keywords of several types
 PARTS = ("forward", "input-grad", "weight-grad", "step")
-_TICKS: tuple[tuple[float, ...], ...] = (  # coarse to fine; 1 is in each
+TICKS: tuple[tuple[float, ...], ...] = (  # coarse to fine; 1 is in each
     tuple(10.0**power for power in range(-4, 6)),
     tuple(base * 10.0**power for power in range(-4, 6) for base in (1, 2, 5)),
     tuple(base * 10.0**power for power in range(-4, 6) for base in (1, 1.5, 2, 3, 5, 7)),
@@ -51,10 +56,13 @@ def slug(text: str) -> str:
 
 
 def ratio_axis(axes: Axes, low: float, high: float, vertical: bool) -> None:
-    """A logarithmic axis for ratios from low to high with at most seven plain ticks, 1 among them."""
+    """A logarithmic axis for ratios from low to high with at most seven plain ticks, 1 among them, none so near another that their
+    labels would touch."""
     low, high = min(low, 0.9) / 1.08, max(high, 1.12) * 1.08
-    fitting = [[tick for tick in ticks if low <= tick <= high] for ticks in _TICKS]
-    ticks = next((ticks for ticks in reversed(fitting) if len(ticks) <= 7), fitting[0])
+    nearest = (high / low) ** (0.06 if vertical else 0.13)
+    fitting = [[tick for tick in ticks if low <= tick <= high] for ticks in TICKS]
+    able = (ticks for ticks in reversed(fitting) if len(ticks) <= 7 and all(b >= a * nearest for a, b in pairwise(ticks)))
+    ticks = next(able, fitting[0])
     (axes.set_yscale if vertical else axes.set_xscale)("log")
     (axes.set_ylim if vertical else axes.set_xlim)(low, high)
     axis = axes.yaxis if vertical else axes.xaxis
@@ -93,7 +101,7 @@ def headline(groups: Sequence[tuple[str, Summary, Summary]], over: str, gpu: str
         axes.spines["left"].set_visible(False)
         also = "; ring: over libraries" if rings else ""
         axes.set_xlabel(f"times as fast (dot: geomean; bar: worst to best{also})", fontsize=9.5)
-        axes.set_title(title, loc="left", weight="bold", fontsize=11, color=INK, pad=10, x=-0.38)
+        edge_title(axes, title, 10)
 
     return draw("headline", title, f"{title}. {told or 'nothing was measured'}.", (5.6, 1.1 + 0.28 * max(len(shown), 1)), plot)
 
@@ -102,15 +110,32 @@ def _differ(one: Summary, other: Summary) -> bool:
     return other.count > 0 and abs(other.geomean / one.geomean - 1) > 0.01
 
 
-def heading(axes: Axes, title: str, left: float = -0.12) -> None:
-    """Title and legend above the axes, from `left` in axes widths on; the legend takes the columns that fit a panel."""
+def heading(axes: Axes, title: str, left: float | None = -0.12) -> None:
+    """Title and legend above the axes, from `left` in axes widths on, None for the edge of the figure: over long labels. The legend takes
+    the columns that fit a panel."""
     labels = axes.get_legend_handles_labels()[1]
     in_one_row = sum(len(label) + 4 for label in labels) <= 50
     columns = max(1, len(labels) if in_one_row else 52 // (max(map(len, labels)) + 3))
     rows = math.ceil(len(labels) / columns)
-    axes.set_title(short(title, 60), loc="left", weight="bold", fontsize=11, color=INK, pad=8 + 13.5 * rows, x=left)
+    if left is None:
+        edge_title(axes, short(title, 60), 8 + 13.5 * rows)
+    else:
+        axes.set_title(short(title, 60), loc="left", pad=8 + 13.5 * rows, x=left, **BOLD)
     if labels:
-        axes.legend(loc="lower left", bbox_to_anchor=(left, 1.01), ncols=columns)
+        across = axes.transAxes if left is not None else blended_transform_factory(axes.figure.transFigure, axes.transAxes)
+        start = left if left is not None else EDGE
+        made = axes.legend(loc="lower left", bbox_to_anchor=(start, 1), bbox_transform=across, ncols=columns, borderaxespad=0.3)
+        made.set_in_layout(False)
+
+
+def edge_title(axes: Axes, title: str, pad: float) -> None:
+    """A title `pad` points above the axes that begins at the edge of the figure, whatever room the labels take."""
+    axes.set_title(" ", pad=pad, **BOLD)  # what the layout leaves room for
+    words = axes.annotate(
+        title, (EDGE, 1), xytext=(0, pad), xycoords=("figure fraction", "axes fraction"), textcoords="offset points",
+        annotation_clip=False, **BOLD,
+    )
+    words.set_in_layout(False)
 
 
 def _token_axis(axes: Axes, tokens: Sequence[int]) -> None:
@@ -148,11 +173,12 @@ def over_tokens(figure_id: str, title: str, groups: Sequence[Sequence[Line]], li
     def plot(axes: Axes) -> None:
         axes.set_xscale("log", base=2)
         drawn = [(series, group) for series, group in enumerate(groups) if any(line.points for line in group)]
+        apart = min(0.09, 0.02 * math.log2(every[-1] / every[0])) or 0.09 if every else 0.0
         for place, (series, group) in enumerate(drawn):
             colour, label = SERIES[series % len(SERIES)], short(group[0].name.split(" · ")[0])
             for line in (line for line in group if line.points):
                 x, y, low, high = zip(*line.points, strict=True)
-                shift = [tokens * 2 ** (0.09 * (place - (len(drawn) - 1) / 2)) for tokens in x]
+                shift = [tokens * 2 ** (apart * (place - (len(drawn) - 1) / 2)) for tokens in x]
                 axes.vlines(shift, low, high, color=colour, alpha=0.35, linewidth=3)
                 axes.plot(shift, y, color=colour, marker=MARKERS[series % len(MARKERS)], label=label)
                 label = "_nolegend_"
@@ -168,52 +194,6 @@ def limits_of(families: Sequence[Sequence[Sequence[Line]]]) -> tuple[float, floa
     """The least and greatest ratio of many panels."""
     points = [point for groups in families for group in groups for line in group for point in line.points]
     return min((point[2] for point in points), default=1.0), max((point[3] for point in points), default=1.0)
-
-
-def roofline(figure_id: str, title: str, results: Results, families: Sequence[tuple[str, Sequence[Comparison]]]) -> Figure:
-    """Rate over arithmetic intensity of the fastest variant of each case, a series per family, under the measured roofs."""
-    bandwidth = max(results.rates.get("B/s", {}).values(), default=0.0)
-    rates = sorted(results.rates.get("op/s", {}).items(), key=lambda item: item[1])
-    dots = {name: [dot for item in items if (dot := _dot(item))] for name, items in families}
-    every = [dot for some in dots.values() for dot in some]
-    told = "; ".join(f"{name}: {len(some)} cases up to {max(y for _, y in some):.0f} TOPS" for name, some in dots.items() if some)
-    roofs = ", ".join([f"{bandwidth / TERA:.2f} TB/s"] + [f"{name} {rate / TERA:.0f} TOPS" for name, rate in rates])
-
-    def plot(axes: Axes) -> None:
-        axes.set_xscale("log")
-        axes.set_yscale("log")
-        xs, ys = [x for x, _ in every] or [1.0, 1e4], [y for _, y in every] or [rate / TERA for _, rate in rates] or [1.0]
-        low, high = min(xs) / 1.6, max(xs) * 1.6
-        axes.set_xlim(low, high)
-        axes.set_ylim(min(ys) / 1.6, max([*ys, *(rate / TERA for _, rate in rates)]) * 1.6)
-        spot = 0.0
-        for name, rate in rates:
-            axes.plot([max(rate / bandwidth, low) if bandwidth else low, high], [rate / TERA] * 2, color=MUTED, linewidth=1)
-            spot = max(rate / TERA, spot * (axes.get_ylim()[1] / axes.get_ylim()[0]) ** 0.05)
-            axes.text(1.02, spot, short(name), transform=axes.get_yaxis_transform(), va="center", color=MUTED, fontsize=8.5)
-        if bandwidth:
-            knee = max((rate for _, rate in rates), default=bandwidth * high) / bandwidth
-            axes.plot([low, knee], [low * bandwidth / TERA, knee * bandwidth / TERA], color=MUTED, linewidth=1, scalex=False, scaley=False)
-        for place, (name, some) in enumerate((name, some) for name, some in dots.items() if some):
-            x, y = zip(*some, strict=True)
-            axes.plot(x, y, linestyle="none", marker=MARKERS[place], color=SERIES[place], alpha=0.75, markersize=4, label=short(name))
-        for axis, (least, most) in ((axes.xaxis, axes.get_xlim()), (axes.yaxis, axes.get_ylim())):
-            fitting = [[tick for tick in ticks if least <= tick <= most] for ticks in _TICKS[:3]]
-            axis.set_major_locator(FixedLocator(next((ticks for ticks in reversed(fitting) if len(ticks) <= 6), fitting[0])))
-            axis.set_minor_locator(NullLocator())
-            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_xlabel("operations per compulsory byte")
-        axes.set_ylabel("TOPS")
-        heading(axes, title)
-
-    return draw(figure_id, title, f"{title}. Roofs: {roofs}. {told}.", (WIDTH, 3.9), plot)
-
-
-def _dot(item: Comparison) -> tuple[float, float] | None:
-    record, us = item.case.record, item.our_us
-    if not us or not record.operations or not record.compulsory_bytes:
-        return None
-    return record.operations / record.compulsory_bytes, record.operations / us / 1e6
 
 
 def projected(figure_id: str, title: str, cases: Sequence[Case], kernels: Sequence[str]) -> Figure:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from reports import tables
 from reports.compare import Comparer, Comparison, in_order, sparsities
-from reports.figures import PARTS, Line, headline, limits_of, line_of, over_tokens, roofline, slug
+from reports.figures import PARTS, Line, headline, limits_of, line_of, over_tokens, slug
 from reports.load import Results
+from reports.roofline import roofline
 from reports.svg import Figure
 
 FAMILIES = (

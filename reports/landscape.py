@@ -17,7 +17,7 @@ from kernels import tuned
 from kernels.tuned_table import Table, read_table
 from reports.figures import WIDTH, heading, ratio_axis, slug
 from reports.load import Results
-from reports.panel import Data, Panel, figures, paragraph, table
+from reports.panel import Data, Panel, figures, folded, paragraph, table
 from reports.svg import MARKERS, MUTED, SERIES, Figure, draw
 from suites.statistics import geomean
 
@@ -36,8 +36,8 @@ def panel(data: Data) -> Panel | None:
     parts = [gained(data.results)]
     if found := [one for one in read_quality() if one.gpu == data.results.gpu]:
         parts += [Markup("<h3>How soon a search finds the optimum</h3>"), quality_of(found)]
-    for (kernel, few), landscapes in sorted(kernels.items()):
-        parts += [Markup("<h3>The landscape of {}, {} candidates</h3>").format(kernel, "few" if few else "many"), landscape_of(landscapes)]
+    if kernels:
+        parts += [Markup("<h3>The landscapes</h3>"), landscapes_of([own for _, own in sorted(kernels.items())])]
     shown = [part for part in parts if part is not None]
     return Panel("tuning", "Tuning: what it gains, and how soon", "Tuning", Markup("").join(shown)) if shown else None
 
@@ -74,14 +74,15 @@ def covered(found: Table) -> Markup:
     """How much of what the suites measure the table holds an answer for, and what it took to make it."""
     rows = [[one.suite, f"{one.problems - len(one.missing)} of {one.problems}", one.tuned, one.stays]
             for one in coverage((*found.entries, *found.stays))]
-    about = " ".join(("Problems of the suites for which a tuned config or a default that stays is known.", *told_of(found.made)))
+    made = "".join(f" The table was {line}." for line in told_of(found.made))
+    about = f"Problems of the suites for which a tuned config or a default that stays is known.{made}"
     return paragraph(about) + table("Coverage of the suites", ("Suite", "Covered", "Another config is faster", "Default stays"), rows)
 
 
 def quality_of(found: Sequence[Searched]) -> Markup:
     """How soon each way to search comes near the optimum: a figure and a table of landscapes with few and with many candidates."""
     rows = [[f"{kind} candidates", str(way), *(f"{value:.1%}" for value in values)] for kind, way, values in table_of(found)]
-    head = ("Landscapes", "Search", *(f"after {share:.3g}" for share in SHOWN), "worst landscape after 0.25")
+    head = ("Landscapes", "Search", *(f"after {100 * share:g} %" for share in SHOWN), "worst landscape after 25 %")
     own = [[one for one in found if one.few == few] for few in (True, False)]
     drawn = [_curves(group, "few" if group[0].few else "many") for group in own if group]
     about = (
@@ -97,8 +98,8 @@ def quality_of(found: Sequence[Searched]) -> Markup:
 
 
 def _row(kernel: str, own: Sequence[Searched]) -> list[object]:
-    sizes = sorted(one.candidates for one in own)
-    return [kernel, len(own), f"{sizes[0]} to {sizes[-1]}", *(f"{statistics.median(one.at(way, 0.25) for one in own):.1%}" for way in WAYS)]
+    middles = (statistics.median(one.at(way, 0.25) for one in own) for way in WAYS)
+    return [kernel, len(own), _range([one.candidates for one in own]), *(f"{middle:.1%}" for middle in middles)]
 
 
 def _curves(own: Sequence[Searched], name: str) -> Figure:
@@ -126,22 +127,38 @@ def _curves(own: Sequence[Searched], name: str) -> Figure:
     return draw(f"search-{name}", title, description, (WIDTH, 3.8), plot)
 
 
-def landscape_of(landscapes: Sequence[Landscape]) -> Markup:
-    """What the candidates of a kernel take."""
-    sizes, one = sorted(len(one.points) for one in landscapes), landscapes[0]
-    about = f"{len(landscapes)} shapes, {sizes[0]} to {sizes[-1]} candidates each, every one timed once ({one.machine}, {one.date})."
-    return paragraph(about) + figures([shape(landscapes)]) + axes_table(landscapes)
+def landscapes_of(groups: Sequence[Sequence[Landscape]]) -> Markup:
+    """What the candidates of each kernel take, a figure each, and behind a line what each axis of its config costs."""
+    about = (
+        "Every candidate of a config space, fastest first, timed once: a thin line is a shape, the thick one the median. A flat line "
+        "forgives a wrong choice, a steep one does not. Behind each line below: what fixing one axis costs."
+    )
+    folds = (folded(f"The landscape of {_name(own)}: {_size(own)}", axes_table(own)) for own in groups)
+    return paragraph(about) + figures([shape(own) for own in groups]) + Markup("").join(folds)
+
+
+def _name(landscapes: Sequence[Landscape]) -> str:
+    return f"{landscapes[0].kernel}, {'few' if len(landscapes[0].points) <= FEW else 'many'} candidates"
+
+
+def _size(landscapes: Sequence[Landscape]) -> str:
+    one, each = landscapes[0], _range([len(one.points) for one in landscapes])
+    shapes = f"{len(landscapes)} shapes, {each} candidates each" if len(landscapes) > 1 else f"one shape, {each} candidates"
+    return f"{shapes} ({one.machine}, {one.date})"
+
+
+def _range(counts: Sequence[int]) -> str:
+    return f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else str(counts[0])
 
 
 def shape(landscapes: Sequence[Landscape]) -> Figure:
     """Every candidate of every landscape, fastest first, as a multiple of the optimum; the median landscape is the thick line."""
     curves_ = [sorted(time / one.best for time in one.times) for one in landscapes]
     middle = [statistics.median(at(curve, share) for curve in curves_) for share in STEPS]
-    kind = "few" if len(landscapes[0].points) <= FEW else "many"
-    title = f"All candidates of {landscapes[0].kernel}"
+    title = _name(landscapes)
     description = (
-        f"{title}, fastest first, as a multiple of the best: in the median landscape a quarter is within {middle[5]:.2f}×, half within "
-        f"{middle[10]:.2f}×, all within {middle[-1]:.2f}×; the worst candidate of any is {max(map(max, curves_)):.1f}×."
+        f"All of {title}, fastest first, as a multiple of the best: in the median landscape a quarter is within {middle[5]:.2f}×, half "
+        f"within {middle[10]:.2f}×, all within {middle[-1]:.2f}×; the worst candidate of any is {max(map(max, curves_)):.1f}×."
     )
 
     def plot(axes: Axes) -> None:
@@ -154,7 +171,7 @@ def shape(landscapes: Sequence[Landscape]) -> Figure:
         axes.set_ylabel("time over the optimum's")
         heading(axes, title)
 
-    return draw(f"fig-landscape-{slug(landscapes[0].kernel)}-{kind}", title, description, (WIDTH, 3.3), plot)
+    return draw(f"fig-landscape-{slug(title)}", title, description, (WIDTH, 3.3), plot)
 
 
 def at(ordered: Sequence[float], share: float) -> float:

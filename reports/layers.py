@@ -86,7 +86,13 @@ def stacks(own: Sequence[Answer]) -> list[Stack]:
         made.append(Stack(f"{answer.sparsity} ours: {', '.join(answer.ours)}", ours))
         made.append(Stack(f"{answer.sparsity} strongest: {', '.join(answer.theirs)}", theirs))
     plain = {item.case.record.layer: us for item in own[0].items if (us := _bf16(item.case.record.result("dense-bf16")))}
-    return [*made, Stack("dense-bf16", plain)] if len(plain) == len(BLOCK) else made
+    return [*made, Stack(_plain_name(own[0]), plain)] if len(plain) == len(BLOCK) else made
+
+
+def _plain_name(answer: Answer) -> str:
+    """Dense bf16 with what it was given: times differ by the values of the weight, and a training step of it does not quantize."""
+    found = [result for item in answer.items if (result := item.case.record.result("dense-bf16"))]
+    return f"dense-bf16, {f'the {answer.sparsity} weight' if all(one.exact for one in found) else 'nothing quantized'}"
 
 
 def _bf16(result: Result | None) -> float | None:

@@ -112,7 +112,7 @@ def figure(values: Sequence[UnderData]) -> Figure:
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0, labelcolor=INK)
         axes.set_xlabel("TOPS, more is better")
-        heading(axes, title, left=-0.6)
+        heading(axes, title, left=None)
 
     return draw("fig-operands", title, f"{title}. {told}.", (WIDTH, 1.4 + 0.26 * len(labels)), plot)
 

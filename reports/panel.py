@@ -76,8 +76,9 @@ def _row(row: Sequence[object], classes: Sequence[Markup]) -> Markup:
 
 
 def _wrap(cell: object) -> Markup:
-    """Sentences wrap, names do not."""
-    return Markup(' class="w"') if not isinstance(cell, Markup) and len(str(cell)) > SENTENCE else Markup("")
+    """Sentences wrap, names do not; nor does markup that is not longer than a line."""
+    length, most = (len(cell.striptags()), 2 * SENTENCE) if isinstance(cell, Markup) else (len(str(cell)), SENTENCE)
+    return Markup(' class="w"') if length > most else Markup("")
 
 
 def folded(summary: str, content: Markup) -> Markup:

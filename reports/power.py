@@ -99,7 +99,8 @@ def name_of(case: Case) -> str:
     if problem.out_features == problem.in_features == problem.tokens and record.model in ("", record.suite):
         return f"{problem.tokens}³ {problem.sparsity}"
     layer = record.layer.removesuffix(f" ({record.data} data)")
-    return " ".join(word for word in (record.model, layer, str(problem.sparsity)) if word) + f", {problem.tokens} tokens"
+    tokens = f"{problem.tokens} {'token' if problem.tokens == 1 else 'tokens'}"
+    return " ".join(word for word in (record.model, layer, str(problem.sparsity)) if word) + f", {tokens}"
 
 
 def load_of(case: Case, result: Result) -> Load:

@@ -11,9 +11,11 @@ from reports.load import Case, Results
 from reports.power import Pair
 from reports.svg import GRID, MARKERS, MUTED, SERIES, Figure, draw
 from suites.record import Result
-from suites.statistics import Ratio, time_us
+from suites.statistics import Ratio, joules_per_call, time_us
 
 MOST_KERNELS = 6
+OURS = 100
+"""The weight of a kernel of ours, beyond any number of cases of a baseline."""
 
 
 def drawings(results: Results, compared: Sequence[Pair], name: Callable[[Case], str]) -> list[Figure]:
@@ -44,34 +46,49 @@ def _ratios(rival: str, own: Sequence[Pair], name: Callable[[Case], str]) -> Fig
         ratio_axis(axes, min(every), max(every), vertical=False)
         _rows(axes, [label for label, *_ in rows])
         axes.set_xlabel("times as fast, ours over it")
-        heading(axes, title, left=-0.45)
+        heading(axes, title, left=None)
 
     return draw(f"fig-both-{slug(rival)}", title, f"{title}, interleaved and sustained. {told}.", (WIDTH, 1.5 + 0.24 * len(rows)), plot)
 
 
 def _rates(results: Results, name: Callable[[Case], str]) -> list[Figure]:
-    """Rate and joules of the sustained cases, our fastest kernels first."""
+    """Rate and joules of the sustained cases, per operation; where few tokens wait for the weight, time and joules per call."""
     cases = [case for case in results.measured if case.record.state == "sustained" and case.usual]
-    marked: dict[str, int] = {}
-    for case in cases:
-        for result in case.record.results:
-            if result.blocks and result.status == "ok" and (result.exact or result.kind == "baseline"):
-                marked[result.kernel] = marked.get(result.kernel, 0) + (100 if result.kind == "variant" else 1)
-    kernels = sorted(marked, key=lambda name: (-marked[name], name))[:MOST_KERNELS]
-    ours = [name for name in kernels if marked[name] >= 100]
-    labels = [(name(case), case) for case in cases]
+    many = [case for case in cases if case.record.suite != "decode"]
+    few = [case for case in cases if case.record.suite == "decode"]
 
     def tops(case: Case, result: Result) -> float | None:
         us = time_us(result)
         return case.tops(us) if us else None
 
-    def joules(case: Case, result: Result) -> float | None:
-        return case.joules_per_top(result)
+    def microseconds(_: Case, result: Result) -> float | None:
+        return time_us(result)
 
-    return [
-        by_case("fig-sustained-rate", "Sustained rate", labels, kernels, ours, tops, "TOPS, more is better"),
-        by_case("fig-sustained-energy", "Energy", labels, kernels, ours, joules, "J per 10¹² operations, less is better"),
+    def millijoules(_: Case, result: Result) -> float | None:
+        joules = joules_per_call(result)
+        return 1e3 * joules if joules is not None else None
+
+    plans = [
+        ("fig-sustained-rate", "Sustained rate", many, tops, "TOPS, more is better"),
+        ("fig-sustained-energy", "Energy", many, Case.joules_per_top, "J per 10¹² operations, less is better"),
+        ("fig-sustained-time-few", "Sustained time, few tokens", few, microseconds, "µs a call, less is better"),
+        ("fig-sustained-energy-few", "Energy, few tokens", few, millijoules, "mJ a call, less is better"),
     ]
+    return [
+        by_case(figure_id, title, [(name(case), case) for case in own], *_marked(own), value, label)
+        for figure_id, title, own, value, label in plans if own
+    ]
+
+
+def _marked(cases: Sequence[Case]) -> tuple[list[str], list[str]]:
+    """The kernels that a figure of these cases shows, ours first, of each side those of most cases; and which of them are ours."""
+    counted: dict[str, int] = {}
+    for case in cases:
+        for result in case.record.results:
+            if result.blocks and result.status == "ok" and (result.exact or result.kind == "baseline"):
+                counted[result.kernel] = counted.get(result.kernel, 0) + (OURS if result.kind == "variant" else 1)
+    kernels = sorted(counted, key=lambda name: (-counted[name], name))[:MOST_KERNELS]
+    return kernels, [name for name in kernels if counted[name] >= OURS]
 
 
 def by_case(
@@ -95,7 +112,7 @@ def by_case(
         axes.set_xlim(left=0)
         _rows(axes, [label for label, _ in rows])
         axes.set_xlabel(xlabel)
-        heading(axes, title, left=-0.45)
+        heading(axes, title, left=None)
         axes.grid(color=GRID, axis="both")
 
     return draw(figure_id, title, f"{title}, {xlabel}. {told}.", (WIDTH, 1.3 + 0.16 * len(kernels) + 0.24 * len(rows)), plot)

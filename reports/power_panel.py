@@ -58,22 +58,22 @@ def _apart(twins: Sequence[Pair]) -> str:
 
 def _summary(compared: Sequence[Pair]) -> Markup:
     head = (
-        "Weights", "Over", "Cases", "Interleaved", "Sustained", "Least", "Most", "Our clock", "Our W", "Their W", "Our J/10¹²",
+        "Weights", "Ours", "Over", "Cases", "Interleaved", "Sustained", "Least", "Most", "Our clock", "Our W", "Their W", "Our J/10¹²",
         "Their J/10¹²",
     )
-    grouped: dict[tuple[str, str], list[Pair]] = {}
+    grouped: dict[tuple[str, str, str], list[Pair]] = {}
     for pair in compared:
-        grouped.setdefault((str(pair.case.problem.sparsity), pair.theirs.kernel), []).append(pair)
+        grouped.setdefault((str(pair.case.problem.sparsity), pair.ours.kernel, pair.theirs.kernel), []).append(pair)
     rows = [_summed(*key, own) for key, own in sorted(grouped.items())]
-    return table("Interleaved and sustained ratios by baseline, geometric means", head, rows, (0, 1))
+    return table("Interleaved and sustained ratios by baseline, geometric means", head, rows, (0, 1, 2))
 
 
-def _summed(sparsity: str, kernel: str, own: Sequence[Pair]) -> tuple[object, ...]:
+def _summed(sparsity: str, kernel: str, rival: str, own: Sequence[Pair]) -> tuple[object, ...]:
     ours, theirs = [load_of(p.case, p.ours) for p in own], [load_of(p.case, p.theirs) for p in own]
     values = [pair.sustained.value for pair in own]
     clocks = geomean([clock for pair in own if (clock := pair.clocks)])
     return (
-        sparsity, f"{kernel} ({own[0].ours.kernel})", len(own), _times([p.interleaved.value for p in own if p.interleaved]), _times(values),
+        sparsity, kernel, rival, len(own), _times([p.interleaved.value for p in own if p.interleaved]), _times(values),
         f"{min(values):.2f}×", f"{max(values):.2f}×", f"{clocks - 1:+.1%}" if clocks == clocks else "–",
         _middle([one.watts for one in ours]), _middle([one.watts for one in theirs]),
         _middle([one.joules for one in ours], 3), _middle([one.joules for one in theirs], 3),

@@ -128,6 +128,6 @@ def _spread(found: list[Any]) -> str:
     numbers = [value for value in found if isinstance(value, (int, float)) and not isinstance(value, bool)]
     if len(numbers) == len(found):
         low, middle, high = min(numbers), float(np.median(numbers)), max(numbers)
-        return f"{low:g}" if low == high else f"{low:g} to {high:g}, median {middle:g}"
+        return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}, median {middle:.4g}"
     counts = sorted(_count(str(value) or "none" for value in found).items(), key=lambda item: (-item[1], item[0]))
     return "; ".join(f"{name} ({count})" for name, count in counts[:8]) + ("; …" if len(counts) > 8 else "")
