@@ -18,7 +18,7 @@ from pathlib import Path
 from autotune import options as arguments
 from autotune.conditions import library_versions
 from autotune.early import Forecast, Plan
-from autotune.executor import LocalSlot, Slot, local_slots
+from autotune.executor import LocalSlot, Slot, SlotLost, local_slots
 from autotune.pool import CompilePool
 from autotune.search import Budget
 from autotune.tools import TRIAL_SECONDS
@@ -128,6 +128,19 @@ class Beginning:
                 raise NoGpu(f"the GPU cannot be asked: {models}")
             self._models = list(models)
         return self._models
+
+    def versions(self, slots: Sequence[Slot]) -> Mapping[str, str | None]:
+        """Of the libraries where candidates run: here, or on the cluster, whose nodes have a driver where this machine may have none."""
+        if not self._options.ray:
+            return self._around.versions()
+        try:
+            found = slots[0].call("autotune.conditions:library_versions", (), ASK_SECONDS)
+        except SlotLost as error:
+            raise NoGpu(f"the cluster cannot be asked: {error}") from None
+        if isinstance(found, Failure):
+            raise NoGpu(f"the cluster cannot be asked: {found}")
+        versions: Mapping[str, str | None] = found
+        return versions
 
     def slots(self, gpu: Gpu) -> list[Slot]:
         """Where candidates run: on the cluster, on the devices that were named, or on all of this machine's of the model."""

@@ -68,7 +68,9 @@ class RaySlot:
             if self._actor is None:
                 self._start()
             kind, value = self._ray.get(self._actor.call.remote(function, arguments, timeout))
-        except (self._ray.exceptions.RayActorError, self._ray.exceptions.NodeDiedError) as error:
+        except self._ray.exceptions.RayTaskError:
+            raise  # of the code here, not of the cluster
+        except self._ray.exceptions.RayError as error:
             self._actor = None
             raise SlotLost(f"the node is lost: {type(error).__name__}: {str(error).strip().splitlines()[-1]}") from None
         if kind == "raise":

@@ -108,7 +108,7 @@ def _compile(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, pool: C
 def _tune(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, around: Surroundings, budget: Budget, begun: Beginning) -> int:
     slots = begun.slots(gpu)
     folder, table = around.runs / f"tune-{gpu.name}", around.table or path_of(gpu)
-    versions, known = around.versions(), all_known(table)
+    versions, known = begun.versions(slots), all_known(table)
     brief = budget.seconds is not None and budget.seconds * len(slots) < BRIEF_SECONDS * len(jobs)
     jobs = _left(jobs, table, versions) if brief and options.resume else jobs
     with ExitStack() as stack:
