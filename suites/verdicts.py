@@ -6,6 +6,7 @@ import html
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -14,7 +15,10 @@ from suites.calibration import EXCLUDED
 if TYPE_CHECKING:
     from suites.settling import Judgement
 
-LOUD = ("WRONG", "MISSING", "INCONCLUSIVE", "REGRESSED", "IMPROVED")
+LOUD = ("WRONG", "REGRESSED", "MISSING", "INCONCLUSIVE", "IMPROVED")
+"""What is told one by one, in this order."""
+MOST_CHARACTERS = 60_000
+"""Of a summary: a comment on GitHub holds 65,536, and one that is longer is not made at all."""
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -36,24 +40,32 @@ def limits(judgements: Sequence[Judgement]) -> str:
     return f"{len(tests)} calibrated comparisons ({borrowed} with borrowed limits, {coarse} that may miss {EXCLUDED:.0%} slower){rest}"
 
 
+def loud(judgements: Sequence[Judgement]) -> list[Judgement]:
+    """What is not plain PASS or NEW, the worst first."""
+    return sorted((own for own in judgements if own.verdict in LOUD), key=lambda own: LOUD.index(own.verdict))
+
+
 def show(judgements: Sequence[Judgement]) -> None:
-    """Print every verdict that is not plain PASS or NEW, then the counts."""
-    for judgement in judgements:
-        if judgement.verdict in LOUD:
-            print(f"{judgement.verdict:12} {judgement.key} {judgement.kernel}: {_line(judgement.detail)}")
+    """Print every verdict that is not plain PASS or NEW, the worst first, then the counts."""
+    for judgement in loud(judgements):
+        print(f"{judgement.verdict:12} {judgement.key} {judgement.kernel}: {_line(judgement.detail)}")
     if limits(judgements):
         print(f"suites.gate: {limits(judgements)}")
     print(f"suites.gate: {counts(judgements)}")
 
 
 def markdown(judgements: Sequence[Judgement], gpu: str) -> str:
-    """A summary with a table of what is not plain PASS or NEW."""
+    """A summary with a table of what is not plain PASS or NEW, the worst first, cut where a comment on GitHub would not hold it."""
     lines = [f"## TerSparse gate, {_cell(gpu)}", "", counts(judgements), ""]
     lines += [limits(judgements), ""] if limits(judgements) else []
-    loud = [judgement for judgement in judgements if judgement.verdict in LOUD]
-    if loud:
-        lines += ["| verdict | case | kernel | detail |", "|---|---|---|---|"]
-        lines += [f"| {j.verdict} | {_cell(j.key)} | {_cell(j.kernel)} | {_cell(j.detail)} |" for j in loud]
+    told = loud(judgements)
+    rows = [f"| {j.verdict} | {_cell(j.key)} | {_cell(j.kernel)} | {_cell(j.detail)} |" for j in told]
+    sizes = accumulate(len(row) + 1 for row in rows)
+    kept = [row for row, size in zip(rows, sizes, strict=True) if size <= MOST_CHARACTERS]
+    if rows:
+        lines += ["| verdict | case | kernel | detail |", "|---|---|---|---|", *kept]
+    if len(kept) < len(rows):
+        lines += ["", f"and {len(rows) - len(kept)} more; the JUnit file has them all"]
     return "\n".join(lines) + "\n"
 
 

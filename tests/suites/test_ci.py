@@ -6,10 +6,11 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
-from suites import calibrate, gate
+from suites import calibrate, gate, verdicts
 from suites.arguments import parser
 from suites.command import PRECEDENCE
 from tests.suites.fakes import measure
@@ -79,6 +80,42 @@ def test_forks_never_reach_the_runner(repository: Path) -> None:
     assert "pull_request_target" not in text
     commands = re.findall(r"run: (.*)", text)
     assert not [line for line in commands if "${{" in line], "what a user typed reaches the shell only through the environment"
+
+
+GH = """#!/bin/sh
+echo "$@" >> "$OUT/calls"
+case "$*" in *--paginate*) printf "$FOUND" ;; esac
+"""
+
+
+@pytest.mark.parametrize(("found", "call"), [
+    ("", "--method POST repos/o/r/issues/7/comments"), ("11\\n12\\n", "--method PATCH repos/o/r/issues/comments/12"), (None, ""),
+])
+def test_one_comment_is_made_and_then_rewritten(found: str | None, call: str, tmp_path: Path, repository: Path) -> None:
+    """As the step of gpu.yml does it, with another `gh`; a run that left no summary (None) is not told."""
+    text = (repository / ".github" / "workflows" / "gpu.yml").read_text()
+    (step,) = re.findall(r"- name: Comment on the pull request\n.*?run: \|\n(.*?)\n      - ", text, re.DOTALL)
+    (tmp_path / "gh").write_text(GH)
+    (tmp_path / "gh").chmod(0o755)
+    if found is not None:
+        (tmp_path / "summary.md").write_text("## TerSparse gate, h200\n")
+    environment = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin", "OUT": str(tmp_path), "GITHUB_REPOSITORY": "o/r", "NUMBER": "7", "FOUND": found or "",
+    }
+    subprocess.run(["bash", "-e", "-c", dedent(step)], env=environment, check=True, timeout=30)
+    calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
+    assert [line for line in calls if "--method" in line] == ([f"api --silent {call} -F body=@{tmp_path}/summary.md"] if call else [])
+    head = verdicts.markdown((), "h200").splitlines()[0]
+    assert all(head.startswith(own) for own in re.findall(r'startswith\("(.*?)"\)', step)), "it finds what the gate writes"
+
+
+def test_runs_that_measure_nothing_displace_none(repository: Path) -> None:
+    """A group for the whole workflow would be entered by every unlabelled pull request, and its one waiting place be taken from a push."""
+    head, _, jobs = (repository / ".github" / "workflows" / "gpu.yml").read_text().partition("\njobs:\n")
+    assert "concurrency" not in head
+    (group,) = re.findall(r"group: (.*)", jobs)
+    assert "pull_request.number" in group
+    assert "github.run_id" in group
 
 
 def test_the_gate_finds_the_gpu_of_its_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

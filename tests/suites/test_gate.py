@@ -156,6 +156,21 @@ def test_markdown_escapes() -> None:
     assert "not calibrated: 1 comparisons" in verdicts.markdown(plain, "h200")
 
 
+def test_a_summary_fits_a_comment_and_tells_the_worst_first(capsys: pytest.CaptureFixture[str]) -> None:
+    """GitHub refuses a comment of more than 65,536 characters as a whole."""
+    many = [*(Judgement(f"case/{i}", "ours", "INCONCLUSIVE", "x|" * 60) for i in range(2000)),
+            Judgement("last", "ours", "REGRESSED", "slow")]
+    text = verdicts.markdown(many, "h200")
+    assert len(text) < 65_536
+    rows = [line for line in text.splitlines() if line.startswith("| ")][1:]
+    assert rows[0] == "| REGRESSED | last | ours | slow |"
+    assert text.endswith(f"and {2001 - len(rows)} more; the JUnit file has them all\n")
+    verdicts.show(many)
+    assert capsys.readouterr().out.startswith("REGRESSED    last ours: slow\n")
+    assert verdicts.markdown(many[:9], "h200").count("| INCONCLUSIVE |") == 9
+    assert "more;" not in verdicts.markdown(many[:9], "h200")
+
+
 def test_the_files_are_written(tmp_path: Path) -> None:
     assert measure(tmp_path / "run") == 0
     line = ["--gpu", "h200", "--run", str(tmp_path / "run"), "--accepted", str(tmp_path / "none.jsonl")]
