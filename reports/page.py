@@ -22,6 +22,7 @@ from reports import (
     learning_panel,
     memory,
     model_step,
+    names,
     operands,
     power_panel,
     provenance,
@@ -43,7 +44,7 @@ from reports.two_runs import two_runs
 
 PANELS: tuple[PanelFunction, ...] = (
     ceilings.panel, power_panel.panel, operands.panel, layers.panel, model_step.panel, learning_panel.panel,
-    breakeven.panel, memory.panel, scatter.panel, gate_limits.panel, landscape.panel, compiled.panel,
+    breakeven.panel, memory.panel, scatter.panel, gate_limits.panel, landscape.panel, compiled.panel, names.panel,
 )  # fmt: skip
 """The sections that are a module each, in the order of the page; one without data is left out."""
 
