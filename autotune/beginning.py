@@ -150,12 +150,12 @@ class Beginning:
 
             return ray_slots(gpu, None if options.ray == "auto" else options.ray)
         if options.device:
-            devices: Sequence[str] = [f"cuda:{index}" for index in options.device]
+            devices: Sequence[str] = [f"cuda:{index}" for index in dict.fromkeys(options.device)]
         elif self._around.devices is not None:
             devices = self._around.devices(gpu)
         else:
             devices = [f"cuda:{index}" for index, model in enumerate(self._asked()) if model.name == gpu.name]
-        made = local_slots(list(dict.fromkeys(devices)), self._slot)
+        made = local_slots(devices, self._slot)
         if self._slot not in made:  # the first device is of another model
             self._slot.close()
         return made

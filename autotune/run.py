@@ -110,7 +110,7 @@ def _tune(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, around: Su
     folder, table = around.runs / f"tune-{gpu.name}", around.table or path_of(gpu)
     versions, known = begun.versions(slots), all_known(table)
     brief = budget.seconds is not None and budget.seconds * len(slots) < BRIEF_SECONDS * len(jobs)
-    jobs = _left(jobs, table, versions) if brief and options.resume else jobs
+    asked, jobs = len(jobs), _left(jobs, table, versions) if brief and options.resume else jobs
     with ExitStack() as stack:
         stack.enter_context(FolderLock(folder))
         journal = Journal(folder / "journal.jsonl", options.resume)
@@ -124,8 +124,8 @@ def _tune(options: argparse.Namespace, jobs: Sequence[Job], gpu: Gpu, around: Su
         tools = Tools(journal, poison, begun.pool, search, shown, around.trial_seconds, threading.Event(), around.functions, brief)
         tools.evaluations = math.inf if budget.evaluations is None else budget.evaluations
         usage = Usage(_command(options), len(jobs), len(slots), tools)
-        if options.resume:
-            usage.earlier(read_table(table).made)
+        if options.resume and arguments.whole(options):
+            usage.earlier(read_table(table).made, asked - len(jobs))
         stack.callback(usage.write, folder / "last.json")
         for outcome in Tuner(tools, table, versions, known, partial(usage.add, told=arguments.whole(options))).run(jobs, slots, budget):
             shown.say(f"[{len(usage.outcomes)}/{len(jobs)}, {shown.left()}] {_line(outcome)}")

@@ -14,10 +14,14 @@ from typing import Any
 from autotune.session import Outcome
 from autotune.tools import Tools
 
+TIMES = ("seconds", "device_seconds", "compiled", "compile_seconds")
+"""What `Usage.plain` tells of the work that was done, also where it is not asked for again."""
+
 
 @dataclass
 class Usage:
-    """Of a run. command: its command line. cases, devices: how many. outcomes: so far. before: seconds of the runs that it resumes."""
+    """Of a run. command: its command line. cases, devices: how many. outcomes: so far. before: figures of the runs that it goes on with.
+    done: cases that these have done and that it does not ask for again."""
 
     command: str
     cases: int
@@ -25,12 +29,14 @@ class Usage:
     tools: Tools
     started: float = field(default_factory=time.monotonic)
     outcomes: list[Outcome] = field(default_factory=list)
-    before: float = 0.0
+    before: Mapping[str, float] = field(default_factory=dict)
+    done: int = 0
 
-    def earlier(self, made: Mapping[str, Any]) -> None:
-        """Count the time of the run that this one goes on with."""
-        seconds = made.get("seconds", 0.0)
-        self.before = float(seconds) if isinstance(seconds, (int, float)) else 0.0
+    def earlier(self, made: Mapping[str, Any], done: int) -> None:
+        """Go on with the figures of a run: its times, and its candidates where their cases, so many, are not asked for again."""
+        names = (*TIMES, "evaluated") if done else TIMES
+        self.before = {name: made[name] for name in names if isinstance(made.get(name), (int, float))}
+        self.done = done
 
     def add(self, outcome: Outcome, told: bool = False) -> dict[str, Any] | None:
         """One more. Returns `plain` where it is told to."""
@@ -40,19 +46,20 @@ class Usage:
     @property
     def seconds(self) -> float:
         """Wall time so far, of earlier runs too."""
-        return self.before + time.monotonic() - self.started
+        return self.before.get("seconds", 0.0) + time.monotonic() - self.started
 
     def plain(self) -> dict[str, Any]:
         """As JSON data. device_seconds: that the devices' processes worked on candidates; compile_seconds: that compiling took, summed over
         `compilers` processes; evaluated: candidates with an outcome."""
-        pool = self.tools.pool
+        pool, before = self.tools.pool, self.before
         return {
             "command": self.command, "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
-            "seconds": round(self.seconds, 1), "devices": self.devices, "device_seconds": round(self.tools.busy, 1),
-            "compilers": pool.processes if pool else 0, "compiled": pool.done if pool else 0,
-            "compile_seconds": round(pool.busy, 1) if pool else 0.0, "cases": self.cases,
-            "complete": sum(outcome.complete for outcome in self.outcomes),
-            "evaluated": sum(outcome.found.evaluated for outcome in self.outcomes),
+            "seconds": round(self.seconds, 1), "devices": self.devices,
+            "device_seconds": round(before.get("device_seconds", 0.0) + self.tools.busy, 1),
+            "compilers": pool.processes if pool else 0, "compiled": before.get("compiled", 0) + (pool.done if pool else 0),
+            "compile_seconds": round(before.get("compile_seconds", 0.0) + (pool.busy if pool else 0.0), 1),
+            "cases": self.done + self.cases, "complete": self.done + sum(outcome.complete for outcome in self.outcomes),
+            "evaluated": before.get("evaluated", 0) + sum(outcome.found.evaluated for outcome in self.outcomes),
         }
 
     def write(self, path: Path) -> None:
