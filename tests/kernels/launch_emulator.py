@@ -25,8 +25,6 @@ from tests.kernels.cluster_emulator import DEVICE, SHARED, Barrier, ClusterBarri
 from tests.kernels.ptx_emulator import Array
 from tests.kernels.wgmma_emulator import Threads, swizzled
 
-PATIENCE = 20.0
-"""Seconds for which a part of a launch waits for the others."""
 CONSUMER, PRODUCER = 256, 128
 """Threads of the two parts of a program."""
 
@@ -44,6 +42,8 @@ class Launch:
     def __init__(self, programs: int, cluster: int, late: bool, descriptors: dict[str, Any]) -> None:
         self.programs, self.cluster, self.late, self.descriptors = programs, cluster, late, descriptors
         self.turn = threading.Condition()
+        self.turns, self.left = 0, 0
+        self.waiting: list[Callable[[], bool]] = []
         self.texts = {name: cache(value) for name, value in vars(kernel).items() if isinstance(value, ConstexprFunction)}
         self.failures: list[BaseException] = []
         self.parts, self.end = [np.full(programs * SHARED, 0x5A, np.uint8)], 0
@@ -72,6 +72,7 @@ class Launch:
     def run(self) -> None:
         """All parts of all programs, then what they wrote back to the tensors."""
         actors = [actor for block in self.blocks for actor in block.actors]
+        self.left = len(actors)
         with ThreadPoolExecutor(len(actors)) as pool:
             for actor in actors:
                 pool.submit(self._take_turns, actor)
@@ -96,19 +97,28 @@ class Launch:
             except BaseException as failure:  # kept for the launch's caller; the first is the cause of the others
                 self.failures.append(failure)
             finally:
-                self.turn.notify_all()
+                self.left -= 1
+                self._pass_on()
 
     def until(self, condition: Callable[[], bool]) -> None:
-        """Let others run until the condition holds."""
-        self.turn.notify_all()
-        assert self.turn.wait_for(lambda: bool(self.failures) or condition(), PATIENCE), "waited in vain"
+        """Let others run until the condition holds; in vain where all that are left wait, and no condition of theirs holds."""
+        self._pass_on()
+        self.waiting.append(condition)
+        while not (self.failures or condition()):
+            assert len(self.waiting) < self.left or any(own() for own in self.waiting), "waited in vain"
+            self.turn.wait()
+        self.waiting.remove(condition)
         assert not self.failures, "another part of the launch failed"
 
     def pause(self) -> None:
         """Let others run once."""
+        after = self.turns + 2  # of which one is this part's own
+        self.until(lambda: self.turns >= after)
+
+    def _pass_on(self) -> None:
+        """Wake those that wait: something may have changed."""
+        self.turns += 1
         self.turn.notify_all()
-        assert self.turn.wait(PATIENCE), "waited in vain"
-        assert not self.failures, "another part of the launch failed"
 
 
 class Block:
