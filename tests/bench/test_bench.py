@@ -15,7 +15,7 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from suites.case import Case
-from suites.quality import case_refusals
+from suites.quality import IMPOSSIBLE, case_refusals
 from suites.record import Result
 from suites.statistics import speedup, strongest, time_us
 from tests.bench.conftest import Measured
@@ -49,6 +49,9 @@ def test_case(case: Case, kernel: str, measured: Measured, benchmark: BenchmarkF
         pytest.fail(f"{result.stage}: {result.reason}", pytrace=False)
     if result.status != "ok":
         pytest.skip(f"{result.stage}: {result.reason}")
+    refused = [*map(str, case_refusals(record)), *filter(None, [result.notes.get(IMPOSSIBLE)])]
+    if refused:
+        pytest.fail(f"refused: {'; '.join(refused)}", pytrace=False)
     benchmark.group = case.key
     benchmark.extra_info.update(facts(result))
     theirs = strongest(record)
@@ -57,7 +60,6 @@ def test_case(case: Case, kernel: str, measured: Measured, benchmark: BenchmarkF
         benchmark.extra_info.update(over=theirs.kernel, speedup=ratio.value, speedup_low=ratio.low, speedup_high=ratio.high)
     if record.operations:
         benchmark.extra_info["tops"] = record.operations / (time_us(result) or float("nan")) / 1e6
-    benchmark.extra_info["refused"] = [str(refusal) for refusal in case_refusals(record)]
     DEVICE_TIME.samples = iter(result.samples_us)
     rounds = len(result.samples_us) if benchmark.enabled else 1
     benchmark.pedantic(DEVICE_TIME.pass_by, rounds=rounds, iterations=1, warmup_rounds=0)

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from suites.on_gpu import Lab
+from tests.bench.conftest import chosen
 from tests.patience import PATIENCE
+from tests.suites.fakes import lab
 
 CASES = "--suite prefill --shape 16x32 --tokens 4 8 --sparsity 2:4"
 
@@ -53,4 +56,30 @@ def test_without_a_gpu_it_skips_with_the_reason(repository: Path) -> None:
 def test_unknown_cases(repository: Path) -> None:
     done = bench(repository, "--cases", "--suite nonsense")
     assert done.returncode != 0
-    assert "unknown suite 'nonsense'" in done.stdout + done.stderr
+    assert "--cases: unknown suite 'nonsense'" in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("cases", "says"), [
+    ("--kernel nonsense", "unknown kernel 'nonsense'; allowed here: ours, theirs"), ("'x", "No closing quotation"),
+    ("--state sustained", "unrecognized arguments: --state sustained"), ("--help", "unrecognized arguments: --help"),
+])
+def test_what_is_no_choice_of_cases(cases: str, says: str) -> None:
+    class Config:
+        def getoption(self, name: str, default: object = None) -> object:
+            return {"--cases": f"{CASES} {cases}", "--lab": "tests.suites.fakes:lab"}[name]
+
+    with pytest.raises(pytest.UsageError, match=f"--cases: {says}"):
+        chosen(Config())  # type: ignore[arg-type]  # all that it asks of a pytest.Config
+
+
+def test_what_is_refused_is_no_benchmark(tmp_path: Path, repository: Path) -> None:
+    file = tmp_path / "gpu.json"
+    done = bench(repository, "--lab", "tests.suites.test_bench_json:throttled", "--cases", CASES, f"--benchmark-json={file}")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "refused: throttled: " in done.stdout
+    assert not file.exists() or json.loads(file.read_text())["benchmarks"] == []
+
+
+def throttled() -> Lab:
+    """A device that slows down."""
+    return lab(throttle=0x40)
