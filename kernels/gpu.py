@@ -55,10 +55,11 @@ def _peak(bf16: float, int8: float, fp8: float = 0.0) -> dict[str, float]:
 
 # NVIDIA's datasheets, dense rates (half of the printed ones, which count 2:4 zeros): "A100 Tensor Core GPU" (2022; the SXM modules),
 # "A10 Tensor Core GPU" (2021), "L4 Tensor Core GPU" (2023), "L40S" (2023), "H100 Tensor Core GPU" (2023; SXM5 and PCIe), "H200 Tensor
-# Core GPU" (2024; SXM5), "DGX B200" (2024, an eighth of its eight GPUs). RTX cards: the whitepapers "NVIDIA Ampere GA102 GPU Architecture"
-# (2020) and "NVIDIA Ada GPU Architecture" (2022), bf16 and fp8 with float32 accumulation. Multiprocessors, L2 sizes and boost clocks from
-# the architecture whitepapers of A100, GA102, Ada and H100; the H200's L2 as its driver reports it, the B200's L2, multiprocessors and
-# clock (peak / per-multiprocessor rate) from NVIDIA's published Blackwell material. The names are what the driver calls the devices.
+# Core GPU" (2024; SXM5), "DGX B200" and "HGX B200" (2024, an eighth of eight GPUs). RTX cards: the whitepapers "NVIDIA Ampere GA102 GPU
+# Architecture" (2020) and "NVIDIA Ada GPU Architecture" (2022), bf16 and fp8 with float32 accumulation. Multiprocessors, L2 sizes and
+# boost clocks from the architecture whitepapers of A100, GA102, Ada and H100; the H200's L2 as its driver reports it, the B200's L2,
+# multiprocessors and clock (peak / per-multiprocessor rate) from NVIDIA's published Blackwell material. The names are what the driver
+# calls the devices.
 GPUS: tuple[Gpu, ...] = (
     Gpu("a100", r"A100.*80GB", 80, 108, 40 * MIB, _AMPERE, 80, 2.039e12, _peak(312, 624), 400, clock_mhz=1410),
     Gpu("a100-40gb", r"A100.*40GB", 80, 108, 40 * MIB, _AMPERE, 40, 1.555e12, _peak(312, 624), 400, clock_mhz=1410),

@@ -106,7 +106,8 @@ class BitLinear(nn.Linear):
         return evaluate(*arguments) if direct(x, weight) else bitlinear_eval(*arguments)
 
     def chosen(self, tokens: int, training: bool = True) -> Choice:
-        """The kernels that this many tokens run, by name, on the device of the weight: in training, or in evaluation."""
+        """The kernels that this many tokens in bf16 run, by name, on the device of the weight: in training, or in evaluation. For a weight
+        on a CPU, where the reference computes instead, those that Triton's interpreter would run."""
         op: Op = "step" if training else "layer"
         problem = Problem(op, self.out_features, self.in_features, tokens, self.sparsity, tuple(self.splits))
         return chosen(problem, self.weight.device.index, self.variants)

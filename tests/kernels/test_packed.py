@@ -140,6 +140,7 @@ def test_every_flipped_data_byte_is_noticed(tmp_path: Path) -> None:
     ({"layout": "sparse24"}, "layout sparse24"),
     ({"splits": "3,x"}, "damaged metadata"),
     ({"splits": "3,5"}, "need contiguous uint8"),
+    ({"splits": "9,-2"}, "no split has less than 0 rows"),
     ({"in_features": "-"}, "damaged metadata"),
     ({"in_features": "512"}, "checksum"),
     ({"sparsity": "3:7"}, "unknown sparsity"),
