@@ -29,11 +29,12 @@ from autotune.coverage import coverage, told_of
 from autotune.explain import explain
 from autotune.job import COPIES, Job
 from autotune.journal import Journal, PoisonList
+from autotune.keeping import Outcome
 from autotune.live import view
 from autotune.lock import FolderLock
 from autotune.pool import CompilePool
 from autotune.search import Budget, strategy
-from autotune.session import Outcome, Tuner
+from autotune.session import Tuner
 from autotune.table import key_of, problem_of
 from autotune.task import of_job
 from autotune.tools import Tools

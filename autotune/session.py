@@ -1,14 +1,12 @@
-"""A tuning run: cases spread over the devices, their winners put into the table as they come."""
+"""A tuning run: cases spread over the devices, one after the other on each, as long as the budget lasts."""
 
 from __future__ import annotations
 
 import contextlib
-import datetime
 import math
 import queue
 import statistics
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,57 +14,22 @@ from typing import Any
 
 from autotune.executor import Slot, SlotLost
 from autotune.job import Job
+from autotune.keeping import Keeper, Outcome, entry_of
 from autotune.search import Budget
-from autotune.table import key_of
 from autotune.task import Task, of_job, starts
 from autotune.tools import Stopped, Tools
-from autotune.tuned import sources, write
 from autotune.tuning import Found, Tuning
 from autotune.worker import waking
-from kernels.errors import Failure, TerSparseError
-from kernels.tuned import source_hash
-from kernels.tuned_table import Entry, read_table
+from kernels.errors import TerSparseError
+from kernels.tuned_table import Entry
 
 WAKE_SECONDS = 120.0
 BACKLOG, CASES_AHEAD = 4, 100
 """Compilations waiting per compiling process, and cases beyond those begun, above which no further case is looked at ahead."""
 REMEMBERED = 20
 """The next case of a brief run leaves as much of its time to its finals as the last so many took beyond theirs."""
-WRITE_SHARE = 30.0
-"""After writing the table so many times as long passes before it is written again; the journal has what is lost then."""
 LOST_IN_A_ROW = 3
 """So often a slot may be lost without a case done in between, then it is given up."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A tuned case. entry: as stored, None where there is nothing to store. found: how it came about."""
-
-    job: Job
-    entry: Entry | None
-    found: Found
-
-    @property
-    def complete(self) -> bool:
-        """Whether it was found out what is best."""
-        return self.found.complete
-
-    @property
-    def failures(self) -> tuple[Failure, ...]:
-        """Of candidates, those that were pruned apart."""
-        return tuple(failure for failure in self.found.failures if not failure.reason.startswith("pruned: "))
-
-    @property
-    def pruned(self) -> int:
-        """Candidates that were never run."""
-        return len(self.found.failures) - len(self.failures)
-
-    @property
-    def wrong(self) -> int:
-        """Candidates that computed wrong numbers."""
-        return sum(failure.stage == "wrong" for failure in self.failures)
-
-
 SPENT = Found(False, "the budget was spent")
 
 
@@ -92,10 +55,6 @@ class Tuner:
     _tasks: dict[int, Task] = field(default_factory=dict)
     _begun: set[int] = field(default_factory=set)
     _over: list[float] = field(default_factory=list)
-    _fresh: dict[Any, Entry | None] = field(default_factory=dict)
-    _made: Mapping[str, Any] | None = None
-    _catalogue: str = ""
-    _due: float = 0.0
     _done: queue.SimpleQueue[Outcome | BaseException | None] = field(default_factory=queue.SimpleQueue)
 
     def run(self, jobs: Sequence[Job], slots: Sequence[Slot], budget: Budget) -> Iterator[Outcome]:
@@ -111,6 +70,7 @@ class Tuner:
             over = self._over[-REMEMBERED:] if self.tools.brief else []
             return budget.share(math.ceil((last - number) / len(slots)), statistics.fmean(over) if over else 0.0)
 
+        kept = Keeper(self.table)
         modules = tuple(dict.fromkeys((self.tools.functions, *(job.catalogue for job in jobs))))
         threads = [threading.Thread(target=self._serve, args=(slot, waiting, budget, share, modules), daemon=True) for slot in slots]
         ahead = threading.Thread(target=self._ahead, args=(jobs,), daemon=True)
@@ -120,11 +80,11 @@ class Tuner:
             for outcome in self._outcomes(len(jobs), len(slots)):
                 made = self.made(outcome)
                 if outcome.complete:
-                    self._keep(outcome, made)
+                    kept.keep(outcome, made)
                 yield outcome
         finally:
             try:
-                self._write()
+                kept.write()
             finally:  # whatever keeps the table from being written does not keep the slots
                 self._end(threads, slots)
                 if ahead.is_alive():  # it is not where the run was interrupted before
@@ -223,7 +183,10 @@ class Tuner:
             self._tasks.pop(number, None)
         if own is not None:
             self._over.append(max(0.0, budget.now() - started - own))
-        return Outcome(job, self._entry(job, task, found), found)
+        outcome = Outcome(job, entry_of(job, task, found, self.versions), found)
+        if outcome.complete and outcome.entry is not None:
+            self._found.append(outcome.entry)
+        return outcome
 
     def _task(self, number: int, job: Job) -> Task:
         """The task of a case, made once: enumerating candidates takes a while."""
@@ -231,46 +194,3 @@ class Tuner:
         if task is None:
             task = self._tasks[number] = of_job(job, self.versions, self.known, self.tools.functions)
         return task
-
-    def _entry(self, job: Job, task: Task, found: Found) -> Entry | None:
-        """The winner; an entry that says that the default stays, where that could be timed; None where nothing was found out."""
-        verdict, problem = found.verdict, job.problem
-        better = verdict is not None and verdict.better
-        default_us = _rounded(found.default_us)
-        if not better and (default_us is None or not found.complete):
-            return None
-        stays = Entry(
-            job.kernel, problem.op, problem.out_features, problem.in_features, problem.tokens, str(problem.sparsity), problem.dtype,
-            config={}, us=default_us or 0.0, default_us=default_us, source=source_hash(job.find()), versions=self.versions,
-            date=datetime.datetime.now(datetime.timezone.utc).date().isoformat(), memory_gb=task.gpu.memory_gb,
-            evaluated=(found.evaluated, found.of),
-        )
-        if verdict is None or not verdict.better:
-            return stays
-        ties = tuple(found.points[place] for place in verdict.ties)
-        us = round(verdict.times[verdict.winner], 3)
-        return replace(stays, config=found.points[verdict.winner], us=us, ties=ties, chance=verdict.chance)
-
-    def _keep(self, outcome: Outcome, made: Mapping[str, Any] | None) -> None:
-        """Note what takes the place of what stands in the table; write it unless writing would take more than a small part of the time."""
-        self._fresh[key_of(outcome.job.find(), outcome.job.problem)] = outcome.entry
-        self._catalogue, self._made = outcome.job.catalogue, made or self._made
-        if outcome.entry is not None:
-            self._found.append(outcome.entry)
-        if time.monotonic() >= self._due:
-            self._write()
-
-    def _write(self) -> None:
-        """Put the outcomes since the last time into the table. What no kernel's source of today would ever apply goes from it."""
-        if not self._fresh:
-            return
-        started, table, known = time.monotonic(), read_table(self.table), sources(self._catalogue)
-        kept = [other for other in (*table.entries, *table.stays)
-                if other.key not in self._fresh and other.source == known.get((other.kernel, other.op))]
-        write(self.table, [*kept, *filter(None, self._fresh.values())], self._made or table.made)
-        self._fresh.clear()
-        self._due = time.monotonic() + WRITE_SHARE * (time.monotonic() - started)
-
-
-def _rounded(microseconds: float | None) -> float | None:
-    return None if microseconds is None else round(microseconds, 3)

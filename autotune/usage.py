@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autotune.session import Outcome
+from autotune.keeping import Outcome
 from autotune.tools import Tools
 
 TIMES = ("seconds", "device_seconds", "compiled", "compile_seconds")

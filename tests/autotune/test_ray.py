@@ -13,9 +13,10 @@ import pytest
 from autotune.clock import FakeClock
 from autotune.job import Job
 from autotune.journal import Journal, PoisonList
+from autotune.keeping import Outcome
 from autotune.ray_executor import SHARE, RaySlot, ray_slots
 from autotune.search import Budget
-from autotune.session import Outcome, Tuner
+from autotune.session import Tuner
 from autotune.tools import Tools
 from kernels.errors import Failure, NoGpu, ShapeError, UsageError
 from kernels.gpu import by_name

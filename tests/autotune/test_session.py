@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from autotune.clock import FakeClock
 from autotune.executor import SlotLost
 from autotune.job import Job
 from autotune.journal import Journal, PoisonList
+from autotune.keeping import Keeper
 from autotune.pool import CompilePool
 from autotune.search import Budget
 from autotune.session import Tuner
@@ -45,18 +46,18 @@ class Broken:
         self.closed += 1
 
 
-class Unwritable(Tuner):
-    """Its table cannot be written."""
-
-    def _write(self) -> None:
-        raise OutputError("the disk is full")
+def unwritable(keeper: Keeper) -> None:
+    raise OutputError("the disk is full")
 
 
-@pytest.mark.parametrize(("kind", "error"), [(Tuner, BlockingIOError), (Unwritable, OutputError)])
-def test_an_error_ends_the_run_and_its_threads(kind: type[Tuner], error: type[Exception], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("write", "error"), [(Keeper.write, BlockingIOError), (unwritable, OutputError)])
+def test_an_error_ends_the_run_and_its_threads(
+    write: Callable[[Keeper], None], error: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Keeper, "write", write)
     tools, slot, before = Tools(Journal(tmp_path / "j.jsonl", False), PoisonList(tmp_path / "p.jsonl")), Broken(), {*threading.enumerate()}
     with pytest.raises(error):
-        list(kind(tools, tmp_path / "h200.json", {}).run([JOB], [slot], Budget()))
+        list(Tuner(tools, tmp_path / "h200.json", {}).run([JOB], [slot], Budget()))
     assert slot.closed
     assert tools.stop.is_set()
     assert not {*threading.enumerate()} - before

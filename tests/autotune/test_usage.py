@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from autotune.journal import Journal, PoisonList
-from autotune.session import Outcome
+from autotune.keeping import Outcome
 from autotune.tools import Tools
 from autotune.tuning import Found
 from autotune.usage import Usage
