@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import socket
+import os
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,15 +50,16 @@ def train(wrapped: nn.Module, data: torch.Tensor, rank: int) -> None:
         optimizer.zero_grad()
 
 
-def worker(rank: int, port: int, kind: str) -> None:
+def worker(rank: int, store: Path, kind: str) -> None:
     """One of two processes; raises where its weights are not those of `alone`."""
     warnings.filterwarnings("ignore", "BitLinear runs on the CPU")
     torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # whatever the host's name leads to
     device = "cpu"
     if kind == "nccl":
         device = f"cuda:{rank}"
         torch.cuda.set_device(rank)
-    dist.init_process_group(kind, init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    dist.init_process_group(kind, init_method=store.as_uri(), rank=rank, world_size=2)
     try:
         expected, data = alone(device), batches(device)
         replicated = model_on(device)
@@ -86,18 +88,12 @@ def same(model: nn.Module, expected: nn.Module) -> None:
         torch.testing.assert_close(whole, truth, rtol=1e-5, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def test_two_processes_on_the_cpu() -> None:
-    mp.spawn(worker, (free_port(), "gloo"), nprocs=2)
+def test_two_processes_on_the_cpu(tmp_path: Path) -> None:
+    mp.spawn(worker, (tmp_path / "store", "gloo"), nprocs=2)
 
 
 @pytest.mark.gpu
-def test_two_gpus() -> None:
+def test_two_gpus(tmp_path: Path) -> None:
     if torch.cuda.device_count() < 2:
         pytest.skip("one GPU here")
-    mp.spawn(worker, (free_port(), "nccl"), nprocs=2)
+    mp.spawn(worker, (tmp_path / "store", "nccl"), nprocs=2)
