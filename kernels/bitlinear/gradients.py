@@ -99,7 +99,7 @@ def backward(ctx: Any, dy: torch.Tensor | None, *kept: None) -> tuple[torch.Tens
 
     These have no gradients themselves: after `create_graph`, whoever asks for them gets a UsageError.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if dy is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return _gradients(ctx, dy)
     with torch.no_grad():
         made = _gradients(ctx, dy)
