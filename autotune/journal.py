@@ -93,12 +93,16 @@ class PoisonList:
     FATAL = ("timeout", "launch", "compile")
 
     def __init__(self, path: Path, retry: bool = False) -> None:
-        self._journal = Journal(path, resume=not retry)
+        self._retry, self._journal = retry, Journal(path, resume=not retry)
 
     def get(self, *key: Any) -> Failure | None:
         """Why that candidate is not tried, or None."""
         known = self._journal.get(*key)
         return None if known is None else Failure(known["stage"], known["reason"])
+
+    def retries(self, failure: Failure) -> bool:
+        """Whether a candidate that failed so in an earlier run is tried again though the journal knows it."""
+        return self._retry and failure.stage in self.FATAL
 
     def put(self, failure: Failure, *key: Any) -> None:
         """Remember a candidate, where its failure is of the kind that may kill a process."""

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None, clock: Clock | None = None, around: 
                 return _compile(options, jobs, gpu, begun.pool)
             return _tune(options, jobs, gpu, around, budget, begun)
 
-    return guarded("autotune.run", body, "interrupted; what was measured is kept, --resume goes on")
+    return guarded("autotune.run", body, "interrupted; what was measured or compiled is kept, --resume goes on")
 
 
 def _explain(options: argparse.Namespace, around: Surroundings) -> int:

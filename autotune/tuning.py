@@ -123,7 +123,10 @@ class Tuning:
     def _known(self, place: int) -> Result | None:
         point = self.task.points[place]
         known = self._tools.journal.get(*self.task.identity, point)
-        return self._tools.poison.get(*self.task.trouble, point) if known is None else outcome_from_plain(known)
+        if known is None:
+            return self._tools.poison.get(*self.task.trouble, point)
+        outcome = outcome_from_plain(known)
+        return None if isinstance(outcome, Failure) and self._tools.poison.retries(outcome) else outcome
 
     def _outcome(self, place: int, slot: Slot) -> Result:
         """From the journal, from the poison list, by what is known before it runs, or measured."""

@@ -161,6 +161,18 @@ def test_a_killer_is_poisoned_when_another_case_runs_on_its_device_or_after_a_re
     assert resumed.poison.get("k", "driver 1", POINTS[1]) == DEATH, "its run ended before another candidate ran"
 
 
+@pytest.mark.parametrize("retry", [True, False])
+def test_what_killed_is_tried_again_where_that_is_asked_for_though_the_journal_knows_it(retry: bool, tmp_path: Path) -> None:
+    wrong, path = Failure("wrong", "y"), tmp_path / "j.jsonl"
+    before = Tools(Journal(path, resume=False), PoisonList(tmp_path / "p.jsonl"))
+    Tuning(task(), before).run(Scripted(lambda size: {3: DEATH, 4: wrong}.get(size, valley(size))), Budget())
+    before.journal.close()
+    slot = Scripted(valley)
+    found = Tuning(task(), Tools(Journal(path, resume=True), PoisonList(tmp_path / "p.jsonl", retry))).run(slot, Budget())
+    assert [points["size"] for name, points in slot.calls if name == "evaluate"] == ([3] if retry else [])
+    assert found.failures == ((wrong,) if retry else (DEATH, wrong))
+
+
 def test_a_bound_that_is_above_the_best_saves_the_timing(tools: Tools) -> None:
     slot = Scripted(valley)
 
