@@ -40,3 +40,27 @@ def test_the_kinds_of_evidence_are_told_in_one_order_and_measurements_are_none()
     ok = golden.result("dense-triton", 5.0, random.Random(0))
     found = (case(ok, evidence="interpreted"), case(ok, evidence="measured"), case(ok), case(evidence="compiled"))
     assert kinds(Results("h200", "test", cases=found)) == ["projected", "interpreted"], "compiled without a result says nothing"
+
+
+def test_where_every_kernel_failed_the_page_says_that_it_was_tried() -> None:
+    tried = (("dense-triton", "variant"), ("dense-bf16", "baseline"))
+    failed = [Result(name, kind, "failed", reason="an illegal address") for name, kind in tried]
+    text = re.sub(r"\s+", " ", Page(render(Results("h200", "a test", cases=(case(*failed, evidence="measured"),)))).text())
+    assert "There is no speed-up to tell: no case of a test has both" in text
+    assert "what was not has its reason" in text
+    assert "an illegal address" in text
+    assert "can honestly say" not in text
+    assert "not measured here" not in text[: text.index("Summary")]
+
+
+def test_what_was_done_without_the_gpu_comes_first_where_there_is_nothing_else() -> None:
+    ok = golden.result("dense-triton", 5.0, random.Random(0))
+
+    def sections(*found: Case) -> list[str]:
+        return [attributes["id"] for attributes in Page(render(Results("h200", "a test", cases=found))).all("h2")][3:]
+
+    alone = sections(case(projection("a", 4.0, "bf16")))
+    assert alone[0] == "unmeasured"
+    beside = sections(case(projection("a", 4.0, "bf16")), case(ok, golden.result("dense-bf16", 9.0, random.Random(1)), evidence="measured"))
+    assert beside.count("unmeasured") == 1
+    assert beside.index("unmeasured") > beside.index("cases")
