@@ -105,7 +105,7 @@ class Forecast:
         self._thread.start()
 
     def _feed(self, plan: Plan, pool: CompilePool) -> None:
-        with self._worker, contextlib.suppress(TerSparseError):  # what is wrong with the options the run itself says
+        with self._worker, contextlib.suppress(TerSparseError, OSError):  # what is wrong the run itself says
             for item in self._worker.stream("autotune.early:units", (plan,), PLAN_SECONDS):
                 if not isinstance(item, Failure):
                     pool.submit_pickled(item[1], item[0])

@@ -98,7 +98,8 @@ class CompilePool:
 
     def _more(self) -> None:
         worker = Worker(first=(waking(*COMPILER),), nice=NICE)
-        worker.begin()
+        with contextlib.suppress(OSError):  # no process to be had: told by the first compilation
+            worker.begin()
         self._workers.append(worker)
         thread = threading.Thread(target=self._work, args=(worker,), daemon=True)
         self._threads.append(thread)

@@ -67,8 +67,8 @@ def test_a_compiler_that_gets_no_process_is_an_error_and_no_endless_wait(monkeyp
     def refused(self: Worker, *_: object) -> None:
         raise BlockingIOError("no more processes")
 
-    monkeypatch.setattr(Worker, "begin", lambda self: None)
-    monkeypatch.setattr(Worker, "call", refused)
+    for name in ("begin", "call"):
+        monkeypatch.setattr(Worker, name, refused)
     before = {*threading.enumerate()}
     with CompilePool(by_name("h200"), 1) as pool:
         for block in (1, 2):
