@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import csv
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 
 from reports.load import load
 from reports.page import render
+from tests.patience import until
 from tests.reports import browser
 
 pytestmark = pytest.mark.skipif(browser.missing() is not None, reason=str(browser.missing()))
@@ -226,9 +226,7 @@ def test_tables_sort_and_filter(opened: Any) -> None:
 def test_the_csv_is_downloaded_plain(opened: Any, downloads: Path) -> None:
     opened.execute_script("document.getElementById('csv').click()")
     file = downloads / "tersparse-h200.csv"
-    deadline = time.monotonic() + 10
-    while not file.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
+    until(file.exists, "the download")
     rows = list(csv.DictReader(file.open(encoding="utf-8", newline="")))
     assert len(rows) > 500
     assert {row["suite"] for row in rows} >= {"prefill", "decode", "layer", "train", "prepare", "square"}
