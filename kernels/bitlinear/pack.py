@@ -36,15 +36,16 @@ def runs_kernels(tensor: torch.Tensor) -> bool:
 class Pack:
     """The masked ternary values of one weight, for one sparsity and one set of splits.
 
-    flags: int32 [2], see `packs.ACTIVATION`. count: how often it was made. stamp: address and version of the weight it was made from, None
-    when unknown (stale); recorded: of the weight that the last capture of a CUDA graph recorded its making from.
+    flags: int32 [2], see `packs.ACTIVATION`. count: how often it was made. stamp: address and version of the weight it was made from (and
+    the address of its scales, where it came packed), None when unknown (stale); recorded: of the weight that the last capture of a CUDA
+    graph recorded its making from.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.flags = torch.zeros(2, dtype=torch.int32, device=device)
-        self.stamp: tuple[int, int] | None = None
-        self.recorded: tuple[int, int] | None = None
+        self.stamp: tuple[int, ...] | None = None
+        self.recorded: tuple[int, ...] | None = None
         self.count = 0
         self._stream: torch.cuda.Stream | None = None
         self._event: torch.cuda.Event | None = None

@@ -132,7 +132,7 @@ def frozen_pack_of(
     Other bytes or scales in the same tensors, as a state_dict brings them, are packed in place. Raises UsageError as `pack_of` does."""
     key = (sparsity, splits)
     held = _held(data)
-    stamp = data.data_ptr(), _version(data) + _version(w_scale)
+    stamp = data.data_ptr(), _version(data) + _version(w_scale), w_scale.data_ptr()
     pack = held.get(key)
     if pack is None or pack.device != data.device or pack.stamp != stamp:
         # Not `data` itself: the table would keep it alive.

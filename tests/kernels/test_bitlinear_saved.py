@@ -111,6 +111,13 @@ def test_a_frozen_layers_state_says_what_its_bytes_are(tmp_path: Path) -> None:
     frozen.load_state_dict(dict(state))  # as from files without such words
 
 
+def test_other_scales_of_a_frozen_layer_are_read_anew() -> None:
+    frozen, x = freeze(make(bias=False)), torch.randn(4, 48)
+    before = frozen(x)
+    frozen.w_scale = 2 * frozen.w_scale
+    assert torch.equal(frozen(x), 2 * before)
+
+
 def test_a_frozen_layer_without_memory_and_back() -> None:
     module, x = make(), torch.randn(4, 48)
     frozen, state = freeze(module), freeze(module).state_dict()
