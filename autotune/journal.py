@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import threading
@@ -59,7 +60,8 @@ class Journal:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what it could not write, `put` has told
+            self._file.close()
 
 
 def rows(path: Path) -> Iterator[tuple[list[Any], Any]]:

@@ -60,6 +60,8 @@ def main(argv: Sequence[str] | None = None, clock: Clock | None = None, around: 
             return _explain(options, around)
         if options.coverage:
             return _coverage(options, around)
+        if options.ray and options.device:
+            raise UsageError("--device names GPUs of this machine, --ray takes those of a cluster; allowed: one of them")
         refuse_interpreter()
         seconds, evaluations = arguments.parse_budget(options.budget) if options.budget else (None, None)
         budget = Budget(seconds, evaluations, around.now)

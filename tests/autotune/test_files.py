@@ -13,6 +13,7 @@ from autotune import options as arguments
 from autotune import table
 from autotune.beginning import Beginning, Surroundings
 from autotune.command import parse_tokens
+from autotune.journal import Journal
 from autotune.lock import FolderLock
 from autotune.search import Budget
 from kernels.errors import GpuMismatch, OutputError, UsageError
@@ -38,6 +39,22 @@ def test_an_owner_that_cannot_be_read_is_another_process(owner: bytes, tmp_path:
         (tmp_path / "lock").write_bytes(owner)
         with pytest.raises(UsageError, match="in use by another process; wait for it or end it"), FolderLock(tmp_path):
             pass
+
+
+def test_a_full_disk_is_told_once_by_the_journal(tmp_path: Path) -> None:
+    """/dev/full takes nothing; what could not be written must not come up again as the file is closed."""
+    journal = Journal(tmp_path / "j.jsonl", resume=False)
+    journal.put(1.0, "a")
+    journal._file = open("/dev/full", "a", encoding="utf-8")  # noqa: SIM115  the journal closes it
+    with pytest.raises(OutputError, match="No space left on device; what was measured before is kept"):
+        journal.put(2.0, "b")
+    journal.close()
+    assert Journal(tmp_path / "j.jsonl", resume=True).get("a") == 1.0
+
+
+def test_a_run_is_here_or_on_a_cluster(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(tmp_path, "--ray", "--device", "1") == 2
+    assert "--device names GPUs of this machine, --ray takes those of a cluster" in capsys.readouterr().err
 
 
 def test_a_table_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
