@@ -18,7 +18,7 @@ from suites.model_child import Child, ProcessChild, Spec
 from suites.model_record import FILE, METHOD, ModelCase, ModelResult, ModelRun, append, ratio
 from suites.model_run import FULL, QUICK, ModelPlan, Setting
 from suites.model_variants import OURS, RIVALS
-from suites.session import ROOT, commit_of, now, run_id, stamp
+from suites.session import ROOT, commit_of, new_folder, run_id, stamp
 
 RUNS = Path("runs")
 
@@ -34,7 +34,7 @@ class ModelLab:
 
 def measure(args: argparse.Namespace, arguments: tuple[str, ...], gpu: Gpu, wanted: Sequence[Request], lab: ModelLab | None) -> int:
     """Measure every setting, each case on the disk before the next begins; the exit code of all."""
-    path = (Path(args.out) if args.out else RUNS / f"{now():%Y%m%d-%H%M%S}-{gpu.name}-model") / FILE
+    path = (Path(args.out) if args.out else new_folder(RUNS, f"{gpu.name}-model")) / FILE
     if path.exists():
         raise UsageError(f"{path.parent} already holds results; name another folder")
     identity, (commit, dirty) = run_id(gpu.name), commit_of(ROOT, args.commit)

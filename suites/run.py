@@ -66,17 +66,17 @@ def _detect(index: int) -> Gpu | None:
 
 def folder(args: argparse.Namespace, gpu: Gpu) -> Path:
     """The folder to write to; UsageError for one that holds results, unless --resume says to go on with them."""
-    from suites.session import now
+    from suites.session import new_folder
 
     if args.out is not None:
         out = Path(args.out)
     elif args.resume:
-        runs = sorted(RUNS.glob(f"*/{FILE}"), key=lambda path: path.stat().st_mtime)
+        runs = sorted(RUNS.glob(f"*/{FILE}"), key=lambda path: (path.stat().st_mtime_ns, path))
         if not runs:
             raise UsageError(f"--resume: no run in {RUNS}/ to go on with; name its folder with --out")
         out = runs[-1].parent
     else:
-        out = RUNS / f"{now():%Y%m%d-%H%M%S}-{gpu.name}"
+        out = new_folder(RUNS, gpu.name)
     if (out / FILE).is_file() and not args.resume:
         raise UsageError(f"{out} already holds results; add --resume to go on with them, or name another folder")
     return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import uuid
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.measure import Plan
-from kernels.errors import UsageError
+from kernels.errors import OutputError, UsageError
 from kernels.kernel import Kernel
 from kernels.problem import Op
 from suites.bench import Fault
@@ -161,6 +162,20 @@ def now() -> datetime:
 def stamp() -> str:
     """The time as a record holds it: ISO 8601, UTC, with microseconds, for of two runs in one second the gate asks which was first."""
     return now().isoformat(timespec="microseconds")
+
+
+def new_folder(parent: Path, ending: str) -> Path:
+    """Make a folder named by the time: of runs that begin in one second each gets one of its own. OutputError where none can be made."""
+    name = f"{now():%Y%m%d-%H%M%S}-{ending}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        for path in (parent / name, *(parent / f"{name}-{number}" for number in range(2, 1000))):
+            with contextlib.suppress(FileExistsError):
+                path.mkdir()
+                return path
+    except OSError as error:
+        raise OutputError(f"{parent}: no folder can be made there: {error.strerror}") from None
+    raise OutputError(f"{parent}: no name for a folder is left in this second")
 
 
 def run_id(gpu: str) -> str:

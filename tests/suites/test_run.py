@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from kernels.catalogue import kernels_for
 from kernels.gpu import Gpu, by_name
 from kernels.problem import Problem, Sparsity
 from suites import run as command
+from suites import session
 from suites.bench import Bench
 from suites.case import Case
 from suites.command import first_that_applies
@@ -222,6 +225,21 @@ def test_resume_without_a_folder_takes_the_newest(
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.endswith("-h200")
     assert len(cases(folder)) == 1
+
+
+def test_runs_that_begin_in_one_second_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(session, "now", lambda: datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc))
+    line = ["--gpu", "h200", *SMALL, "--commit", "abc"]
+    for _ in range(3):
+        assert command.main(line, detect=lambda index: H200, lab=lab(), build_report=lambda gpu, results, page: 0) == 0
+    folders = sorted((tmp_path / "runs").iterdir())
+    assert [folder.name for folder in folders] == [f"20260102-030405-h200{ending}" for ending in ("", "-2", "-3")]
+    assert all(len(cases(folder)) == 1 for folder in folders)
+    for folder in folders:
+        os.utime(folder / "records.jsonl", (0, 0))
+    assert command.main([*line, "--resume"], detect=lambda index: H200, lab=lab(), build_report=lambda gpu, results, page: 0) == 0
+    assert [len(list(read(folder))) for folder in folders][:2] == [2, 2], "of equally old ones the last is gone on with"
 
 
 def test_an_unwritable_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
