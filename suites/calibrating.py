@@ -28,6 +28,7 @@ from suites.record import Record, RunRecord, read
 from suites.resampling import Checks
 from suites.session import only
 from suites.settling import Judgement, settled
+from suites.spread import noises_of
 from suites.store import Writer
 
 FILE = "records.jsonl"
@@ -81,7 +82,7 @@ def _derive(work: Calibrating, gpu: Gpu) -> tuple[Calibration, Checks | None, li
     """The limits, the resampling, and the gate's verdict on every slowed kernel."""
     samples = work.samples
     pairs = pairs_of(samples.fresh())
-    noises = calibration.noises_of(pairs)
+    noises = noises_of(pairs)
     checks, head = resampling.check(pairs, noises), next(reversed(samples.heads.values()))
     made = Calibration(
         gpu.name, head.device.get("uuid"), head.started, head.commit, head.method, noises, head.versions,

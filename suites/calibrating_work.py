@@ -15,7 +15,6 @@ from autotune.measure import FULL, METHOD, QUICK, Plan
 from kernels.gpu import Gpu
 from kernels.kernel import Kernel
 from kernels.problem import Op
-from suites import calibration
 from suites.ahead import FEW, compilations, compile_ahead
 from suites.bench import Bench, Fault
 from suites.calibrating_cases import shuffled, spread
@@ -30,6 +29,7 @@ from suites.on_gpu import Lab
 from suites.record import RunRecord
 from suites.resampling import INJECTED
 from suites.session import ROOT, commit_of, run_id, stamp
+from suites.spread import noises_of
 from suites.store import Writer
 
 FIRST = CONFIRMED + FEWEST
@@ -148,7 +148,7 @@ class Calibrating:
     def chosen(self) -> list[tuple[Case, str]]:
         """Cases, each with a kernel, at even distances among those that the first processes call measurable and that can be slowed."""
         seen = dict[str, str]()
-        for noise in calibration.noises_of(pairs_of(self.samples.fresh(FIRST))):
+        for noise in noises_of(pairs_of(self.samples.fresh(FIRST))):
             case = next(case for case in self.cases if case.key == noise.key)
             kernel = next(own for own in self.kernels(case) if own.name == noise.kernel)
             if noise.visible <= MEASURABLE and case.cache == "hot" and (self.laboratory or injectable(kernel, case.problem, self.gpu)):

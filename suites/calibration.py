@@ -1,15 +1,14 @@
-"""How noisy a case really is: the spread between fresh processes, per GPU, kernel and case, and what a gate can see through it.
+"""How noisy a case really is: the spread between fresh processes, per GPU, kernel and case, what a gate can see through it, and its file.
 
-A run measures a case in one process. What a repetition by another process gives differs by more than the rounds of one process show: memory
-lies elsewhere, clocks are others. The spread is estimated from at least five processes per case, and the few degrees of freedom of each
-case are strengthened by what all cases have in common (G. K. Smyth, Statistical Applications in Genetics and Molecular Biology 3(1), 2004).
+How it is estimated: `suites.spread`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from kernels.errors import RecordError
-from suites.calibration_pairs import Pair
-from suites.distributions import digamma, student_quantile, trigamma, trigamma_inverse
+from suites.distributions import student_quantile
 from suites.statistics import CONFIDENCE, NORMAL, Estimate
 from suites.store import write_text
+from suites.validate import misfit
 
 SCHEMA = "tersparse-calibration/1"
 ALPHA = 0.05
@@ -37,8 +36,10 @@ FLOOR = 0.005
 """The smallest change that counts at all."""
 MARGIN = 0.03
 """The smallest change that counts where nothing is calibrated, the runs are from different cards, or too few processes confirm it."""
-LEAST_SIGMA = 1e-5
-ENOUGH_FOR_A_LINE = 12
+LEAST, MOST, MOST_LOGARITHM = 1e-9, 1e9, 50.0
+"""Figures of a calibration's file beyond these cannot be judged by."""
+FIGURES = ("kernels", "cases", "processes", "runs", "comparisons", "false_alarms", "upper", "runs_with_alarm", "agreement", "stated")
+"""What `suites.resampling` shows in one number each."""
 BORROWED_QUANTILE = 90
 """A case that was not calibrated is taken to be as noisy as all but the noisiest tenth of those of its suite."""
 
@@ -122,7 +123,7 @@ class Calibration:
     noises: tuple[Noise, ...]
     versions: Mapping[str, Any] = field(default_factory=dict)
     checks: Mapping[str, Any] = field(default_factory=dict)
-    timed: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    timed: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     quick: bool = False
 
     def noise(self, key: str, kernel: str, baseline: str) -> Noise | None:
@@ -141,72 +142,6 @@ class Calibration:
         noisiest = max(own.noisiest for own in kin)
         tail = max(own.tail for own in kin)
         return Noise(key, kernel, baseline, 0.0, 0, rounds, sigma, within, sigma, degrees, borrowed=True, noisiest=noisiest, tail=tail)
-
-
-def noises_of(pairs: Sequence[Pair]) -> tuple[Noise, ...]:
-    """The noise of every pair; the spreads of all strengthen each, as far as they follow its noise within processes and its time."""
-    if not pairs:
-        return ()
-    fast = [pair.steadier() for pair in pairs]
-    seen = [pair.fast if own else pair.all for pair, own in zip(pairs, fast, strict=True)]
-    spreads = [max(LEAST_SIGMA, float(np.std(own.medians, ddof=1))) for own in seen]
-    degrees = [pair.processes - 1 for pair in pairs]
-    withins = [math.sqrt(float(np.mean(np.square(own.errors)))) for own in seen]
-    prior_degrees, priors = _prior(spreads, degrees, withins, [pair.us for pair in pairs])
-    found = []
-    for place, pair in enumerate(pairs):
-        own, spread, prior = degrees[place], spreads[place], priors[place]
-        variance = prior if math.isinf(prior_degrees) else (prior_degrees * prior + own * spread**2) / (prior_degrees + own)
-        total = min(prior_degrees + own, float(sum(degrees)))
-        noise = Noise(
-            pair.key, pair.kernel, pair.baseline, pair.us, pair.processes, min(pair.rounds), spread, withins[place],
-            math.sqrt(variance), total, medians=seen[place].medians, noisiest=max(seen[place].errors), fast=fast[place],
-        )
-        found.append(replace(noise, visible=noise.smallest(len(pairs), CONFIRMED, pair.processes)))
-    tail = _tail([own.medians for own in seen], prior_degrees, priors)
-    return tuple(replace(noise, tail=tail) for noise in found)
-
-
-def _tail(medians: Sequence[Sequence[float]], prior_degrees: float, priors: Sequence[float]) -> float:
-    """How many standard errors hold `CONFIDENCE` of the differences between two processes, all cases and processes together.
-
-    The errors are as the other processes of the case, three at least, and what all cases have in common give them.
-    """
-    ratios = []
-    for own, prior in zip(medians, priors, strict=True):
-        if len(own) < 5:
-            continue
-        values = np.array(own) - np.mean(own)
-        one, other = (values[places] for places in np.triu_indices(len(own), 1))
-        rest = len(own) - 2
-        squares = float(values @ values) - one**2 - other**2 - (one + other) ** 2 / rest
-        shared = prior_degrees / (prior_degrees + rest - 1) if math.isfinite(prior_degrees) else 1.0
-        variance = shared * prior + (1 - shared) * squares / (rest - 1)
-        ratios.append(abs(one - other) / np.sqrt(2 * np.maximum(variance, LEAST_SIGMA**2)))
-    return max(NORMAL, float(np.quantile(np.concatenate(ratios), CONFIDENCE))) if ratios else NORMAL
-
-
-def _prior(
-    spreads: Sequence[float], degrees: Sequence[int], withins: Sequence[float], times: Sequence[float],
-) -> tuple[float, list[float]]:
-    """Degrees of freedom of what the cases have in common, and the variance that it gives each: the moments of the log-variances.
-
-    Their mean is a line in the logarithms of the noise within processes and of the time, where there are cases enough to draw one.
-    """
-    if len(spreads) < 2:
-        return 0.0, [spread**2 for spread in spreads]
-    logs = [2 * math.log(spread) - digamma(own / 2) + math.log(own / 2) for spread, own in zip(spreads, degrees, strict=True)]
-    columns = [np.ones(len(logs))]
-    if len(logs) >= ENOUGH_FOR_A_LINE:
-        columns += [np.log(np.maximum(withins, LEAST_SIGMA)), np.log(times)]
-    design = np.stack(columns, axis=1)
-    fitted = design @ np.linalg.lstsq(design, np.array(logs), rcond=None)[0]
-    scatter = float(np.sum(np.square(logs - fitted))) / (len(logs) - len(columns))
-    excess = scatter - float(np.mean([trigamma(own / 2) for own in degrees]))
-    if excess <= 0:
-        return math.inf, [math.exp(middle) for middle in fitted.tolist()]
-    half = trigamma_inverse(excess)
-    return 2 * half, [math.exp(middle + digamma(half) - math.log(half)) for middle in fitted.tolist()]
 
 
 def calibration_file(accepted: Path) -> Path:
@@ -241,15 +176,42 @@ def read(path: Path) -> Calibration | None:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.pop("schema", None) != SCHEMA:
             raise RecordError(f"{path}: not a calibration of schema {SCHEMA!r}")
-        return Calibration(**{**data, "noises": tuple(_noise(row) for row in data["noises"])})
+        timed = {key: tuple(names) for key, names in data.get("timed", {}).items()}
+        made = Calibration(**{**data, "timed": timed, "noises": tuple(_noise(row) for row in data["noises"])})
+        fault = misfit(made) or _checks_fault(made.checks)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise RecordError(f"{path}: not a readable calibration: {error}") from None
+    if fault:
+        raise RecordError(f"{path}: not a readable calibration: {fault}")
+    return made
 
 
 def _noise(row: Mapping[str, Any]) -> Noise:
     noise = Noise(**{**row, "medians": tuple(row.get("medians", ()))})
-    numbers = (noise.us, noise.spread, noise.within, noise.sigma, noise.degrees, noise.visible)
-    good = all(isinstance(number, (int, float)) and number >= 0 for number in numbers)
-    if not good or min(noise.sigma, noise.degrees, noise.rounds) <= 0:
+    fault = misfit(noise if noise.visible != math.inf else replace(noise, visible=0.0))
+    if fault:
+        raise ValueError(f"{noise.key}: {fault}")
+    logarithms = (noise.spread, noise.within, noise.sigma, noise.noisiest, *map(abs, noise.medians))
+    if not (min(noise.us, noise.visible, *logarithms) >= 0 and max(logarithms) <= MOST_LOGARITHM and NORMAL <= noise.tail <= MOST):
+        raise ValueError(f"the noise of {noise.key} is made of figures that no measurement gives")
+    if min(noise.sigma, noise.degrees, noise.rounds) < LEAST or max(noise.degrees, noise.rounds) > MOST:
         raise ValueError(f"the noise of {noise.key} is not made of positive numbers")
     return noise
+
+
+def _checks_fault(checks: Mapping[str, Any]) -> str | None:
+    """What is wrong with what resampling and injections showed, or None."""
+    injections = checks.get("injections", {})
+    if not isinstance(injections, dict) or not all(re.match(r"slow\d+\b", label) for label in injections):
+        return "checks: injections are verdicts by the share and kernel they slowed"
+    if "kernels" not in checks:
+        return None
+    figures: list[Any] = [checks.get("twins", 0.0), *(checks.get(name) for name in FIGURES)]
+    names = []
+    for curve in (checks.get("power"), checks.get("power_measurable")):
+        if not isinstance(curve, dict) or not {"2%", "5%"} <= set(curve):
+            return "checks: power and power_measurable are shares of 2%, 5% and more"
+        figures += curve.values()
+        names.append(set(curve))
+    good = all(isinstance(own, (int, float)) and math.isfinite(own) for own in figures) and names[0] == names[1]
+    return None if good else f"checks: {', '.join(FIGURES)} and the shares of both power curves are numbers"

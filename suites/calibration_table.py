@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -55,7 +56,7 @@ def _resampled(checks: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def _slowed(checks: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Kernels that were slower for real, by the share they were slowed by."""
-    found = Counter((label.partition(" ")[0], verdict == "REGRESSED") for label, verdict in checks.get("injections", {}).items())
+    found = Counter((re.split(r"\W", label)[0], verdict == "REGRESSED") for label, verdict in checks.get("injections", {}).items())
     shares = sorted({label for label, _ in found}, key=lambda label: int(label.removeprefix("slow")))
     counts = {label: (found[label, True], found[label, True] + found[label, False]) for label in shares}
     return [

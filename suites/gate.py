@@ -105,7 +105,8 @@ def parser() -> Parser:
     )
     made.add_argument("--gpu", required=True, help="the GPU that the run is claimed to be from; auto: the one it says")
     made.add_argument("--run", required=True, nargs="+", metavar="RUN", help="folders or .jsonl files of the run")
-    made.add_argument("--accept", action="store_true", help="make this run's results the accepted ones, and print what changes")
+    accepting = "make this run's results the accepted ones, refused cases left out, and print what changes"
+    made.add_argument("--accept", action="store_true", help=accepting)
     made.add_argument("--accepted", metavar="FILE", help="accepted results; suites/accepted/<gpu>.jsonl by default")
     made.add_argument("--calibration", metavar="FILE", help="limits by suites.calibrate; beside the accepted results by default")
     made.add_argument("--junit", metavar="FILE", help="write the verdicts as JUnit XML")
@@ -130,6 +131,8 @@ def _main(argv: Sequence[str]) -> int:
         if isinstance(record, RunRecord) and record.gpu != gpu.name:
             raise GpuMismatch(f"--gpu {gpu.name} is claimed, but {record.id} is a run on {record.gpu}")
     limits = calibration.read(Path(args.calibration) if args.calibration else calibration.calibration_file(file))
+    if args.calibration and limits is None:
+        raise UsageError(f"--calibration {args.calibration}: no such file; suites.calibrate writes one")
     if limits is not None and limits.gpu != gpu.name:
         raise GpuMismatch(f"--gpu {gpu.name} is claimed, but the calibration is of {limits.gpu}")
     judgements = judge_run(run, accepted, gpu, limits)
@@ -138,6 +141,8 @@ def _main(argv: Sequence[str]) -> int:
     if args.markdown:
         write_text(Path(args.markdown), verdicts.markdown(judgements, gpu.name))
     verdicts.show(judgements)
+    if not file.is_file() and not args.accept:
+        print(f"suites.gate: {file} is not there: nothing was compared, every result is NEW")
     if agreement(judgements):
         print(f"suites.gate: {agreement(judgements)}")
     code = exit_code(judgements)

@@ -88,8 +88,6 @@ def requests(args: argparse.Namespace) -> tuple[Request, ...]:
     if not 1 <= args.timeout < float("inf"):
         raise UsageError(f"--timeout {args.timeout:g}: allowed are seconds from 1 on")
     accumulations, counts = parse_tokens(args.accumulation), parse_tokens(args.tokens)
-    if not accumulations or not counts:
-        raise UsageError("--tokens and --accumulation need at least one positive integer each")
     return tuple(
         _request(args, find(model), tokens, sparsity, master, accumulations)
         for model in dict.fromkeys(args.model) for tokens in counts for sparsity in dict.fromkeys(args.sparsity)

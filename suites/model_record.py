@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kernels.errors import OutputError, RecordError
-from suites import validate
+from suites import lines, validate
 from suites.command import ACCEPTED
 from suites.record import Result
 from suites.statistics import Ratio, speedup
@@ -133,7 +133,7 @@ def to_line(record: ModelRecord) -> str:
 
 def from_dict(data: Any, where: str) -> ModelRecord:
     """A record from one parsed line; RecordError names `where` and what does not fit."""
-    if not isinstance(data, dict) or data.get("type") not in _TYPES:
+    if not isinstance(data, dict) or not isinstance(data.get("type"), str) or data["type"] not in _TYPES:
         raise RecordError(f"{where}: not a model-level record; each line is an object with type run or case")
     if data["type"] == "run" and data.get("schema") != SCHEMA:
         raise RecordError(f"{where}: schema {data.get('schema')!r}, but this version reads {SCHEMA!r}")
@@ -146,8 +146,9 @@ def from_dict(data: Any, where: str) -> ModelRecord:
         raise RecordError(f"{where}: {error}") from None
     parts = (record, *record.results) if isinstance(record, ModelCase) else (record,)
     fault = next((wrong for part in parts if (wrong := validate.misfit(part))), None)
-    if isinstance(record, ModelCase) and any(min((1.0, *result.samples_us, *result.host_us)) <= 0 for result in record.results):
-        fault = fault or "samples must be positive numbers of microseconds"
+    results = record.results if isinstance(record, ModelCase) else ()
+    if not fault and not all(validate.is_time(us) for result in results for us in (*result.samples_us, *result.host_us)):
+        fault = validate.NO_TIME
     if fault:
         raise RecordError(f"{where}: {fault}")
     return record
@@ -160,21 +161,7 @@ def _tuples(value: Any) -> Any:
 def read(path: Path) -> list[ModelRecord]:
     """The records of a file, or of `FILE` in a folder. A last line that was cut off is dropped; RecordError for anything else amiss."""
     file = path / FILE if path.is_dir() else path
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    found: list[ModelRecord] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            data = json.loads(line)
-        except (json.JSONDecodeError, RecursionError):
-            if number == len(lines):
-                break
-            raise RecordError(f"{file}:{number}: not JSON") from None
-        found.append(from_dict(data, f"{file}:{number}"))
+    found = [from_dict(data, where) for where, data in lines.values(file)]
     if not found or not isinstance(found[0], ModelRun):
         raise RecordError(f"{file}: a results file starts with its run record")
     return found

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from kernels.errors import RecordError
-from suites import validate
+from suites import lines, validate
 
 SCHEMA = "tersparse/1"
 
@@ -206,37 +206,13 @@ def read(path: Path) -> Iterator[Record]:
 
 
 def _read_file(file: Path) -> Iterator[Record]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    lines = text.split("\n")
     opened = False
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{file}:{number}"
-        try:
-            data = json.loads(line, parse_int=_integer)
-        except (json.JSONDecodeError, RecursionError):
-            if number == len(lines):
-                return
-            raise RecordError(f"{where}: not JSON") from None
-        except ValueError:
-            raise RecordError(f"{where}: holds a whole number beyond 64 bits") from None
+    for where, data in lines.values(file):
         record = from_dict(data, where)
         if not opened and not isinstance(record, RunRecord):
             raise RecordError(f"{where}: a results file starts with its run record")
         opened = True
         yield record
-
-
-def _integer(text: str) -> int:
-    """ValueError for what no field holds: floats overflow on it."""
-    value = int(text)
-    if not -(2**63) <= value < 2**63:
-        raise ValueError(text)
-    return value
 
 
 def latest(records: Iterable[Record], evidence: Evidence = "measured") -> dict[str, CaseRecord]:

@@ -14,9 +14,10 @@ from itertools import combinations
 
 import numpy as np
 
-from suites.calibration import ALPHA, CONFIRMED, FLOOR, MEASURABLE, Noise, noises_of
+from suites.calibration import ALPHA, CONFIRMED, FLOOR, MEASURABLE, Noise
 from suites.calibration_pairs import FEWEST, Pair
 from suites.distributions import proportion_bound, student_quantile, student_tail
+from suites.spread import noises_of
 from suites.statistics import CONFIDENCE, NORMAL, holm
 
 INJECTED = (0.02, 0.05, 0.10)

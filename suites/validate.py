@@ -17,6 +17,7 @@ LEAST_US, MOST_US = 1e-9, 1e15
 """Times beyond these are of no device: their ratios are no numbers any more."""
 
 
+NO_TIME = f"samples must be positive numbers of microseconds, {LEAST_US:g} to {MOST_US:g}"
 _HEXADECIMAL = re.compile("(0x)?[0-9a-fA-F]{1,16}")
 
 
@@ -59,19 +60,24 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
 
 
+def is_time(us: float) -> bool:
+    """Whether so many microseconds can be what a call took."""
+    return LEAST_US <= us <= MOST_US
+
+
 def result_fault(result: Any) -> str | None:
     """What is wrong with the types or figures of a `Result`, or None."""
     wrong = misfit(result)
     if wrong:
         return wrong
-    if not all(LEAST_US <= time <= MOST_US for time in (*result.samples_us, *result.call_us)):
-        return f"samples must be positive numbers of microseconds, {LEAST_US:g} to {MOST_US:g}"
+    if not all(map(is_time, (*result.samples_us, *result.call_us))):
+        return NO_TIME
     if min(result.ceiling, default=1.0) <= 0 or (result.ceiling and len(result.ceiling) != len(result.samples_us)):
         return "a ceiling must be a positive number of op/s for each sample"
     for block in result.blocks:
         if block.get("seconds", 0) <= 0 or block.get("calls", 0) <= 0:
             return "each block needs seconds and calls, positive numbers"
-        if not LEAST_US <= block["seconds"] / block["calls"] * 1e6 <= MOST_US:
+        if not is_time(block["seconds"] / block["calls"] * 1e6):
             return f"a block's seconds per call must come to {LEAST_US:g} to {MOST_US:g} microseconds"
     if result.projected_us is not None and result.projected_us <= 0:
         return "projected_us must be a positive number of microseconds"

@@ -14,11 +14,11 @@ import pytest
 
 from kernels.gpu import Gpu
 from suites import calibrate, calibration, gate, resampling, session
-from suites.calibration import noises_of
 from suites.calibration_pairs import Pair, Seen
 from suites.on_gpu import Lab
 from suites.record import CaseRecord, read
 from suites.session import joined
+from suites.spread import noises_of
 from suites.statistics import Estimate, holm
 from suites.store import write_all
 from tests.suites.fakes import H200, gemm, lab, measure

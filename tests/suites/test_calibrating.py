@@ -124,7 +124,7 @@ def test_a_calibration_in_real_processes(tmp_path: Path, monkeypatch: pytest.Mon
         assert not alive(int(str(process)))
     limits = calibration.read(tmp_path / "h200.calibration.json")
     assert limits is not None
-    assert (limits.uuid, len(limits.noises), limits.timed[limits.noises[0].key]) == ("card-1", 4, ["ours", "theirs"])
+    assert (limits.uuid, len(limits.noises), limits.timed[limits.noises[0].key]) == ("card-1", 4, ("ours", "theirs"))
     assert list(limits.checks["injections"].values()) == ["REGRESSED"] * 3
     orders = {number: [record.key for record in cases if label_of(record.run) == f"p{number}"] for number in range(6)}
     assert len({tuple(order) for order in orders.values()}) > 3, "each in an order of its own"

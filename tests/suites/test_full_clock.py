@@ -10,10 +10,10 @@ import pytest
 
 from kernels.gpu import by_name
 from kernels.problem import Problem, Sparsity
-from suites.calibration import noises_of
 from suites.calibration_pairs import Pair, Seen, pairs_of
 from suites.judging import Judge, judge_case
 from suites.record import CaseRecord, Result, RunRecord
+from suites.spread import noises_of
 from suites.statistics import at_full_clock, process_logs
 
 

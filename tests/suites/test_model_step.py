@@ -194,7 +194,7 @@ def test_without_a_gpu_it_says_what_it_would_do(tmp_path: Path, capsys: pytest.C
         (("--tokens", "3000"), "--tokens 3000: not whole sequences of --context 2048"),
         (("--tokens", "x"), "unknown tokens 'x'"),
         (("--accumulation", "0"), "unknown tokens '0'"),
-        (("--accumulation", ","), "need at least one positive integer"),
+        (("--accumulation", ","), "no tokens in ','; allowed: positive integers"),
         (("--sparsity", "6:10"), "in_features 896 is not a multiple of the group of 10"),
         (("--sparsity", "two"), "two"),
         (("--master", "fp16"), "fp16"),
