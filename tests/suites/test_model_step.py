@@ -258,6 +258,8 @@ def test_records_come_back_as_they_were(tmp_path: Path) -> None:
         ('{"type":"run","schema":"tersparse/1"}', "schema 'tersparse/1'"),
         ("[]", "not a model-level record"),
         ("{", "not JSON"),
+        ('{"type": []}', "not a model-level record"),
+        ('{"type": ' + "9" * 5000 + "}", "a whole number beyond 64 bits"),
         (damaged(lambda data: data.pop("tokens")), "tokens"),
         (damaged(lambda data: data.update(tokens="many")), "tokens 'many'"),
         (damaged(lambda data: data.update(results=[{**BARE, "samples_us": [-1.0]}])), "positive"),
