@@ -5,9 +5,21 @@ import statistics
 
 import pytest
 
-from autotune.clock import MAX_COPIES, FakeCall, FakeClock, Unmeasurable
+from autotune.clock import MAX_COPIES, FakeCall, FakeClock, FakeTimer, Timer, Unmeasurable
 from autotune.conditions import FakeMonitor, NullMonitor
-from autotune.measure import FULL, QUICK, SUSTAINED, bind, copies_needed, interleaved, median_interval, ratio_widths, sustained
+from autotune.measure import (
+    FULL,
+    QUICK,
+    SUSTAINED,
+    Plan,
+    bind,
+    copies_needed,
+    interleaved,
+    median_interval,
+    paired,
+    ratio_widths,
+    sustained,
+)
 from kernels.errors import Failure
 
 
@@ -149,3 +161,34 @@ def test_sustained_blocks_have_joules_and_clock() -> None:
 def test_sustained_without_nvml_has_times_only() -> None:
     timers = {"a": FakeClock(noise=0.0).timer([call(100.0)], cold=False)}
     assert sustained(timers, SUSTAINED, NullMonitor("none"))["a"].blocks[0].keys() == {"seconds", "calls"}
+
+
+class Closing(FakeTimer):
+    """Counts in `open` while it is not closed."""
+
+    open = 0
+
+    def __init__(self, clock: FakeClock, cost: float) -> None:
+        super().__init__(clock, [FakeCall(lambda: cost, cost)], cost)
+        Closing.open += 1
+
+    def close(self) -> None:
+        Closing.open -= 1
+
+
+def test_side_by_side_each_keeps_its_place_and_none_stays_open() -> None:
+    clock, refused, wrong = FakeClock(noise=0.0), Failure("refused", "no"), Failure("wrong", "at last")
+    plan = Plan(2, 2, 0.0, 60.0, 1)
+
+    def make(cost: float) -> Timer | Failure:
+        if cost == 13:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return Closing(clock, cost) if cost else refused
+
+    found = paired(make, [5.0, 0.0, 7.0, 9.0], plan, lambda outputs: wrong if outputs == 7.0 else None)
+    assert found == [(5.0, 5.0), refused, wrong, (9.0, 9.0)]
+    assert Closing.open == 0
+    with pytest.raises(RuntimeError, match="illegal"):
+        paired(make, [5.0, 13.0], plan, lambda outputs: None)
+    assert Closing.open == 0
+    assert paired(make, [0.0], plan, lambda outputs: None) == [refused]
