@@ -71,7 +71,7 @@ class Problem:
         if self.op not in get_args(Op):
             raise UsageError(f"unknown op {self.op!r}; allowed: {', '.join(get_args(Op))}")
         if min(self.out_features, self.tokens) < 0 or self.in_features < 1:
-            raise UsageError(f"shape {self.out_features}x{self.in_features}, {self.tokens} tokens: sizes must be positive")
+            raise UsageError(f"shape {self.out_features}x{self.in_features}, {self.tokens} tokens: in_features is at least 1, the others 0")
         if not self.splits:
             object.__setattr__(self, "splits", (self.out_features,))
         if sum(self.splits) != self.out_features or min(self.splits) < 0:

@@ -107,7 +107,7 @@ def test_bad_input_is_refused_before_anything_runs() -> None:
         with pytest.raises(UsageError, match="unknown sparsity"):
             BitLinear(60, 8, sparsity=wrong)
     for module in (make(), freeze(make())):
-        with pytest.raises(UsageError, match=r"-1 tokens: sizes must be positive"):
+        with pytest.raises(UsageError, match=r"-1 tokens: in_features is at least 1, the others 0"):
             module.plan(4, -1)
     with pytest.raises(UsageError, match="three names"):
         BitLinear(32, 8, variants="dense-triton")

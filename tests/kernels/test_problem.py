@@ -42,8 +42,8 @@ def test_labels_and_json(fields: dict[str, Any], label: str) -> None:
 @pytest.mark.parametrize(("changes", "message"), [
     ({"op": "gem"}, r"unknown op 'gem'; allowed: gemm, layer, .*step"),
     ({"dtype": "fp8"}, r"unknown dtype 'fp8'; allowed: bf16, fp16, fp32, int32"),
-    ({"tokens": -1}, "-1 tokens: sizes must be positive"),
-    ({"in_features": 0}, "24x0, 7 tokens: sizes must be positive"),
+    ({"tokens": -1}, "-1 tokens: in_features is at least 1"),
+    ({"in_features": 0}, "24x0, 7 tokens: in_features is at least 1"),
     ({"splits": (16, 9)}, r"splits \(16, 9\) do not sum to out_features 24"),
     ({"splits": (30, -6)}, "one is negative"),
 ])
