@@ -85,7 +85,7 @@ def test_a_child_that_hangs_up_and_stays_is_killed(worker: Worker, monkeypatch: 
     monkeypatch.setattr(workers, "DYING_SECONDS", 0.5)
     worker.call(JOBS + "add", (1, 1), PATIENCE)
     child = worker.call(JOBS + "process", (), PATIENCE)
-    failure = worker.call(JOBS + "leave_but_stay", (3600.0,), PATIENCE)
+    failure = worker.call(JOBS + "hang_up_and_stay", (3600.0,), PATIENCE)
     assert failure == Failure("launch", "the worker process hung up and did not end; killed")
     assert not alive(child)
     assert worker.call(JOBS + "add", (2, 2), PATIENCE) == 4
