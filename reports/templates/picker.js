@@ -9,7 +9,8 @@
     cards.forEach((card) => { card.hidden = card !== best; });
     document.getElementById("picker-tokens").replaceChildren(...able.map((card) => new Option(card.dataset.tokens)).sort((a, b) => a.value - b.value));
     note.textContent = !best ? `Not measured: ${wanted.model}, ${form.work.selectedOptions[0].text}, ${wanted.weights}. Measured for this model: ` +
-      [...new Set(cards.filter((card) => card.dataset.model === wanted.model).map((card) => `${card.dataset.work} ${card.dataset.weights}`))].join(", ") + "."
+      [...form.work.options].map((work) => [work.text, [...new Set(cards.filter((card) => card.dataset.model === wanted.model && card.dataset.work === work.value)
+        .map((card) => card.dataset.weights))].join(", ")]).filter(([, weights]) => weights).map((entry) => entry.join(" ")).join("; ") + "."
       : best.dataset.tokens != tokens ? `${tokens} tokens were not measured; the nearest count is ${best.dataset.tokens}.` : "";
     note.hidden = !note.textContent;
     return best;

@@ -187,7 +187,8 @@ def test_what_was_not_measured_is_said(opened: Any) -> None:
     pick(opened, "work", "step")
     pick(opened, "weights", "dense")
     assert shown(opened) == []
-    assert note(opened).startswith("Not measured: bitnet-2b, training, one step, dense. Measured for this model: ")
+    assert note(opened).startswith("Not measured: bitnet-2b, training, one step, dense. Measured for this model: inference, ")
+    assert "; training, one step 2:4" in note(opened)
     pick(opened, "weights", "2:4")
     assert len(shown(opened)) == 1
 
