@@ -26,7 +26,9 @@ def lines(choice: Choice, path: Path | None = None) -> list[str]:
         known = {one.kernel.name for one in choice.timed}
         told += [f"  {one.kernel.name}: not tuned beside them; {one}" for one in choice.estimates if one.kernel.name not in known]
     else:
-        told = [f"{problem} on {gpu.name}: {choice.kernel.name}, estimated: it and another variant were not both tuned near these tokens"]
+        alone = len(choice.estimates) == 1
+        why = "the only one to choose from" if alone else "estimated: it and another variant were not both tuned near these tokens"
+        told = [f"{problem} on {gpu.name}: {choice.kernel.name}, {why}"]
         told += [f"  {one.kernel.name}: {one}" for one in choice.estimates]
     told += [f"  {kernel.name}: cannot: {reason}" for kernel, reason in choice.cannot]
     if problem.op == "layer" and choice.estimates:
