@@ -18,7 +18,11 @@ settings.load_profile("tersparse")
 
 
 def pytest_configure() -> None:
-    """What a shell starts in the background ignores Ctrl+C, and so would the commands that tests start and interrupt."""
+    """What a shell starts in the background ignores Ctrl+C, and so would the commands that tests start and interrupt. A worker for each
+    core has one thread: as many as there are cores, in each of them, would wait for one another."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
