@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autotune.job import Job
+from autotune.lock import alone
 from autotune.table import key_of
 from autotune.task import Task
 from autotune.tuned import sources, write
@@ -96,13 +97,16 @@ class Keeper:
     def write(self) -> None:
         """Put what was kept since the last time into the table. What no kernel's source of today would ever apply goes from it.
 
-        Raises OutputError, and RecordError where the file has become no table meanwhile.
+        Runs of several folders may share a table: each adds to what stands in it. Raises OutputError, and RecordError where the file has
+        become no table meanwhile.
         """
         if not self._fresh:
             return
-        started, table, known = time.monotonic(), read_table(self._table), sources(self._catalogue)
-        kept = [other for other in (*table.entries, *table.stays)
-                if other.key not in self._fresh and other.source == known.get((other.kernel, other.op))]
-        write(self._table, [*kept, *filter(None, self._fresh.values())], self._made or table.made)
+        started, known = time.monotonic(), sources(self._catalogue)
+        with alone(self._table.parent):
+            table = read_table(self._table)
+            kept = [other for other in (*table.entries, *table.stays)
+                    if other.key not in self._fresh and other.source == known.get((other.kernel, other.op))]
+            write(self._table, [*kept, *filter(None, self._fresh.values())], self._made or table.made)
         self._fresh.clear()
         self._due = time.monotonic() + WRITE_SHARE * (time.monotonic() - started)

@@ -7,6 +7,8 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -50,6 +52,24 @@ class FolderLock:
         if self._file is not None:
             self._file.close()  # frees the lock; the file stays, since removing it would race with the next owner
             self._file = None
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Nobody else who asks so is in that folder meanwhile; waits until it is free. Raises OutputError where it cannot be made or locked."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            raise OutputError(f"{folder}: cannot be locked: {error.strerror}") from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def _owner(text: str) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,13 +14,19 @@ import pytest
 from autotune import options as arguments
 from autotune import table
 from autotune.beginning import Beginning, Surroundings
+from autotune.clock import FakeClock
 from autotune.command import parse_tokens
+from autotune.job import Job
 from autotune.journal import Journal
+from autotune.keeping import Keeper, Outcome
 from autotune.lock import FolderLock
 from autotune.search import Budget
+from autotune.tuning import Found
 from kernels.errors import GpuMismatch, OutputError, UsageError
 from kernels.gpu import by_name
-from kernels.tuned_table import Entry
+from kernels.problem import Problem, Sparsity
+from kernels.tuned import source_hash
+from kernels.tuned_table import Entry, Table, read_table
 from tests.autotune.test_run import run
 
 ENTRY = Entry("k", "gemm", 64, 64, 1, "2:4", "bf16", {"tile": 1}, 1.0, 2.0, "hash")
@@ -78,6 +86,37 @@ def test_an_interrupt_leaves_the_old_table_and_nothing_else(tmp_path: Path, monk
         table.write(tmp_path / "t.json", [])
     assert [path.name for path in tmp_path.iterdir()] == ["t.json"]
     assert table.read(tmp_path / "t.json") == (ENTRY,)
+
+
+def test_two_runs_that_write_one_table_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of two folders, into the same table: the second one's turn comes between the first one's reading and writing, if it may."""
+    path, inside, done = tmp_path / "new" / "t.json", threading.Event(), threading.Event()
+
+    def read(table: Path) -> Table:
+        found = read_table(table)
+        if not inside.is_set():
+            inside.set()
+            done.wait(0.5)
+        return found
+
+    def keeper(tokens: int) -> Keeper:
+        made = Keeper(path)
+        problem = Problem("gemm", 24, 16, tokens, Sparsity(2, 4))
+        job = Job("good", problem, by_name("h200"), FakeClock(), "tests.autotune.fakes", "cpu")
+        entry = Entry("good", "gemm", 24, 16, tokens, "2:4", "bf16", {"tile": 64, "how": "right"}, 1.0, 2.0, source_hash(job.find()))
+        made._due = math.inf
+        made.keep(Outcome(job, entry, Found(True)), None)
+        return made
+
+    first, second = keeper(1), keeper(2)
+    monkeypatch.setattr("autotune.keeping.read_table", read)
+    other = threading.Thread(target=first.write)
+    other.start()
+    assert inside.wait(60)
+    second.write()
+    done.set()
+    other.join(60)
+    assert [entry.tokens for entry in table.read(path)] == [1, 2]
 
 
 def test_a_file_without_shapes_and_tokens_without_a_number_are_not_everything(tmp_path: Path) -> None:
