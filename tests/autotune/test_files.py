@@ -28,6 +28,7 @@ from kernels.problem import Problem, Sparsity
 from kernels.tuned import source_hash
 from kernels.tuned_table import Entry, Table, read_table
 from tests.autotune.test_run import run
+from tests.patience import PATIENCE
 
 ENTRY = Entry("k", "gemm", 64, 64, 1, "2:4", "bf16", {"tile": 1}, 1.0, 2.0, "hash")
 
@@ -112,10 +113,10 @@ def test_two_runs_that_write_one_table_lose_nothing(tmp_path: Path, monkeypatch:
     monkeypatch.setattr("autotune.keeping.read_table", read)
     other = threading.Thread(target=first.write)
     other.start()
-    assert inside.wait(60)
+    assert inside.wait(PATIENCE)
     second.write()
     done.set()
-    other.join(60)
+    other.join(PATIENCE)
     assert [entry.tokens for entry in table.read(path)] == [1, 2]
 
 

@@ -13,6 +13,7 @@ import pytest
 from suites import calibrate, gate, verdicts
 from suites.arguments import parser
 from suites.command import PRECEDENCE
+from tests.patience import PATIENCE
 from tests.suites.fakes import measure
 
 STUB = """#!/bin/sh
@@ -28,7 +29,7 @@ def test_the_first_exit_code_that_applies(run: int, verdict: int, tmp_path: Path
     (tmp_path / "scripts" / "environment").write_text(f'set -eu\ncd "{tmp_path}"\npython=./stub\n')
     (tmp_path / "stub").write_text(STUB.format(run=run, gate=verdict))
     (tmp_path / "stub").chmod(0o755)
-    done = subprocess.run([tmp_path / "scripts" / "gate", "out dir", "--quick"], capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run([tmp_path / "scripts" / "gate", "out dir", "--quick"], capture_output=True, text=True, check=False, timeout=PATIENCE)
     calls = (tmp_path / "calls").read_text().splitlines()
     gated = len(calls) > 1
     assert gated == (run not in (2, 5, 130))
@@ -43,7 +44,7 @@ def test_a_folder_is_needed(repository: Path, tmp_path: Path) -> None:
     (tmp_path / "scripts").mkdir()
     shutil.copy(repository / "scripts" / "gate", tmp_path / "scripts" / "gate")
     (tmp_path / "scripts" / "environment").write_text("python=false\n")
-    done = subprocess.run([tmp_path / "scripts" / "gate"], capture_output=True, text=True, check=False, timeout=30)
+    done = subprocess.run([tmp_path / "scripts" / "gate"], capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert done.returncode == 2
     assert "usage" in done.stderr
 
@@ -102,7 +103,7 @@ def test_one_comment_is_made_and_then_rewritten(found: str | None, call: str, tm
     environment = {
         "PATH": f"{tmp_path}:/usr/bin:/bin", "OUT": str(tmp_path), "GITHUB_REPOSITORY": "o/r", "NUMBER": "7", "FOUND": found or "",
     }
-    subprocess.run(["bash", "-e", "-c", dedent(step)], env=environment, check=True, timeout=30)
+    subprocess.run(["bash", "-e", "-c", dedent(step)], env=environment, check=True, timeout=PATIENCE)
     calls = (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
     assert [line for line in calls if "--method" in line] == ([f"api --silent {call} -F body=@{tmp_path}/summary.md"] if call else [])
     head = verdicts.markdown((), "h200").splitlines()[0]
