@@ -29,7 +29,8 @@ def test_the_first_exit_code_that_applies(run: int, verdict: int, tmp_path: Path
     (tmp_path / "scripts" / "environment").write_text(f'set -eu\ncd "{tmp_path}"\npython=./stub\n')
     (tmp_path / "stub").write_text(STUB.format(run=run, gate=verdict))
     (tmp_path / "stub").chmod(0o755)
-    done = subprocess.run([tmp_path / "scripts" / "gate", "out dir", "--quick"], capture_output=True, text=True, check=False, timeout=PATIENCE)
+    line = [tmp_path / "scripts" / "gate", "out dir", "--quick"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=PATIENCE)
     calls = (tmp_path / "calls").read_text().splitlines()
     gated = len(calls) > 1
     assert gated == (run not in (2, 5, 130))
