@@ -173,7 +173,7 @@ def test_a_terminal_sees_the_best_so_far_and_others_plain_lines() -> None:
     assert shown.over == 1
     shown.begin(replace(task, label="other", rejected={"too large": 20, "c is #, more than a is #": 1}), "cuda:2")
     assert shown.never_tried(1) == "37 rejected before compiling: 20 too large; 1 more reasons"
-    assert shown.left().endswith("s left")
+    assert shown.left().endswith(" left")
     assert View(10, budget=Budget(50.0, now=lambda: 0.0)).left() == "50 s left"
     shown.budget = Budget(0.0, now=lambda: 0.0)
     assert shown.left() == "0 s left"

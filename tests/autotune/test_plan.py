@@ -9,6 +9,8 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,34 +153,41 @@ def rows(path: Path) -> int:
     return len(table.entries) + len(table.stays)
 
 
-def spawn(folder: Path, repository: Path, *arguments: str, **more: str) -> subprocess.Popen[bytes]:
-    """Writes to `out` and `err` in the folder. more: variables of its environment."""
+@contextmanager
+def spawned(folder: Path, repository: Path, *arguments: str, **more: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Writes to `out` and `err` in the folder, and does not outlive the test. more: variables of its environment."""
     code = "import sys; from pathlib import Path; from tests.autotune.test_plan import tune;"
     line = [sys.executable, "-c", f"{code} sys.exit(tune(Path({str(folder)!r}), *{arguments!r}))"]
     environment = {**os.environ, "PYTHONPATH": str(repository), **more}
     with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
-        return subprocess.Popen(line, stdout=out, stderr=err, cwd=folder, env=environment)
+        child = subprocess.Popen(line, stdout=out, stderr=err, cwd=folder, env=environment)
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.wait()
 
 
 def outcomes(folder: Path) -> int:
     """How many a run has told of."""
-    return (folder / "out").read_text().count("s left] ")
+    return (folder / "out").read_text().count(" left] ")
 
 
 def test_the_whole_table_interrupted_and_gone_on_with(tmp_path: Path, repository: Path) -> None:
     """What was done is in the table, and a second run goes on with the rest. (Killed tuners: see the test of endurance.)"""
-    path, child = tmp_path / "h200.json", spawn(tmp_path, repository, "--budget", "4m", **{HOLD: "1000"})
-    until(lambda: outcomes(tmp_path) >= 20 or child.poll() is not None, "twenty cases")
-    child.send_signal(signal.SIGINT)
-    assert child.wait(PATIENCE) == 130, (tmp_path / "err").read_text()
+    path = tmp_path / "h200.json"
+    with spawned(tmp_path, repository, "--budget", "4m", **{HOLD: "1000"}) as child:
+        until(lambda: outcomes(tmp_path) >= 20 or child.poll() is not None, "twenty cases")
+        child.send_signal(signal.SIGINT)
+        assert child.wait(PATIENCE) == 130, (tmp_path / "err").read_text()
     before, kept = read_table(path), rows(path)
     assert outcomes(tmp_path) <= kept + 2
     assert before.made["command"] == "python -m autotune.run --gpu h200 --budget 4m"
     assert before.made["devices"] == 2
     assert before.made["complete"] == kept >= 20
     path.write_text(path.read_text().replace(f'"seconds": {before.made["seconds"]}', '"seconds": 1000.5'))
-    again = spawn(tmp_path, repository, "--budget", "1s", "--resume")
-    assert again.wait(PATIENCE) == 4, (tmp_path / "err").read_text()
+    with spawned(tmp_path, repository, "--budget", "1s", "--resume") as again:
+        assert again.wait(PATIENCE) == 4, (tmp_path / "err").read_text()
     after = read_table(path)
     assert rows(path) > kept
     assert after.made["seconds"] >= 1000.5, "the time of both"
